@@ -1,0 +1,143 @@
+"""All Horovod of the suite. One process runs without a launcher, and `--no-horovod` without Horovod.
+
+Every collective is called by all ranks in the same order; the names below say which functions are
+collective. Each line that is there for Horovod is marked so in train.py as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from utils.options import UserError, launcher_rank
+
+try:
+    import horovod.tensorflow as hvd
+except ImportError:  # `--no-horovod` works without it
+    hvd = None
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of this run: `rank` of `size`, `local_rank` of `local_size` on this node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    horovod: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    # --- Python objects and arrays ------------------------------------------------------------------
+    def gather(self, value: T) -> list[T]:
+        """Collective: the values of all ranks, by rank, on every rank."""
+        return hvd.allgather_object(value) if self.size > 1 else [value]
+
+    def broadcast(self, value: T) -> T:
+        """Collective: rank 0's value on every rank."""
+        return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Collective: the sum over ranks, same shape and dtype (int64 or float64: exact counts)."""
+        return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
+
+    def barrier(self) -> None:
+        """Collective: returns when all ranks are here."""
+        self.gather(None)
+
+    def agree(self, check: Callable[[], T]) -> T:
+        """Collective: what `check` returns; when it fails on any rank, a UserError on every rank.
+
+        A rank must not end alone over bad input: the others would wait for it, or be killed by the
+        launcher before rank 0 has printed the message.
+        """
+        value, message = None, ""
+        try:
+            value = check()
+        except (UserError, ValueError, OSError) as error:
+            message = str(error)
+        messages = dict.fromkeys(m for m in self.gather(message) if m)  # each once, by rank
+        if messages:
+            raise UserError("\n".join(messages))
+        return value  # type: ignore[return-value]
+
+    # --- inside a tf.function -------------------------------------------------------------------------
+    def mean_in_graph(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Collective, also inside a tf.function: the mean over ranks."""
+        return hvd.allreduce(tensor, op=hvd.Average) if self.size > 1 else tensor
+
+    # --- training ---------------------------------------------------------------------------------------
+    def wrap_optimizer(
+        self, optimizer: tf.keras.optimizers.Optimizer, fp16_allreduce: bool
+    ) -> tf.keras.optimizers.Optimizer:
+        """The optimizer whose `minimize` averages the gradients over ranks (in FP16 if asked)."""
+        if not self.horovod:
+            return optimizer
+        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not.
+        compression = hvd.Compression.fp16 if fp16_allreduce else hvd.Compression.none
+        return hvd.DistributedOptimizer(optimizer, compression=compression)
+
+    def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
+        """Collective: rank 0's values into every rank's variables."""
+        if self.size > 1:
+            hvd.broadcast_variables(variables, root_rank=0)
+
+    def average_variables(self, variables: Sequence[tf.Variable]) -> None:
+        """Collective: every variable becomes its mean over ranks."""
+        if self.size > 1:
+            for variable, mean in zip(variables, hvd.grouped_allreduce(list(variables), op=hvd.Average)):
+                variable.assign(mean)
+
+
+def init_world(use_horovod: bool) -> World:
+    """Starts Horovod. UserError when it is missing, or sees other ranks than the launcher started."""
+    rank, launched = launcher_rank()
+    if not use_horovod:
+        if launched > 1:
+            raise UserError(
+                f"--no-horovod, but a launcher started {launched} ranks: they would train apart, take off "
+                "--no-horovod or start one process"
+            )
+        return World()
+    if hvd is None:
+        raise UserError("Horovod is not installed: set up with `sh run_train.sh`, or use --no-horovod")
+    hvd.init()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
+    if world.size != launched:
+        raise UserError(
+            f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
+            f"MPI than this launcher's. Rank {rank} of {launched} runs {sys.executable}; take the mpirun or "
+            "mpiexec.hydra of that environment"
+        )
+    return world
+
+
+def select_devices(world: World, no_cuda: bool) -> list[Any]:
+    """One GPU a rank by local rank, with memory growth; none with `--no_cuda`. Returns the rank's GPUs.
+
+    UserError when there are GPUs but fewer than ranks on this node.
+    """
+    if no_cuda:
+        tf.config.set_visible_devices([], "GPU")
+        return []
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return []
+    if world.local_size > len(gpus):
+        raise UserError(
+            f"{world.local_size} ranks on this node but {len(gpus)} GPUs: start one rank a GPU "
+            f"(-map-by ppr:{len(gpus)}:node), or use --no_cuda"
+        )
+    mine = gpus[world.local_rank if world.horovod else 0]
+    tf.config.set_visible_devices(mine, "GPU")
+    tf.config.experimental.set_memory_growth(mine, True)
+    return [mine]

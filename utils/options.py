@@ -1,0 +1,226 @@
+"""The options of train.py: `build_parser` lists them, `parse_options` also checks what needs no TensorFlow.
+
+The first group has the names, defaults, choices and meaning of the original suite; the others are ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from models.catalog import MODELS, multiple_of
+from samplers.labels import LabelMap
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
+
+# What a later issue brings: given, it ends the program instead of being ignored.
+NOT_YET = {
+    "hard_mining": "--hard_mining does not work yet",
+    "dataset": "--dataset does not work yet: name the folders with --slide_path and --label_path",
+    "train_centers": "--train_centers does not work yet: name the folders with --slide_path and --label_path",
+    "val_centers": "--val_centers does not work yet: use --valid_slide_path and --valid_label_path",
+}
+
+
+class UserError(ValueError):
+    """Something that the user has to mend: the message says what. Ends the program with exit code 2."""
+
+
+def launcher_rank() -> tuple[int, int]:
+    """(rank, size) as the launcher's environment tells them, (0, 1) without a launcher."""
+    for rank, size in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("PMI_RANK", "PMI_SIZE"),
+        ("HOROVOD_RANK", "HOROVOD_SIZE"),
+    ):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
+
+    def error(self, message: str) -> NoReturn:
+        if launcher_rank()[0] != 0:
+            time.sleep(2)  # a launcher kills the others when one ends: let rank 0 speak first
+            sys.exit(EXIT_USAGE)
+        super().error(message)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train.py",
+        description="Train a semantic segmentation of whole-slide images with a large field of view. "
+        "A step is one image: a batch of B on N ranks is B*N steps.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_original_options(parser)
+    _add_data_options(parser)
+    _add_model_options(parser)
+    _add_training_options(parser)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_original_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("options of the original suite").add_argument
+    add("--img_size", type=positive_int, default=1024, help="image size to use, in pixels")
+    add("--batch_size", type=positive_int, default=2, help="batch size (a rank)")
+    add("--num_steps", type=positive_int, default=50000, help="number of steps; a batch of 2 is 2 steps")
+    add("--val_split", type=fraction, default=0.15, help="part of the slides that is used for validation")
+    add("--model", choices=list(MODELS), default="effdetd0", help="EfficientDet or DeepLabV3+")
+    add("--no_cuda", action="store_true", help="do not use CUDA")
+    add(
+        "--horovod",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="distributed training via Horovod",
+    )
+    add("--fp16_allreduce", action="store_true", help="reduce gradients in FP16")
+    add("--dataset", choices=["16", "17"], help="CAMELYON16 or 17 in its public folder layout")
+    add("--train_centers", type=int, nargs="+", default=[-1], help="centres for training, -1 for all")
+    add("--val_centers", type=int, nargs="+", default=[-1], help="centres for validation, -1 for all")
+    add("--hard_mining", action="store_true", help="use hard mining")
+    add("--slide_path", type=Path, help="folder of the training slides")
+    add("--label_path", type=Path, help="folder of their labels")
+    add("--valid_slide_path", type=Path, help="folder of the validation slides")
+    add("--valid_label_path", type=Path, help="folder of their labels")
+    add("--weights_path", type=Path, help="file or folder of pre-trained weights")
+    add("--slide_format", default="tif", help="format (file ending) of the slides")
+    add("--label_format", default="tif", help="format of the labels: tif or png masks, ASAP xml, geojson")
+    add("--valid_slide_format", default="tif", help="format of the validation slides")
+    add("--valid_label_format", default="tif", help="format of the validation labels")
+    add("--data_sampler", choices=["radboud", "surf"], default="radboud", help="which sampler to use")
+    add("--bb_downsample", type=int, default=7, help="level of the slide on which regions are found")
+    add("--batch_tumor_ratio", type=fraction, default=1.0, help="part of the batch that contains tumour")
+    add("--sample_processes", type=positive_int, default=1, help="processes of the sampler (a rank)")
+    add("--resolution", type=positive_float, default=0.25, help="spacing of the patch in µm/px")
+    add("--label_map", nargs="+", metavar="KEY:VAL", help="annotation group -> class, painted in this order")
+    add("--log_dir", type=Path, help="where logs go (none: logs/<model>_<img_size>_<time>)")
+    add("--log_every", type=positive_int, default=128, help="log every X steps")
+    add("--validate_every", type=positive_int, default=2048, help="validate every X steps")
+    add("--debug", action="store_true", help="only 100 images")
+    add("--pos_pixel_weight", type=non_negative_float, default=1.0, help="weight of tumour pixels in the loss")
+    add("--neg_pixel_weight", type=non_negative_float, default=1.0, help="weight of the other pixels")
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--seed", type=int, default=0, help="of the split, the weights, the patches and the augmentation")
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="flips, quarter turns and colour jitter of the training patches",
+    )
+    add(
+        "--unlabelled",
+        choices=["skip", "normal", "error"],
+        default="skip",
+        help="a slide without label: left out with a warning, free of tumour, or an error",
+    )
+    add("--skip_bad_slides", action="store_true", help="go on without the slides that fail the check")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("model")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("training").add_argument
+    add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, multiplied by their number")
+    add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
+    add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--verbose", action="store_true", help="show TensorFlow's own messages")
+
+
+def given_options(argv: list[str] | None = None) -> set[str]:
+    """The names of the options that were typed, as against those that have their default."""
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv)))
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked as far as that goes without TensorFlow or the slides.
+
+    SURF works at level 0 unless a resolution was given: then `resolution` is None.
+    Ends with exit code 2 for what is wrong.
+    """
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    given = given_options(argv)
+    for name, message in NOT_YET.items():
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(message)
+    if options.data_sampler == "surf" and "resolution" not in given:
+        options.resolution = None
+    try:
+        LabelMap.parse(options.label_map)
+    except ValueError as error:
+        parser.error(f"--label_map: {error}")
+    if options.slide_path is None:
+        parser.error("--slide_path is missing: the folder of the training slides")
+    if (options.valid_slide_path is None) != (options.valid_label_path is None):
+        parser.error("--valid_slide_path and --valid_label_path go together")
+    for name in ("slide_path", "label_path", "valid_slide_path", "valid_label_path", "weights_path"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name}: there is no {path}")
+    if options.valid_slide_path is None and not 0 < options.val_split < 1:
+        parser.error(f"--val_split {options.val_split} leaves no slides for training or for validation")
+    if options.pos_pixel_weight == options.neg_pixel_weight == 0:
+        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing to learn")
+    multiple = multiple_of(options.model)
+    if options.img_size % multiple:
+        nearest = max(multiple, round(options.img_size / multiple) * multiple)
+        parser.error(
+            f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: "
+            f"take {nearest}"
+        )
+    return options
+
+
+def write_options(options: argparse.Namespace, path: Path) -> None:
+    """The resolved options as JSON, beside the results."""
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in sorted(vars(options).items())}
+    path.write_text(json.dumps(values, indent=2) + "\n")
