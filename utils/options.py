@@ -47,10 +47,9 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
 
     def error(self, message: str) -> NoReturn:
-        if launcher_rank()[0] != 0:
-            time.sleep(2)  # a launcher kills the others when one ends: let rank 0 speak first
-            sys.exit(EXIT_USAGE)
-        super().error(message)
+        if launcher_rank()[0] == 0:
+            self.print_usage(sys.stderr)
+        sys.exit(report_user_error(UserError(message)))
 
 
 def positive_int(text: str) -> int:
@@ -164,11 +163,13 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, multiplied by their number")
     add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
+    add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
     add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
+    add("--keep_checkpoints", type=positive_int, default=2, help="newest checkpoints to keep, besides the best")
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 
 
@@ -208,6 +209,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name}: there is no {path}")
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         parser.error(f"--val_split {options.val_split} leaves no slides for training or for validation")
+    if options.warmup_steps < 0:
+        options.warmup_steps = options.num_steps // 20
     if options.pos_pixel_weight == options.neg_pixel_weight == 0:
         parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing to learn")
     multiple = multiple_of(options.model)
@@ -218,6 +221,25 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
             f"take {nearest}"
         )
     return options
+
+
+def configure_environment(options: argparse.Namespace) -> None:
+    """What has to be set before TensorFlow is imported."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Horovod's optimizer does not work with Keras 3
+    if not options.verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if options.no_cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def report_user_error(error: UserError) -> int:
+    """Rank 0 says what is wrong; the others give it the time, since a launcher ends all when one has ended."""
+    if launcher_rank()[0] == 0:
+        sys.stderr.write(f"train.py: error: {error}\n")
+        sys.stderr.flush()
+    else:
+        time.sleep(2)
+    return EXIT_USAGE
 
 
 def write_options(options: argparse.Namespace, path: Path) -> None:

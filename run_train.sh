@@ -1,0 +1,35 @@
+#!/bin/sh
+#SBATCH --job-name=extended-fov
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.out
+# Sets up the environment if it is not there and trains with mpirun.
+#   sh run_train.sh                          the demo: makes its slides, trains, validates, exports
+#   NP=4 sh run_train.sh --slide_path ...    anything else goes to train.py
+#   sbatch -N 4 run_train.sh --slide_path .. ranks and nodes from the allocation
+# NP: ranks (2, or the allocation's tasks). MPIRUN_ARGS: more words for mpirun. MPI, DEVICE, PYTHON: see utils/env.sh.
+set -eu
+cd "$(dirname "$0")"
+[ -f train.py ] || cd "${SLURM_SUBMIT_DIR:?run_train.sh was copied away from its folder}" # sbatch copies it
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${MODULES:-}" ] && command -v module >/dev/null 2>&1; then
+    module load $MODULES
+fi
+. utils/env.sh
+
+if [ $# -eq 0 ]; then
+    "$VENV/bin/python" -m utils.demo_slides --output data/demo
+    stamp=$(date +%Y%m%d-%H%M%S)
+    set -- --slide_path data/demo/training/slides --label_path data/demo/training/masks \
+        --valid_slide_path data/demo/validation/slides --valid_label_path data/demo/validation/masks \
+        --data_sampler surf --img_size 256 --batch_size 4 --num_steps 2000 --batch_tumor_ratio 0.5 \
+        --log_every 200 --validate_every 1000 --log_dir "logs/demo-$stamp"
+fi
+
+NP=${NP:-${SLURM_NTASKS:-2}}
+# As root (a container) Open MPI wants to be told twice; more ranks than cores want --oversubscribe.
+[ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+set -- mpirun -np "$NP" --bind-to none --oversubscribe ${MPIRUN_ARGS:-} \
+    -x LD_LIBRARY_PATH -x PATH -x TF_USE_LEGACY_KERAS "$VENV/bin/python" -u train.py "$@"
+echo "+ $*"
+exec "$@"

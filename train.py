@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Train EfficientDet or DeepLabV3+ for semantic segmentation of whole-slide images, on one or many ranks.
+
+    python train.py --slide_path slides --label_path masks                      one process
+    mpirun -np 4 -map-by ppr:4:node -x PATH python -u train.py ...               GPU nodes
+    mpiexec.hydra -np 64 -map-by ppr:1:socket python -u train.py --no_cuda ...   CPU clusters
+    sh run_train.sh ...                                                          sets up what that needs
+
+A step is one image: a batch of B on N ranks is B*N steps. Exit codes: 0 done; 2 wrong options or unusable
+input; 1 failed; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samplers import Loader, PatchInfo, draw_samples, training_loader, validation_loader
+from samplers.dataset import SlidePair
+from utils.data import prepare_slides, sampler_config, write_splits
+from utils.options import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    UserError,
+    configure_environment,
+    launcher_rank,
+    parse_options,
+    report_user_error,
+    write_options,
+)
+from utils.schedule import learning_rate
+
+if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
+    from utils.distributed import World
+    from utils.logs import RunLog
+    from utils.metrics import Counts
+    from utils.training import Trainer
+
+PICTURES = 4  # validation patches that are shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(argv)
+    configure_environment(options)
+    try:
+        return run(options)
+    except UserError as error:
+        return report_user_error(error)
+    except Exception:
+        # A rank that failed must not wait in Horovod's shutdown: gone, the launcher ends the others.
+        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed:\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
+
+
+def run(options: argparse.Namespace) -> int:
+    from utils.distributed import init_world, select_devices
+    from utils.logs import RunLog
+    from utils.training import Trainer
+
+    # 1. Ranks and devices.
+    world = init_world(options.horovod)
+    world.agree(lambda: select_devices(world, options.no_cuda))
+
+    # 2. Slides: found, checked and split before anything that takes long.
+    train_pairs, val_pairs, label_map = prepare_slides(options, world)
+
+    # 3. Model and optimizer; rank 0's values everywhere before the first step.
+    trainer = world.agree(lambda: Trainer(options, label_map.num_classes, world))
+    trainer.synchronise()  # Horovod
+
+    # 4. The folder of this run.
+    log_dir = prepare_log_dir(options, world)
+    if world.is_first:
+        write_options(options, log_dir / "options.json")
+        write_splits(train_pairs, val_pairs, log_dir / "splits.json")
+
+    # 5. Train, validate, save, export.
+    config = sampler_config(options, label_map)
+    with ExitStack() as stack:
+        log = stack.enter_context(RunLog(log_dir if world.is_first else None, options.num_steps))
+        train_loader, val_loader = (
+            stack.enter_context(make(pairs, config, world.rank, world.size, options.sample_processes))
+            for make, pairs in ((training_loader, train_pairs), (validation_loader, val_pairs))
+        )
+        log.say(summary(options, world, trainer, train_pairs, val_pairs))
+        return Loop(options, world, trainer, train_loader, val_loader, log, log_dir).run()
+
+
+def prepare_log_dir(options: argparse.Namespace, world: World) -> Path:
+    """Collective: the folder of this run, made by rank 0, on every rank."""
+
+    def make() -> Path | None:
+        if not world.is_first:
+            return None
+        name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
+        log_dir = (options.log_dir or Path("logs") / name).absolute()
+        if (log_dir / "metrics.jsonl").exists():
+            raise UserError(f"--log_dir {log_dir} holds a run already: name another one")
+        log_dir.mkdir(parents=True, exist_ok=True)
+        return log_dir
+
+    return world.broadcast(world.agree(make))
+
+
+def summary(
+    options: argparse.Namespace, world: World, trainer: Trainer, train: list[SlidePair], val: list[SlidePair]
+) -> str:
+    return (
+        f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes; "
+        f"{world.size} rank{'s' * (world.size > 1)} with batch {options.batch_size} of {options.img_size}² "
+        f"patches ({options.data_sampler}); {len(train)} training and {len(val)} validation slides; "
+        f"{options.num_steps} steps"
+    )
+
+
+@dataclass
+class Interval:
+    """What is summed up between two logs."""
+
+    counts: Counts
+    start_step: int
+    start_wait: float
+    start_time: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class Loop:
+    """The training loop. All ranks run it in step: what is collective happens at the same step on each."""
+
+    options: argparse.Namespace
+    world: World
+    trainer: Trainer
+    train_loader: Loader
+    val_loader: Loader
+    log: RunLog
+    log_dir: Path
+    step: int = 0  # images seen, over all ranks
+    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
+    drawn: list[PatchInfo] = field(default_factory=list)
+    stop_requested: bool = False
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them before the time is up
+            signal.signal(number, self.request_stop)
+        miou, stopped = self.train()
+        if stopped:
+            self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
+            return EXIT_STOPPED
+        self.export()
+        self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
+        self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
+        self.log.say(f"model:       {self.log_dir / 'model'}")
+        self.log.say(f"validation mIoU {miou:.4f} (step {self.step})")
+        return EXIT_DONE
+
+    def train(self) -> tuple[float, bool]:
+        """Trains to `num_steps`: the last validation's mIoU, and whether a signal ended it before."""
+        options, images = self.options, self.options.batch_size * self.world.size
+        peak = options.learning_rate * self.world.size
+        interval, miou = self.new_interval(), float("nan")
+        for batch in self.train_loader:
+            rate = learning_rate(self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule)
+            result = self.trainer.train_step(batch.images, batch.labels, rate, self.stop_requested)
+            self.step += images
+            if not math.isfinite(result.loss):
+                raise FloatingPointError(f"the loss is {result.loss} at step {self.step}")
+            interval.counts.add(*result.counts)
+            self.drawn.extend(batch.patches if len(self.drawn) < 500 else [])
+            self.log.progress(self.step, result.loss, interval.counts)
+            done = self.step >= options.num_steps
+            if self.crossed(options.log_every) or done:
+                self.log_interval(interval, rate)
+                interval = self.new_interval()
+            if self.crossed(options.validate_every) or done or result.stop:
+                miou = self.validate() if not result.stop else miou
+                self.save(batch.index + 1)
+                interval = self.new_interval()
+            if done or result.stop:
+                return miou, result.stop and not done
+        raise AssertionError("the training loader is endless")
+
+    def crossed(self, every: int) -> bool:
+        """Whether the last batch crossed a multiple of `every` steps."""
+        return self.step // every > (self.step - self.options.batch_size * self.world.size) // every
+
+    def request_stop(self, number: int, frame: Any) -> None:
+        self.stop_requested = True
+
+    def new_interval(self) -> Interval:
+        from utils.metrics import Counts
+
+        return Interval(Counts(self.trainer.num_classes), self.step, self.train_loader.wait_seconds)
+
+    def log_interval(self, interval: Interval, rate: float) -> None:
+        """Collective: the training since the last log."""
+        seconds = time.perf_counter() - interval.start_time
+        counts = self.trainer.summed(interval.counts)
+        wait = max(self.world.gather(self.train_loader.wait_seconds - interval.start_wait))
+        self.log.record(
+            self.step,
+            "train",
+            {
+                **counts.summary(),
+                "images_per_second": (self.step - interval.start_step) / seconds,
+                "sampler_wait": wait / seconds,
+                "learning_rate": rate,
+            },
+        )
+
+    def validate(self) -> float:
+        """Collective: mIoU in inference mode over the whole validation set, each rank its share."""
+        from utils.metrics import Counts
+        from utils.pictures import panel
+
+        start, wait = time.perf_counter(), self.val_loader.wait_seconds
+        self.trainer.average_statistics()  # Horovod
+        counts, panels = Counts(self.trainer.num_classes), []
+        for batch in self.val_loader:
+            values, classes = self.trainer.evaluate_batch(batch.images, batch.labels)
+            counts.add(*values)
+            for i in range(min(len(classes), PICTURES - len(panels))):
+                panels.append(panel(batch.images[i], batch.labels[i], classes[i]))
+        counts = self.trainer.summed(counts)
+        seconds = time.perf_counter() - start
+        values = counts.summary()
+        wait = max(self.world.gather(self.val_loader.wait_seconds - wait)) / seconds
+        self.log.record(
+            self.step,
+            "val",
+            {**values, "images_per_second": counts.images / seconds, "sampler_wait": wait, "learning_rate": None},
+        )
+        self.log.pictures(self.step, panels)
+        miou = values["miou"]
+        self.best = max(self.best, (miou, self.step), key=lambda best: best[0])
+        self.draw_patches()
+        return miou
+
+    def draw_patches(self) -> None:
+        """Collective: samples/<slide>.png, once, with the patches of all ranks' first batches."""
+        if (self.log_dir / "samples").exists():
+            return
+        patches = [patch for rank in self.world.gather(self.drawn) for patch in rank]
+        if self.world.is_first:
+            draw_samples(patches, self.log_dir / "samples")
+
+    def save(self, next_batch: int) -> None:
+        """Collective: a checkpoint of what all ranks hold, written by rank 0."""
+        from utils.checkpoint import prune_checkpoints, save_checkpoint
+
+        self.trainer.average_statistics()  # Horovod
+        if not self.world.is_first:
+            return
+        folder = self.log_dir / "checkpoints"
+        state = {"step": self.step, "next_batch": next_batch, "best": self.best, **self.trainer.state()}
+        save_checkpoint(folder, self.trainer.checkpoint, state)
+        prune_checkpoints(folder, self.options.keep_checkpoints, self.best[1])
+
+    def export(self) -> None:
+        """Rank 0 writes <log_dir>/model: uint8 RGB in, class probabilities out, in inference mode."""
+        if self.world.is_first:
+            self.trainer.export(self.log_dir / "model")
+        self.world.barrier()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

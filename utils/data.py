@@ -1,0 +1,110 @@
+"""From the options to the training and validation slides: found, checked on all ranks, split once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samplers import SamplerConfig
+from samplers.dataset import SlidePair, check_pairs, find_pairs, split_pairs
+from samplers.labels import LabelMap
+from utils.options import UserError
+
+if TYPE_CHECKING:
+    from utils.distributed import World
+
+
+def prepare_slides(
+    options: argparse.Namespace, world: World
+) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
+    """Collective: training pairs, validation pairs and the label map, the same on every rank.
+
+    UserError that names every bad file, on every rank; with `--skip_bad_slides` a warning.
+    """
+    label_map = LabelMap.parse(options.label_map)
+    # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
+    train, val = world.broadcast(world.agree(lambda: _find(options) if world.is_first else ([], [])))
+    good = set(_check(options, [*train, *val], label_map, world))
+    train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
+    return (*world.agree(lambda: _split(options, train, val)), label_map)
+
+
+def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
+    found = []
+    for prefix in ("", "valid_"):
+        slides, labels, slide_format, label_format = (
+            getattr(options, prefix + name) for name in ("slide_path", "label_path", "slide_format", "label_format")
+        )
+        if slides is None:
+            found.append([])
+            continue
+        pairs, warnings = find_pairs(slides, labels, slide_format, label_format, options.unlabelled)
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        found.append(pairs)
+    return found[0], found[1]
+
+
+def _check(
+    options: argparse.Namespace, pairs: list[SlidePair], label_map: LabelMap, world: World
+) -> list[SlidePair]:
+    """Collective: the good ones of `pairs`; each rank opens its share."""
+    mine = pairs[world.rank :: world.size]
+    threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
+    problems = check_pairs(
+        mine,
+        label_map,
+        options.img_size,
+        options.resolution,
+        threads=threads,
+        progress=world.is_first and sys.stderr.isatty(),
+    )
+    bad = {pair: reasons for part in world.gather(problems) for pair, reasons in part.items() if reasons}
+    if bad:
+        lines = [f"  {pair.slide}: {'; '.join(bad[pair])}" for pair in pairs if pair in bad]
+        message = f"{len(bad)} of {len(pairs)} slides cannot be used:\n" + "\n".join(lines)
+        if not options.skip_bad_slides:
+            raise UserError(f"{message}\nmend them, or go on without them with --skip_bad_slides")
+        if world.is_first:
+            sys.stderr.write(f"warning: left out, {message}\n")
+    return [pair for pair in pairs if pair not in bad]
+
+
+def _split(
+    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
+) -> tuple[list[SlidePair], list[SlidePair]]:
+    if options.valid_slide_path is None:
+        train, val = split_pairs(train, options.val_split, options.seed)
+    both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
+    if both:
+        raise UserError(f"{len(both)} slides are in training and validation, {min(both)} first")
+    for name, pairs in (("training", train), ("validation", val)):
+        if not pairs:
+            raise UserError(f"no {name} slides are left")
+    return train, val
+
+
+def write_splits(train: list[SlidePair], val: list[SlidePair], path: Path) -> None:
+    splits = {
+        name: [{"slide": str(p.slide), "label": p.label and str(p.label)} for p in pairs]
+        for name, pairs in (("train", train), ("val", val))
+    }
+    path.write_text(json.dumps(splits, indent=2) + "\n")
+
+
+def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerConfig:
+    return SamplerConfig(
+        sampler=options.data_sampler,
+        img_size=options.img_size,
+        batch_size=options.batch_size,
+        batch_tumor_ratio=options.batch_tumor_ratio,
+        bb_downsample=options.bb_downsample,
+        resolution=options.resolution,
+        label_map=label_map,
+        seed=options.seed,
+        augment=options.augment,
+    )

@@ -1,0 +1,100 @@
+"""What a run leaves behind and shows: metrics.jsonl, TensorBoard, pictures, the progress bar. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from utils.metrics import Counts, mean_iou
+
+
+def _short(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class RunLog:
+    """Writes to `log_dir`; with `None` (all ranks but the first) it does nothing. A context manager."""
+
+    def __init__(self, log_dir: Path | None, num_steps: int, step: int = 0) -> None:
+        self.log_dir = log_dir
+        self.tty = log_dir is not None and sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        if log_dir is None:
+            return
+        self.jsonl = (log_dir / "metrics.jsonl").open("a")
+        self.writers = {
+            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split)) for split in ("train", "val")
+        }
+        self.bar = tqdm(
+            total=num_steps, initial=step, unit="img", smoothing=0.05, disable=not self.tty, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.jsonl.close()
+            for writer in self.writers.values():
+                writer.close()
+
+    def progress(self, step: int, loss: float, counts: Counts) -> None:
+        """Moves the bar to `step`, with the loss of this batch and the mIoU since the last log."""
+        if self.bar is not None and self.tty:
+            self.bar.update(min(step, self.bar.total) - self.bar.n)
+            self.bar.set_postfix(loss=f"{loss:.4f}", mIoU=_short(mean_iou(counts.confusion), 3), refresh=False)
+
+    def record(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """One object of metrics.jsonl and its TensorBoard scalars; a plain line where there is no bar."""
+        if self.log_dir is None:
+            return
+        self.jsonl.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self.jsonl.flush()
+        with self.writers[split].as_default(step):
+            for name, value in values.items():
+                for label, number in _scalars(name, value):
+                    tf.summary.scalar(label, number)
+        self.writers[split].flush()
+        if split == "val" or not self.tty:
+            self.say(
+                f"step {step:>7} {split:<5} loss {_short(values.get('loss'))}  mIoU {_short(values.get('miou'))}  "
+                f"{values.get('images_per_second', 0):.1f} images/s"
+            )
+
+    def pictures(self, step: int, panels: list[np.ndarray]) -> None:
+        """Panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
+        if self.log_dir is None or not panels:
+            return
+        with self.writers["val"].as_default(step):
+            tf.summary.image(
+                "patch, label, prediction, overlay", np.stack(panels), max_outputs=len(panels), step=step
+            )
+        folder = self.log_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        sheet = cv2.cvtColor(np.concatenate(panels, axis=0), cv2.COLOR_RGB2BGR)
+        if not cv2.imwrite(str(folder / f"validation_{step:09d}.png"), sheet):
+            raise OSError(f"{folder}/validation_{step:09d}.png cannot be written")
+
+    def say(self, line: str) -> None:
+        """A line that does not break the progress bar."""
+        if self.log_dir is not None:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+
+def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
+    """("iou", [0.9, None]) → [("iou/class_0", 0.9)]; numbers as they are."""
+    if isinstance(value, list):
+        return [(f"{name}/class_{i}", v) for i, v in enumerate(value) if v is not None]
+    return [] if value is None or isinstance(value, (str, dict)) else [(name, float(value))]

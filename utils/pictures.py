@@ -1,0 +1,52 @@
+"""Pictures of patches with their label and prediction, for TensorBoard, the log folder and the README."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+# One colour a class (RGB), class 0 is not painted; repeats after the last.
+COLOURS = np.array([(0, 200, 83), (41, 98, 255), (255, 171, 0), (213, 0, 249), (0, 184, 212)], np.uint8)
+OUTLINE_LABEL, OUTLINE_PREDICTION = (0, 0, 0), (255, 234, 0)
+
+
+def colour_of(value: int) -> tuple[int, int, int]:
+    r, g, b = COLOURS[(value - 1) % len(COLOURS)]
+    return int(r), int(g), int(b)
+
+
+def paint_classes(classes: np.ndarray) -> np.ndarray:
+    """uint8 (H, W) class values → uint8 RGB (H, W, 3), class 0 white."""
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[1:] = COLOURS[np.arange(255) % len(COLOURS)]
+    return palette[classes]
+
+
+def draw_outline(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int = 2
+) -> np.ndarray:
+    """A copy of RGB `image` (H, W, 3) with the outline of the bool `mask` (H, W)."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, thickness)
+
+
+def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: int = 512) -> np.ndarray:
+    """patch | label | prediction | overlay side by side, each downsized to at most `size` pixels.
+
+    `image` uint8 RGB (H, W, 3), `label` and `prediction` uint8 (H, W) class values. In the overlay the
+    label's outline is black and the prediction's is yellow.
+    """
+    scale = min(1.0, size / max(label.shape))
+    width, height = round(label.shape[1] * scale), round(label.shape[0] * scale)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    label, prediction = (
+        cv2.resize(classes.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        for classes in (label, prediction)
+    )
+    overlay = image
+    for value in range(1, max(int(label.max()), int(prediction.max())) + 1):
+        overlay = draw_outline(overlay, label == value, OUTLINE_LABEL, 3)
+        overlay = draw_outline(overlay, prediction == value, OUTLINE_PREDICTION, 2)
+    gap = np.full((height, 4, 3), 128, np.uint8)
+    parts = [image, gap, paint_classes(label), gap, paint_classes(prediction), gap, overlay]
+    return np.concatenate(parts, axis=1)

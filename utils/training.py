@@ -1,0 +1,107 @@
+"""The model, its optimizer and the two graph functions of the loop: one training step, one evaluation step."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from models import build_model, normalise, serving_model
+from utils.distributed import World
+from utils.losses import make_loss
+from utils.metrics import Counts, batch_counts
+
+
+class StepResult(NamedTuple):
+    """Of one training step: the mean loss and the stop votes over all ranks, this rank's loss and counts."""
+
+    loss: float
+    stop: bool
+    counts: tuple[np.ndarray, np.ndarray, float, int]
+
+
+class Trainer:
+    """Owns the variables. All ranks build it alike and call its collective methods in the same order."""
+
+    def __init__(self, options: argparse.Namespace, num_classes: int, world: World) -> None:
+        self.world = world
+        self.model_name = options.model
+        self.num_classes = num_classes
+        tf.keras.utils.set_random_seed(options.seed)
+        self.model = build_model(options.model, None, num_classes, bn_momentum=options.bn_momentum)
+        self.loss = make_loss("cross_entropy", options.pos_pixel_weight, options.neg_pixel_weight)
+        # Horovod: the wrapped optimizer reduces the gradients over ranks.
+        self.optimizer = world.wrap_optimizer(
+            tf.keras.optimizers.Adam(options.learning_rate), options.fp16_allreduce
+        )
+        self.optimizer.build(self.model.trainable_variables)
+        self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        self.train_graph = tf.function(self._train_step, reduce_retracing=True)
+        self.eval_graph = tf.function(self._eval_step, reduce_retracing=True)
+
+    @property
+    def statistics(self) -> list[tf.Variable]:
+        """Batch norm's moving averages: each rank has its own until they are averaged."""
+        return [v for v in self.model.non_trainable_variables if "moving_" in v.name]
+
+    def synchronise(self) -> None:
+        """Collective: rank 0's model and optimizer on every rank."""
+        self.world.broadcast_variables([*self.model.variables, *self.optimizer.variables])
+
+    def average_statistics(self) -> None:
+        """Collective: one model on all ranks, before it is validated, saved or exported."""
+        self.world.average_variables(self.statistics)
+
+    def train_step(
+        self, images: np.ndarray, labels: np.ndarray, learning_rate: float, stop: bool = False
+    ) -> StepResult:
+        """Collective: one update from uint8 images (B, H, W, 3) and labels (B, H, W)."""
+        self.optimizer.learning_rate = learning_rate
+        shared, loss, confusion, histogram = self.train_graph(
+            tf.constant(images), tf.constant(labels), tf.constant(float(stop))
+        )
+        mean_loss, stop_votes = shared.numpy()
+        counts = (confusion.numpy(), histogram.numpy(), float(loss), len(images))
+        return StepResult(float(mean_loss), bool(stop_votes > 0), counts)
+
+    def evaluate_batch(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[tuple[np.ndarray, np.ndarray, float, int], np.ndarray]:
+        """Inference mode, not collective: counts for `Counts.add`, and the predicted classes (B, H, W) uint8."""
+        loss, confusion, histogram, classes = self.eval_graph(tf.constant(images), tf.constant(labels))
+        return (confusion.numpy(), histogram.numpy(), float(loss), len(images)), classes.numpy()
+
+    def _train_step(self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.GradientTape() as tape:
+            logits = self.model(normalise(self.model_name, images), training=True)
+            loss = self.loss(labels, logits)
+        # Horovod: minimize reduces the gradients (apply_gradients alone would not).
+        self.optimizer.minimize(loss, self.model.trainable_variables, tape=tape)
+        # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
+        shared = self.world.mean_in_graph(tf.stack([loss, stop]))
+        return (shared, loss, *batch_counts(labels, tf.nn.softmax(logits)))
+
+    def _eval_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        logits = self.model(normalise(self.model_name, images), training=False)
+        confusion, histogram = batch_counts(labels, tf.nn.softmax(logits))
+        classes = tf.cast(tf.argmax(logits, -1), tf.uint8)
+        return self.loss(labels, logits), confusion, histogram, classes
+
+    def summed(self, counts: Counts) -> Counts:
+        """Collective: the counts of all ranks together."""
+        return Counts.unpacked(self.world.sum(counts.packed()), self.num_classes)
+
+    def export(self, path: Path) -> None:
+        """A SavedModel at `path`, written aside and renamed."""
+        temporary = path.with_name(f"tmp_{path.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        serving_model(self.model_name, self.model).save(temporary, include_optimizer=False)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.model_name, "classes": self.num_classes, "parameters": self.model.count_params()}
