@@ -1,0 +1,92 @@
+"""Finds the weights that a path means, and tells which model they are of, without TensorFlow."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import zipfile
+from pathlib import Path
+
+from models.catalog import MODELS
+
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names the file and what is wrong."""
+
+
+def find_weights(path: str | Path) -> Path:
+    """The Keras file, or the prefix of the TensorFlow checkpoint, that `path` means.
+
+    `path` is such a file or prefix, or a folder that holds one: an exported model, a folder with a `checkpoint`
+    file (its latest), one with a single checkpoint or Keras file, or one with a single such folder in it.
+    WeightsError if there is none, or more than one.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _prefix(path) if re.search(r"\.(index|data-\d+-of-\d+)$", path.name) else path
+    if _is_prefix(path):
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file, folder or checkpoint")
+    found = _in_folder(path)
+    if not found:
+        found = [
+            weights for folder in sorted(path.iterdir()) if folder.is_dir() for weights in _in_folder(folder)
+        ]
+    if len(found) != 1:
+        names = ", ".join(str(weights) for weights in found[:4]) or "none"
+        raise WeightsError(f"{path}: one file of weights is wanted (checkpoint, .h5, .keras), found {names}")
+    return found[0]
+
+
+def guess_model(path: str | Path) -> str | None:
+    """Which model the weights at `path` belong to, by the layer names in them; None if they name no known model.
+
+    Reads bytes only: HDF5 and TensorFlow's checkpoints keep names uncompressed. Keras-applications EfficientNet
+    files say nothing about an EfficientDet: None. WeightsError as `find_weights`.
+    """
+    weights = find_weights(path)
+    for file in [weights] if weights.is_file() else sorted(weights.parent.glob(f"{weights.name}.*")):
+        if zipfile.is_zipfile(file):  # .keras
+            with zipfile.ZipFile(file) as archive:
+                found = _model_in(archive.read("config.json"))
+        elif file.stat().st_size == 0:  # mmap wants a byte at least
+            continue
+        else:
+            with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = _model_in(content)
+        if found is not None:
+            return found
+    return None
+
+
+def _model_in(content: bytes | mmap.mmap) -> str | None:
+    if re.search(rb"entry_flow_conv1_1", content):
+        return "deeplab"
+    backbone = re.search(rb"efficientnet-b(\d)", content)
+    name = f"effdetd{backbone.group(1).decode()}" if backbone else ""
+    return name if name in MODELS else None
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Weights in this folder, the best kind that there is."""
+    if (folder / "saved_model.pb").is_file():
+        return [folder / "variables" / "variables"]
+    state = folder / "checkpoint"
+    if state.is_file():
+        latest = re.search(r'^model_checkpoint_path: "(.+)"', state.read_text(), re.MULTILINE)
+        # The path may be absolute and of another machine: the file's name in this folder is what counts.
+        if latest and _is_prefix(folder / Path(latest.group(1)).name):
+            return [folder / Path(latest.group(1)).name]
+    checkpoints = [_prefix(index) for index in sorted(folder.glob("*.index"))]
+    return checkpoints or [file for file in sorted(folder.iterdir()) if file.suffix in KERAS_SUFFIXES]
+
+
+def _is_prefix(path: Path) -> bool:
+    return path.with_name(f"{path.name}.index").is_file()
+
+
+def _prefix(path: Path) -> Path:
+    return path.with_name(re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.name))
