@@ -10,6 +10,7 @@ and only leaves a message in its error buffer (whatever `fail_on` says), so that
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
@@ -146,27 +147,38 @@ class Slide:
         Taken from the next finer level and resized by area (a label: nearest); enlarged if finer than level 0.
         """
         downsample = spacing / self.spacing
+        if self.kind == "label":
+            return self.read_grid(x_l0, y_l0, width, height, downsample)
         level = self.level_at_least(downsample)
         scale = downsample / self.downsamples[level]
         source = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if self.kind == "label" and abs(scale - 1) > 1e-9:
-            return self._nearest(x_l0, y_l0, width, height, downsample, level)
         pixels = self.read(x_l0, y_l0, *source, level)
         if source == (width, height):
             return pixels
-        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR)
+        return cv2.resize(
+            pixels, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        )
 
-    def _nearest(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float, level: int) -> np.ndarray:
-        """The pixels of `level` in which the centres of a grid of `downsample` lie."""
-        columns = (x_l0 + (np.arange(width) + 0.5) * downsample) / self.downsamples[level]
-        rows = (y_l0 + (np.arange(height) + 0.5) * downsample) / self.downsamples[level]
-        inside(columns[0] - 0.5, width, self._levels[level].width, f"{self.path}: x", columns[-1] + 0.5)
-        inside(rows[0] - 0.5, height, self._levels[level].height, f"{self.path}: y", rows[-1] + 0.5)
-        xs = np.clip(columns.astype(np.int64), 0, self._levels[level].width - 1)
-        ys = np.clip(rows.astype(np.int64), 0, self._levels[level].height - 1)
-        size = (int(xs[-1] - xs[0]) + 1, int(ys[-1] - ys[0]) + 1)
-        pixels = self._fetch(int(xs[0]), int(ys[0]), *size, level)
-        return pixels[np.ix_(ys - ys[0], xs - xs[0])]
+    def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+        """The nearest pixels to the centres (x_l0 + (i + 0.5) · downsample, …) of a grid, for labels: uint8 (h, w).
+
+        Of the next finer level. Raises as `read` does.
+        """
+        level = self.level_at_least(downsample)
+        places = []
+        for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level]):
+            inside(
+                start / downsample,
+                size,
+                math.ceil(limit * self.downsamples[level] / downsample),
+                str(self.path),
+            )
+            centres = (start + (np.arange(size) + 0.5) * downsample) / self.downsamples[level]
+            places.append(np.minimum(centres.astype(np.int64), limit - 1))
+        xs, ys = places
+        spans = (int(xs[-1] - xs[0]) + 1, int(ys[-1] - ys[0]) + 1)
+        pixels = self._fetch(int(xs[0]), int(ys[0]), *spans, level)
+        return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
 
     def thumbnail(self, max_side: int) -> np.ndarray:
         """The whole slide with its longer side at most `max_side`: uint8 (h, w, 3); a label (h, w).
@@ -208,7 +220,9 @@ class Slide:
     def __enter__(self) -> Slide:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
 
     def _fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
@@ -224,11 +238,15 @@ class Slide:
                 handles[level] = _Handle(_vips_image(self.path, self.kind, self._levels[level].options))
             handle = handles[level]
             data = handle.region.fetch(x, y, width, height)
-            problem = _faults.take() or ("another read of this process failed" if _faults.count != before else "")
+            problem = _faults.take() or (
+                "another read of this process failed" if _faults.count != before else ""
+            )
         except (pyvips.Error, DataError) as error:
             problem = " ".join(str(error).split())
         if problem:
-            handles.pop(level, None)  # it may keep the damaged tile, and would give it without a word next time
+            handles.pop(
+                level, None
+            )  # it may keep the damaged tile, and would give it without a word next time
             raise ReadError(f"{self.path}: level {level}, x {x}, y {y}, {width} × {height}: {problem}")
         self._count(handles, level, width, height)
         pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
@@ -278,7 +296,9 @@ class Slide:
         except openslide.OpenSlideError as error:
             with self._lock:  # OpenSlide refuses everything after an error
                 self._open_openslide()
-            raise ReadError(f"{self.path}: level {level}, x {x}, y {y}, {width} × {height}: {error}") from error
+            raise ReadError(
+                f"{self.path}: level {level}, x {x}, y {y}, {width} × {height}: {error}"
+            ) from error
         if self.kind == "label":
             return np.ascontiguousarray(rgba[:, :, 0])
         pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
@@ -323,16 +343,14 @@ class SlideCache:
         return sum(getattr(item, "held_bytes", 0) for item in self._open.values())
 
 
-def inside(start: float, size: int, limit: int, name: str, end: float | None = None) -> int:
-    """`start` rounded to a pixel such that `size` pixels end before `limit`; ValueError if more than one is missing.
+def inside(start: float, size: int, limit: int, name: str) -> int:
+    """`start` rounded to a pixel, such that `size` pixels end before `limit`; ValueError if they are not inside.
 
-    One pixel of tolerance: the size of a level is rounded, so a region that ends with level 0 may end half a pixel
-    behind a coarser level.
+    One pixel of tolerance at the end: a coarser level's size is rounded, so what ends with level 0 may end behind it.
     """
-    end = start + size if end is None else end
-    if size < 1 or start < 0 or end >= limit + 1 or (size > limit and end >= limit + 0.5):
-        raise ValueError(f"{name}: {start:g} to {end:g} is not inside of 0 to {limit}")
-    return min(int(start + 0.5), max(0, limit - size))
+    if size < 1 or start < 0 or start + size >= limit + 1 or size > limit:
+        raise ValueError(f"{name}: {start:g} + {size} pixels are not inside of 0 to {limit}")
+    return min(int(start + 0.5), limit - size)
 
 
 def _vendor(path: Path) -> str | None:
