@@ -20,7 +20,6 @@ from models.catalog import (
     lookup,
     multiple_of,
 )
-
 from models.weight_files import guess_model
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What models there are, as rows of a table. Imports no TensorFlow, so options are checked in the first second."""
+"""What models there are, as rows of a table. No TensorFlow here: options are checked in the first second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EfficientDetRow:
     depth: float
     fpn_filters: int
     fpn_cells: int
-    # Stochastic depth: chance that the last block is kept; earlier ones more often. The published D0 has none.
+    # Stochastic depth: chance that the last block is kept, earlier ones more often. Published D0: always.
     survival_prob: float = 0.8
     weighted_fusion: bool = True  # D6 and D7 add without weights, "for stability"
     mean: tuple[float, float, float] = IMAGENET_MEAN

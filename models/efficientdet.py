@@ -1,7 +1,7 @@
-"""EfficientDet (arXiv 1911.09070) for segmentation: EfficientNet, BiFPN, a head that goes up to full resolution.
+"""EfficientDet (arXiv 1911.09070) for segmentation: EfficientNet, BiFPN, and a head up to full resolution.
 
-Layers are named as in the published checkpoints; with `min_level` 3 backbone, resampling and BiFPN have exactly
-the published variables.
+Layers are named as in the published checkpoints; with `min_level` 3, backbone, resampling and BiFPN have
+exactly the published variables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Node = tuple[int, tuple[int, ...]]  # level, and which earlier features (by inde
 
 
 def bifpn_nodes(min_level: int, max_level: int = FPN_MAX_LEVEL) -> list[Node]:
-    """The nodes of a BiFPN cell (figure 3d). Features 0 … n-1 are its inputs from `min_level` up, node i is n+i."""
+    """The nodes of a BiFPN cell (figure 3d). Features 0 … n-1 are its inputs, finest first; node i is n+i."""
     ids = {level: [level - min_level] for level in range(min_level, max_level + 1)}
     nodes: list[Node] = []
 
@@ -35,7 +35,7 @@ def bifpn_nodes(min_level: int, max_level: int = FPN_MAX_LEVEL) -> list[Node]:
 def resample(x: tf.Tensor, steps: int, filters: int, norm: Norm, name: str) -> tf.Tensor:
     """To `filters` channels by a 1x1 convolution where x has others, then by `steps` levels (-1, 0 or 1).
 
-    Coarser (1) by 3x3 max-pooling of stride 2, finer (-1) by repeating pixels. (B, H, W, C) → (B, H', W', filters)
+    Coarser (1) by 3x3 max-pooling of stride 2, finer (-1) by repeating pixels. (B, H, W, C) → (B, H', W', F)
     """
     if x.shape[-1] != filters:
         x = conv_bn_act(x, keras.layers.Conv2D(filters, 1, name=f"{name}/conv2d"), norm, f"{name}/bn")

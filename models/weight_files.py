@@ -19,8 +19,8 @@ class WeightsError(ValueError):
 def find_weights(path: str | Path) -> Path:
     """The Keras file, or the prefix of the TensorFlow checkpoint, that `path` means.
 
-    `path` is such a file or prefix, or a folder that holds one: an exported model, a folder with a `checkpoint`
-    file (its latest), one with a single checkpoint or Keras file, or one with a single such folder in it.
+    `path` is such a file or prefix, or a folder that holds one: an exported model, a folder with a file named
+    `checkpoint` (its latest), with a single checkpoint or Keras file, or with a single such folder in it.
     WeightsError if there is none, or more than one.
     """
     path = Path(path)
@@ -42,10 +42,10 @@ def find_weights(path: str | Path) -> Path:
 
 
 def guess_model(path: str | Path) -> str | None:
-    """Which model the weights at `path` belong to, by the layer names in them; None if they name no known model.
+    """Which model the weights at `path` belong to, by layer names; None if they name no known model.
 
-    Reads bytes only: HDF5 and TensorFlow's checkpoints keep names uncompressed. Keras-applications EfficientNet
-    files say nothing about an EfficientDet: None. WeightsError as `find_weights`.
+    Reads bytes only: HDF5 and TensorFlow's checkpoints keep names uncompressed. Keras-applications files of
+    EfficientNet say nothing about an EfficientDet: None. WeightsError as `find_weights`.
     """
     weights = find_weights(path)
     for file in [weights] if weights.is_file() else sorted(weights.parent.glob(f"{weights.name}.*")):

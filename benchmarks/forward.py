@@ -1,0 +1,41 @@
+"""Time and memory of inference: uint8 images to class probabilities, as the exported model does it.
+
+    .venv/bin/python benchmarks/forward.py --model deeplab --img_size 1024 --batch_size 1
+
+The last line is a JSON object as of `benchmarks/train_step.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.train_step import build, build_parser, images_of, measure
+
+
+def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
+    """One forward pass as a function without arguments; it returns when the pass is done."""
+    import tensorflow as tf
+
+    from models import serving_model
+
+    model = serving_model(options.model, build(options))
+    forward = tf.function(lambda images: tf.reduce_mean(model(images, training=False)))
+    images = tf.constant(images_of(options))
+    return lambda: forward(images).numpy()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    options = build_parser().parse_args(argv)
+    print(json.dumps(measure(options, make_forward(options))))
+
+
+if __name__ == "__main__":
+    main()
