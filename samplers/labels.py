@@ -150,7 +150,7 @@ class PolygonLabel(Label):
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         # A thumbnail's pixels are not square to the last digit: draw in its own frame.
-        scale = np.array([width / self.size[0], height / self.size[1]] * 2)
+        scale = np.array([[width / self.size[0]], [height / self.size[1]]] * 2)
         classes = np.zeros((height, width), np.uint8)
         for edges, value in zip(self._edges, self._values):
             filled = polygons.fill(edges * scale, 0, 0, width, height, 1.0)
@@ -219,8 +219,8 @@ class MaskLabel(Label):
             last = min(first + step, height_px)
             y_l0 = round(rows[first] * self._mask.downsamples[level])
             strip = self._mask.read(0, y_l0, level_width, int(rows[last] - rows[first]), level)
-            classes = np.maximum.reduceat(cv2.LUT(strip, self._values), columns, axis=1)
-            result[first:last] = np.maximum.reduceat(classes, rows[first:last] - rows[first], axis=0)
+            classes = np.maximum.reduceat(cv2.LUT(strip, self._values), rows[first:last] - rows[first], axis=0)
+            result[first:last] = np.maximum.reduceat(classes, columns, axis=1)
         if (width_px, height_px) == (width, height):
             return result
         return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

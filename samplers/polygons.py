@@ -1,8 +1,8 @@
-"""Rasterising of polygons, in numpy, such that a pixel's value does not depend on the window that is looked at.
+"""Rasterising of polygons in numpy, such that a pixel does not depend on the window that is looked at.
 
-A pixel is inside if its centre is. Centres lie at half-integers of the pixel grid: level-0 pixel i covers [i, i + 1).
-Even-odd rule over all rings of a valid polygon, so holes need nothing special. Nothing is clipped: clipping makes new
-vertices, and rounding them would move the outline by a pixel from one window to the next.
+A pixel is inside if its centre is, by the even-odd rule over all rings of a valid polygon, so holes need
+nothing special. Level-0 pixel i covers [i, i + 1). Nothing is clipped: clipping makes new vertices, and
+their rounding would move an outline by a pixel from one window to the next.
 """
 
 from __future__ import annotations
@@ -10,55 +10,54 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-# A finer step than the pixel in which outlines are followed by `touched`.
-_STEPS_PER_PIXEL = 8
+_STEPS_PER_PIXEL = 8  # in which `touched` follows an outline
 
 
 def edges_of(geometry: shapely.Geometry) -> np.ndarray:
-    """All edges of a polygon's or multipolygon's rings: float64 (n, 4) of x1, y1, x2, y2; horizontal ones included."""
-    rings = shapely.get_rings(shapely.get_parts(geometry))
-    parts = [shapely.get_coordinates(ring) for ring in rings]
+    """All edges of the rings of a polygon or multipolygon: float64 (4, n), rows x1, y1, x2, y2 with y1 ≤ y2."""
+    parts = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
     if not parts:
-        return np.zeros((0, 4))
-    return np.concatenate([np.hstack([points[:-1], points[1:]]) for points in parts])
+        return np.zeros((4, 0))
+    edges = np.concatenate([np.hstack([points[:-1], points[1:]]) for points in parts])
+    # One direction, so that an edge of two polygons gives the same crossings for both.
+    flip = edges[:, 1] > edges[:, 3]
+    edges[flip] = edges[flip][:, [2, 3, 0, 1]]
+    return np.ascontiguousarray(edges.T)
 
 
 def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
     """Which pixels of a window lie inside: bool (height, width).
 
-    `edges` (n, 4) and the window's corner x, y are in level 0, the window's size in pixels of `downsample`.
-    A pixel is inside if a ray from its centre to the left crosses an odd number of edges. Each edge includes its upper
-    end only, so that a vertex counts once.
+    `edges` (4, n) and the window's corner x, y are in level 0, the window's size in pixels of `downsample`.
+    A pixel is inside if the row of its centre crosses an odd number of edges to the left of it. An edge has
+    its lower y but not its upper one, so that a vertex counts once and each row has an even number of edges.
     """
-    # Select in level 0, with a margin: the comparison that decides is made on the centres below.
-    top, bottom = np.minimum(edges[:, 1], edges[:, 3]), np.maximum(edges[:, 1], edges[:, 3])
-    left = np.minimum(edges[:, 0], edges[:, 2])
-    near = (top < y + height * downsample) & (bottom > y) & (left < x + width * downsample) & (top != bottom)
-    x1, y1, x2, y2 = edges[near].T
-    centres_y = y + (np.arange(height) + 0.5) * downsample
-    first = np.searchsorted(centres_y, np.minimum(y1, y2), side="left")
-    last = np.searchsorted(centres_y, np.maximum(y1, y2), side="left")  # exclusive
-    count = last - first
-    edge = np.repeat(np.arange(len(count)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    slope = (x2 - x1) / (y2 - y1)
-    cross_x = x1[edge] + (centres_y[row] - y1[edge]) * slope[edge]
+    near = (edges[1] < y + height * downsample) & (edges[3] > y) & (edges[1] != edges[3])
+    x1, y1, x2, y2 = edges[:, near]
     centres_x = x + (np.arange(width) + 0.5) * downsample
-    column = np.searchsorted(centres_x, cross_x, side="right")  # first pixel to the right of the crossing
-    toggles = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).astype(np.uint8) & 1
-    toggles = toggles.reshape(height, width + 1)[:, :width]
-    return np.bitwise_xor.accumulate(toggles, axis=1).view(bool)
+    centres_y = y + (np.arange(height) + 0.5) * downsample
+    first, end = np.searchsorted(centres_y, y1), np.searchsorted(centres_y, y2)
+    rows_of_edge = end - first
+    edge = np.repeat(np.arange(len(x1)), rows_of_edge)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(rows_of_edge) - end, rows_of_edge)
+    slope = (x2 - x1) / (y2 - y1)
+    crossing = x1[edge] + (centres_y[row] - y1[edge]) * slope[edge]
+    column = np.searchsorted(centres_x, crossing)  # of the first pixel behind it; `width` if there is none
+    # Row after row, the pixels between an odd crossing and the next one are inside.
+    turns = np.concatenate([[0], np.sort(row * width + column), [height * width]])
+    odd = np.arange(len(turns) - 1) % 2 == 1
+    return np.repeat(odd, np.diff(turns)).reshape(height, width)
 
 
 def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Which pixels of a window an outline runs through (to an eighth of a pixel): bool (height, width)."""
-    delta = edges[:, 2:] - edges[:, :2]
-    steps = np.ceil(np.abs(delta).max(axis=1, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
-    edge = np.repeat(np.arange(len(edges)), steps)
-    part = (np.arange(len(edge)) - np.repeat(np.cumsum(steps) - steps, steps)) / np.maximum(steps[edge], 1)
-    points = edges[edge, :2] + part[:, None] * delta[edge]
-    columns, rows = np.floor((points - (x, y)) / downsample).astype(np.int64).T
-    hit = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    """Which pixels of a window an outline runs through, to an eighth of a pixel: bool (height, width)."""
+    delta = edges[2:] - edges[:2]
+    steps = (np.abs(delta).max(axis=0, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
+    edge = np.repeat(np.arange(len(steps)), steps)
+    part = (np.arange(len(edge)) - np.repeat(np.cumsum(steps) - steps, steps)) / steps[edge]
+    points = edges[:2, edge] + part * delta[:, edge]
+    column, row = np.floor((points - [[x], [y]]) / downsample).astype(np.int64)
+    hit = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     result = np.zeros((height, width), bool)
-    result[rows[hit], columns[hit]] = True
+    result[row[hit], column[hit]] = True
     return result
