@@ -121,6 +121,7 @@ class PolygonLabel(Label):
         self, size: tuple[int, int], outlines: Sequence[Outline], label_map: LabelMap, name: str
     ) -> None:
         super().__init__(size)
+        self.name = name
         order = {group: (place, value) for place, (group, value) in enumerate(label_map.groups)}
         used = sorted((o for o in outlines if o.group in order), key=lambda o: order[o.group][0])
         unknown = sorted({o.group for o in outlines} - set(order))
@@ -195,19 +196,19 @@ class MaskLabel(Label):
 
     def __init__(self, path: Path, slide: Slide, label_map: LabelMap) -> None:
         super().__init__((slide.width, slide.height))
-        self._mask = Slide(path, kind="label")
-        self._scale = _mask_scale(self._mask, slide)  # level-0 pixels of the slide a pixel of the mask
+        self.mask = Slide(path, kind="label")
+        self._scale = _mask_scale(self.mask, slide)  # level-0 pixels of the slide a pixel of the mask
         self._values = label_map.values()
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
-        pixels = self._mask.read_grid(
+        pixels = self.mask.read_grid(
             x_l0 / self._scale, y_l0 / self._scale, width, height, downsample / self._scale
         )
         return cv2.LUT(pixels, self._values)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         """From the finest level of at most 64 Mpx, by the largest class of a pixel's part."""
-        sizes = self._mask.level_sizes
+        sizes = self.mask.level_sizes
         level = next((i for i, (w, h) in enumerate(sizes) if w * h <= _MAX_MASK_PIXELS), len(sizes) - 1)
         level_width, level_height = sizes[level]
         width_px, height_px = min(width, level_width), min(height, level_height)
@@ -217,8 +218,8 @@ class MaskLabel(Label):
         step = max(1, (16 << 20) * height_px // (level_width * level_height))
         for first in range(0, height_px, step):
             last = min(first + step, height_px)
-            y_l0 = round(rows[first] * self._mask.downsamples[level])
-            strip = self._mask.read(0, y_l0, level_width, int(rows[last] - rows[first]), level)
+            y_l0 = round(rows[first] * self.mask.downsamples[level])
+            strip = self.mask.read(0, y_l0, level_width, int(rows[last] - rows[first]), level)
             classes = np.maximum.reduceat(cv2.LUT(strip, self._values), rows[first:last] - rows[first], axis=0)
             result[first:last] = np.maximum.reduceat(classes, columns, axis=1)
         if (width_px, height_px) == (width, height):
@@ -239,7 +240,7 @@ class MaskLabel(Label):
         return found
 
     def close(self) -> None:
-        self._mask.close()
+        self.mask.close()
 
 
 def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:

@@ -141,6 +141,10 @@ class Slide:
         y = inside(y_l0 / downsample, height, self._levels[level].height, f"{self.path}: y, level {level}")
         return self._fetch(x, y, width, height, level)
 
+    def read_level(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """Like `read`, but with x and y in pixels of `level`."""
+        return self._fetch(x, y, width, height, level)
+
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, spacing: float) -> np.ndarray:
         """Region of `width` × `height` pixels of `spacing` µm/px, like `read`.
 
