@@ -1,0 +1,73 @@
+"""Patches out of whole-slide images. What the training loop needs is here; nothing below imports TensorFlow.
+
+config = SamplerConfig(sampler="surf", img_size=1024, batch_size=2)
+with training_loader(pairs, config, rank, size, processes=1, start=0) as loader:
+    for batch in loader:            # without end
+        batch.images, batch.labels  # uint8 (B, H, W, 3) and (B, H, W), valid until the next batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from samplers.dataset import SlidePair
+from samplers.loader import Loader
+from samplers.patches import Batch, PatchInfo, SamplerConfig, SamplerError, share_slides
+from samplers.picture import draw_samples
+from samplers.radboud import RadboudSampler
+from samplers.surf import SurfSampler
+from samplers.validation import GridSampler, validation_patches
+
+SAMPLERS = {"surf": SurfSampler, "radboud": RadboudSampler}
+
+__all__ = [
+    "SAMPLERS",
+    "Batch",
+    "Loader",
+    "PatchInfo",
+    "SamplerConfig",
+    "SamplerError",
+    "SlidePair",
+    "draw_samples",
+    "training_loader",
+    "validation_loader",
+]
+
+
+def training_loader(
+    pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int, processes: int, start: int = 0
+) -> Loader:
+    """Endless batches of a rank, from batch `start` on; `pairs` are all training slides.
+
+    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process). Errors that
+    come up while drawing, such as that no slide has tumour, are raised by the iteration as SamplerError.
+    """
+    pairs = _absolute(pairs)
+    allowed = config.bad_slides_allowed(len(share_slides(pairs, rank, size, config.seed)))
+    make = partial(SAMPLERS[config.sampler], pairs, config, rank, size)
+    return Loader(make, config.batch_size, config.img_size, processes, start, bad_slides_allowed=allowed)
+
+
+def validation_loader(
+    pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int, processes: int
+) -> Loader:
+    """The rank's part of the fixed validation patches, from the first one at each `iter()`, not augmented.
+
+    The union over ranks is the same for every number of ranks; ranks may have different numbers of batches, some
+    none, and the last batch may be smaller. Reads the thumbnails of all validation slides before it returns.
+    """
+    pairs = _absolute(pairs)
+    mine = validation_patches(pairs, config)[rank::size]
+    count = -(-len(mine) // config.batch_size)
+    make = partial(GridSampler, mine, config)
+    allowed = config.bad_slides_allowed(len(pairs))
+    return Loader(
+        make, config.batch_size, config.img_size, processes, count=count, bad_slides_allowed=allowed
+    )
+
+
+def _absolute(pairs: Sequence[SlidePair]) -> list[SlidePair]:
+    """Workers have another working directory."""
+    return [replace(p, slide=p.slide.absolute(), label=p.label and p.label.absolute()) for p in pairs]

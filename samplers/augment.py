@@ -1,0 +1,58 @@
+"""Augmentation of a training patch: the eight flips and quarter turns, and a jitter of the stain.
+
+Tellez et al. 2018 (Whole-slide mitosis detection, table I, "HED-light") scale and shift the haematoxylin and
+eosin of each pixel. The exact transform mixes the channels of each pixel in optical density, which takes
+longer than reading the patch. Here it is projected on the channels: for tissue with as much haematoxylin as
+eosin, a change of the stains scales and shifts each channel's optical density, and that is one table of 256
+values a channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# Optical density of the stains in red, green and blue (Ruifrok and Johnston 2001, table 1).
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+SCALE, SHIFT = 0.15, 0.03  # a stain's amount times 1 ± 0.15; each channel's optical density ± 0.03
+BRIGHTNESS = 0.05  # of the light: a channel times 1 ± 0.05, as a scanner's white balance
+
+_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0)  # optical density of an intensity
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One drawn augmentation. turn: flip along x, along y, and transpose, as bits; table: uint8 (1, 256, 3)."""
+
+    turn: int
+    table: np.ndarray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Augmentation:
+        stains = rng.uniform(1 - SCALE, 1 + SCALE, size=2)
+        gain = stains @ STAINS / STAINS.sum(axis=0)  # (3,) of red, green, blue
+        shift = rng.uniform(-SHIFT, SHIFT, size=3) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+        table = 255 * np.exp(-(_DENSITY[:, None] * gain + shift))  # (256, 3)
+        return cls(int(rng.integers(8)), np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
+
+    def image(self, image: np.ndarray, out: np.ndarray) -> None:
+        """Writes the augmented image to `out`; both uint8 (H, H, 3)."""
+        _turn(cv2.LUT(image, self.table), self.turn, out)
+
+    def label(self, label: np.ndarray, out: np.ndarray) -> None:
+        """Writes the label, turned as the image, to `out`; both uint8 (H, H)."""
+        _turn(label, self.turn, out)
+
+
+def _turn(image: np.ndarray, turn: int, out: np.ndarray) -> None:
+    """Writes the square image, flipped along x (bit 0) and y (bit 1), then transposed (bit 2), to `out`."""
+    flips = (turn & 1, turn >> 1 & 1)
+    target = np.empty_like(image) if turn & 4 else out
+    if any(flips):
+        cv2.flip(image, {(1, 0): 1, (0, 1): 0, (1, 1): -1}[flips], dst=target)
+    elif not turn & 4:
+        np.copyto(out, image)
+    if turn & 4:
+        cv2.transpose(target if any(flips) else image, dst=out)

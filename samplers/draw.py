@@ -1,0 +1,128 @@
+"""What the SURF and the Radboud sampler share: a batch of drawn patches, each redrawn until it is fit.
+
+A patch is a function of (seed, rank, batch index, place in the batch): it has a generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from samplers.augment import Augmentation
+from samplers.dataset import SlidePair
+from samplers.patches import SEED_AUGMENT, SEED_BATCH, PatchInfo, SamplerConfig, SamplerError
+from samplers.reader import BadSlideError, PairReader
+from samplers.tissue import contrast_is_low, patch_origin
+
+MAX_TRIES = 100  # proposals a patch
+MAX_PALE = 10  # of them rejected for low contrast; then the next is taken as it is
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A patch to try: its corner in level-0 pixels and what its label must hold.
+
+    wanted: a class of which at least one pixel must be there, or "tumour" (any above 0), or "none" (only 0).
+    """
+
+    pair: SlidePair
+    x_l0: int
+    y_l0: int
+    wanted: int | str
+
+    def fits(self, label: np.ndarray) -> bool:
+        """Whether the label, uint8 (H, W), of the patch is what was wanted."""
+        if isinstance(self.wanted, str):
+            return bool(label.any()) == (self.wanted == "tumour")
+        return bool((label == self.wanted).any())
+
+
+class DrawingSampler:
+    """Draws each patch of a batch: what `propose` of the subclass gives, checked on the label and the image."""
+
+    def __init__(self, config: SamplerConfig, rank: int) -> None:
+        self.config, self.rank = config, rank
+        self.reader = PairReader(config)
+        self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read, with the reason
+        self._dropped: dict[str, int] = {}  # slide → first batch without it
+
+    def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
+        """A patch for a place in the batch, none of the slides in `skip`; None: no luck, to be asked again.
+
+        BadSlideError: a slide could not be read. SamplerError: there is none of the wanted kind.
+        """
+        raise NotImplementedError
+
+    def centred(self, pair: SlidePair, x_l0: float, y_l0: float, wanted: int | str) -> Proposal:
+        """The patch of a slide centred on a point in level-0 pixels, moved inside of the slide."""
+        size_l0, width, height = self.reader.read(pair, lambda o: (o.size_l0, o.slide.width, o.slide.height))
+        return Proposal(pair, patch_origin(x_l0, size_l0, width), patch_origin(y_l0, size_l0, height), wanted)
+
+    def drop(self, slide: str, index: int) -> None:
+        self._dropped[slide] = min(index, self._dropped.get(slide, index))
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        """See `patches.Sampler`. A slide that fails is left out of the rest of the batch."""
+        failed = dict(self.failed_at_start)
+        skip = {slide for slide, first in self._dropped.items() if index >= first}
+        patches = [
+            self._draw(index, slot, skip, failed, images[slot], labels[slot]) for slot in range(len(images))
+        ]
+        return patches, failed
+
+    def _draw(
+        self,
+        index: int,
+        slot: int,
+        skip: set[str],
+        failed: dict[str, str],
+        image_out: np.ndarray,
+        label_out: np.ndarray,
+    ) -> PatchInfo:
+        place = (self.config.seed, self.rank, index, slot)
+        rng = np.random.default_rng((SEED_BATCH, *place))
+        pale = 0
+        for _ in range(MAX_TRIES):
+            try:
+                proposal = self.propose(rng, slot, skip | failed.keys())
+                if proposal is None:
+                    continue
+                pair, corner = proposal.pair, (proposal.x_l0, proposal.y_l0)
+                # The label first: it is cheaper and may say no.
+                label = self.reader.read(pair, lambda opened: opened.read_label(*corner))  # noqa: B023
+                if not proposal.fits(label):
+                    continue
+                image = self.reader.read(pair, lambda opened: opened.read_image(*corner))  # noqa: B023
+            except BadSlideError as error:
+                failed[error.pair.name] = error.reason
+                continue
+            if pale < MAX_PALE and contrast_is_low(image):
+                pale += 1
+                continue
+            self._write(place, image, label, image_out, label_out)
+            size_l0 = self.reader.read(pair, lambda opened: opened.size_l0)
+            return PatchInfo(pair.name, *corner, size_l0, bool(label.any()))
+        raise SamplerError(
+            f"batch {index}: {MAX_TRIES} patches were drawn and none was fit; failed slides: {failed}"
+        )
+
+    def _write(
+        self,
+        place: tuple[int, ...],
+        image: np.ndarray,
+        label: np.ndarray,
+        image_out: np.ndarray,
+        label_out: np.ndarray,
+    ) -> None:
+        if self.config.augment:
+            # A generator of its own: with and without augmentation, the same patches are drawn.
+            augmentation = Augmentation.draw(np.random.default_rng((SEED_AUGMENT, *place)))
+            augmentation.image(image, image_out)
+            augmentation.label(label, label_out)
+        else:
+            np.copyto(image_out, image)
+            np.copyto(label_out, label)

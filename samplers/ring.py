@@ -1,0 +1,68 @@
+"""What a worker process and its consumer share: a ring of batches in memory, and how the worker is set up.
+
+The memory is an anonymous file (memfd) that both map: no name, so nothing stays behind after a kill -9, and no /dev/shm,
+which containers limit to 64 MB.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from samplers.patches import Sampler
+
+MAX_SLOTS = 4
+MAX_BYTES = 1 << 30  # of all rings of a process; but every worker has two batches, whatever their size
+
+# A batch system sends these to every process of a job: the consumer decides, and the worker ends after it.
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know. make_sampler is pickled: a function or class that can be imported."""
+
+    make_sampler: Callable[[], Sampler]
+    batch_size: int
+    img_size: int
+    slots: int
+    step: int  # the number of workers
+
+
+def batch_bytes(batch_size: int, img_size: int) -> int:
+    return batch_size * img_size * img_size * 4  # three bytes a pixel for the image, one for the label
+
+
+def slot_count(batch_size: int, img_size: int, processes: int) -> int:
+    """Batches a ring: one that the consumer holds and one to fill, more while they are small."""
+    return int(np.clip(MAX_BYTES // (processes * batch_bytes(batch_size, img_size)), 2, MAX_SLOTS))
+
+
+def create(batch_size: int, img_size: int, slots: int) -> int:
+    """The descriptor of a new ring. OSError: the system does not give it."""
+    descriptor = os.memfd_create("sampler_ring")
+    os.ftruncate(descriptor, slots * batch_bytes(batch_size, img_size))
+    return descriptor
+
+
+def views(descriptor: int, batch_size: int, img_size: int, slots: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Maps the ring. Returns images (B, H, W, 3) and labels (B, H, W), uint8, of each slot."""
+    shared = mmap.mmap(descriptor, slots * batch_bytes(batch_size, img_size))
+    pixels = batch_size * img_size * img_size
+    result = []
+    for slot in range(slots):
+        start = slot * batch_bytes(batch_size, img_size)
+        images = np.frombuffer(shared, np.uint8, 3 * pixels, start)
+        labels = np.frombuffer(shared, np.uint8, pixels, start + 3 * pixels)
+        result.append(
+            (
+                images.reshape(batch_size, img_size, img_size, 3),
+                labels.reshape(batch_size, img_size, img_size),
+            )
+        )
+    return result

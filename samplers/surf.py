@@ -1,0 +1,114 @@
+"""SURF sampler: patches around points of the tumour and of the other tissue, found on a thumbnail.
+
+A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the cell.
+The patch is centred on the point and moved inside of the slide. round(batch_size · batch_tumor_ratio) patches
+of a batch, the first ones, contain tumour, the others none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samplers.dataset import SlidePair
+from samplers.draw import DrawingSampler, Proposal
+from samplers.patches import SamplerConfig, SamplerError, share_slides
+from samplers.reader import OpenPair, overview
+from samplers.tissue import PixelSet, cells_without
+
+MAX_REGIONS = 256  # slides whose regions are kept, at most 0.3 MB each for a slide of CAMELYON16 at level 7
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where on a slide patches can be centred, as pixels of its thumbnail."""
+
+    cell: tuple[float, float]  # level-0 pixels (x, y) a thumbnail pixel
+    tumour: PixelSet  # cells that hold tumour
+    free: PixelSet  # cells of tissue around which a patch meets no tumour
+
+
+def find_regions(opened: OpenPair, level: int) -> Regions:
+    view = overview(opened, level)
+    slide_l0 = (opened.slide.width, opened.slide.height)
+    free = view.tissue & cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
+    return Regions(view.cell, PixelSet(view.tumour), PixelSet(free))
+
+
+class SurfSampler(DrawingSampler):
+    """See the module. `pairs` are all training slides: the rank draws from its share.
+
+    If a kind of patch is on none of the share's slides, it comes from all slides; if it is nowhere,
+    SamplerError.
+    """
+
+    def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
+        super().__init__(config, rank)
+        self._own = share_slides(pairs, rank, size, config.seed)
+        own = set(self._own)
+        self._others = [pair for pair in pairs if pair not in own]
+        self._tumour_patches = round(config.batch_size * config.batch_tumor_ratio)
+        self._regions: OrderedDict[SlidePair, Regions] = OrderedDict()
+
+    def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
+        wanted = "tumour" if slot < self._tumour_patches else "none"
+        pair, regions = self._draw_slide(rng, wanted, skip)
+        cells = regions.free if wanted == "none" else regions.tumour
+        point = self.reader.read(pair, lambda opened: _point(opened, regions.cell, cells, wanted, rng))
+        return point and self.centred(pair, *point, wanted)
+
+    def _draw_slide(
+        self, rng: np.random.Generator, wanted: str, skip: Collection[str]
+    ) -> tuple[SlidePair, Regions]:
+        """The first slide that has the wanted kind, in a random order: each of those has the same chance."""
+        for pairs in (self._own, self._others):
+            for i in rng.permutation(len(pairs)):
+                pair = pairs[i]
+                if pair.name in skip or (wanted == "tumour" and pair.label is None):
+                    continue
+                regions = self._regions_of(pair)
+                if len(regions.tumour if wanted == "tumour" else regions.free):
+                    return pair, regions
+        kind = (
+            "tumour"
+            if wanted == "tumour"
+            else f"room for a tumour-free patch of {self.config.img_size} pixels"
+        )
+        raise SamplerError(
+            f"no training slide has {kind}, but batch_tumor_ratio {self.config.batch_tumor_ratio} wants "
+            f"{self._tumour_patches} of {self.config.batch_size} patches of a batch with tumour"
+            + (f" (left out, unreadable: {', '.join(sorted(skip))})" if skip else "")
+        )
+
+    def _regions_of(self, pair: SlidePair) -> Regions:
+        if pair not in self._regions:
+            level = self.config.bb_downsample
+            self._regions[pair] = self.reader.read(pair, lambda opened: find_regions(opened, level))
+            if len(self._regions) > MAX_REGIONS:
+                self._regions.popitem(last=False)
+        self._regions.move_to_end(pair)
+        return self._regions[pair]
+
+
+def _point(
+    opened: OpenPair, cell: tuple[float, float], cells: PixelSet, wanted: str, rng: np.random.Generator
+) -> tuple[float, float] | None:
+    """A random point, level 0, in one of the cells. None: the cell holds no tumour after all.
+
+    A patch that cannot hold all of the cell is centred on one of its tumour pixels, if tumour is wanted.
+    """
+    x_t, y_t = cells.draw(rng)
+    if wanted == "none" or opened.size_l0 >= 2 * max(cell) + 2:
+        dx, dy = rng.random(2)
+        return (x_t + dx) * cell[0], (y_t + dy) * cell[1]
+    left, top = int(x_t * cell[0]), int(y_t * cell[1])
+    right, bottom = np.ceil(((x_t + 1) * cell[0], (y_t + 1) * cell[1])).astype(int)
+    width, height = min(right, opened.slide.width) - left, min(bottom, opened.slide.height) - top
+    ys, xs = np.nonzero(opened.label.read_at(left, top, int(width), int(height), 1.0))
+    if not len(xs):
+        return None  # an outline touches the cell, but no pixel's centre is inside
+    chosen = int(rng.integers(len(xs)))
+    return left + int(xs[chosen]) + 0.5, top + int(ys[chosen]) + 0.5

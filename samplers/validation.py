@@ -1,0 +1,98 @@
+"""The fixed patches of validation: a grid over each slide's lesions and other tissue.
+
+The list is a function of the slides, the seed, img_size and the spacing, whatever the number of ranks; rank r reads
+[r::size] of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from samplers.dataset import SlidePair
+from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, SamplerError, name_seed
+from samplers.reader import BadSlideError, OpenPair, PairReader, overview
+from samplers.tissue import window_sums
+
+MIN_TISSUE = 0.1  # part of a patch
+MIN_OTHERS = 8  # patches without lesion a slide; more where there are more lesion patches
+
+Item = tuple[SlidePair, PatchInfo]
+
+
+def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> list[Item]:
+    """Patches of a grid at patch size: those with lesion, as many others with tissue (at least 8 a slide).
+
+    Together at most config.max_validation_patches, taken from each slide in turn, lesion and other in turn.
+    `tumour` is as the thumbnail shows it. SamplerError: a slide cannot be read, or there is nothing at all.
+    """
+    reader = PairReader(config)
+    queues = []
+    for pair in sorted(pairs, key=lambda p: str(p.slide)):
+        try:
+            queues.append(reader.read(pair, lambda opened: _grid(opened, config)))
+        except BadSlideError as error:
+            raise SamplerError(f"validation slide {error}") from error
+    reader.close()
+    turns = [item for turn in zip_longest(*queues) for item in turn if item is not None]
+    if not turns:
+        raise SamplerError(f"there is neither tissue nor a lesion on the {len(pairs)} validation slides")
+    kept = turns[: config.max_validation_patches]
+    return sorted(kept, key=lambda item: (str(item[0].slide), item[1].y_l0, item[1].x_l0))
+
+
+def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
+    """A slide's patches in random order, lesion and other in turn."""
+    view = overview(opened, config.bb_downsample)
+    size_l0 = opened.size_l0
+    starts_l0, starts_t, stops_t = [], [], []
+    for axis, extent_l0 in ((1, opened.slide.height), (0, opened.slide.width)):
+        # Evenly from edge to edge; neighbours overlap a little where the slide is no multiple of the patch.
+        first_l0 = np.linspace(0, extent_l0 - size_l0, -(-extent_l0 // size_l0)).astype(int)
+        starts_l0.append(first_l0)
+        starts_t.append((first_l0 / view.cell[axis]).astype(int))
+        stops_t.append(np.ceil((first_l0 + size_l0) / view.cell[axis]).astype(int))
+    area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
+    lesion = window_sums(view.tumour, starts_t, stops_t) > 0
+    other = ~lesion & (window_sums(view.tissue, starts_t, stops_t) >= MIN_TISSUE * area_t)
+
+    rng = np.random.default_rng((SEED_VALIDATION, config.seed, name_seed(opened.pair.name)))
+    lists = []
+    for mask, bound in ((lesion, None), (other, max(MIN_OTHERS, int(lesion.sum())))):
+        places = rng.permutation(np.argwhere(mask))[:bound]
+        lists.append([(int(starts_l0[1][x]), int(starts_l0[0][y]), bool(lesion[y, x])) for y, x in places])
+    in_turn = [place for turn in zip_longest(*lists) for place in turn if place is not None]
+    return [
+        (opened.pair, PatchInfo(opened.pair.name, x_l0, y_l0, size_l0, tumour))
+        for x_l0, y_l0, tumour in in_turn
+    ]
+
+
+class GridSampler:
+    """Reads a fixed list of patches, batch after batch; the last batch may be smaller. See `patches.Sampler`."""
+
+    def __init__(self, items: Sequence[Item], config: SamplerConfig) -> None:
+        self._items = items
+        self._reader = PairReader(config)
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        patches: list[PatchInfo] = []
+        failed: dict[str, str] = {}
+        for pair, patch in self._items[index * len(images) : (index + 1) * len(images)]:
+            corner = patch.x_l0, patch.y_l0
+            try:
+                label = self._reader.read(pair, lambda opened: opened.read_label(*corner))  # noqa: B023
+                image = self._reader.read(pair, lambda opened: opened.read_image(*corner))  # noqa: B023
+            except BadSlideError as error:
+                failed[pair.name] = error.reason
+                continue
+            images[len(patches)], labels[len(patches)] = image, label
+            patches.append(PatchInfo(patch.slide, *corner, patch.size_l0, bool(label.any())))
+        return patches, failed
+
+    def drop(self, slide: str, index: int) -> None:
+        """The patches stay the same at every validation: what fails is left out each time, nothing more."""
