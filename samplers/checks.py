@@ -6,7 +6,6 @@ Read are the headers, the places of the tiles (against the size of the file) and
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from samplers.formats import TIFF_ERRORS
 from samplers.labels import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.slide import DataError, ReadError, Slide
 from samplers.tissue import tissue_mask
@@ -104,12 +104,13 @@ def check_tiff(path: Path) -> list[str]:
         with _complaints() as errors, tifffile.TiffFile(path) as tiff:
             pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
             reasons = [reason for page in pages for reason in _check_page(page, path, file_size)]
-    except (tifffile.TiffFileError, struct.error, OSError, ValueError, LookupError, TypeError) as error:
+    except TIFF_ERRORS as error:
         return [f"{path}: cannot be read as TIFF: {error}"]
     offsets = [text for text in errors if "offset" in text]
-    if offsets and not reasons:
-        reasons = [f"{path}: truncated or damaged, the file has {file_size} bytes: {offsets[0]}"]
-    return reasons or ([] if pages else [f"{path}: has no image"])
+    if not reasons and (offsets or not pages):
+        what = offsets[0] if offsets else "it has no image"
+        reasons = [f"{path}: truncated or damaged, the file has {file_size} bytes: {what}"]
+    return reasons
 
 
 def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str]:

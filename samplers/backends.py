@@ -1,0 +1,205 @@
+"""Pixels of a level of a slide, by libvips or by OpenSlide. Positions and sizes are in pixels of the level.
+
+A region that cannot be decoded must never be grey or black: libvips fills what is lost of a damaged JPEG tile
+and, whatever `fail_on` says, only leaves a message in its error buffer, so we look there after each read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openslide
+import pyvips
+
+from samplers.formats import DataError, Level, ReadError, missing_tiles, one_line, vips_image
+
+# libvips keeps up to two rows of decoded tiles a level: 300 MB for a width of 200 000 pixels. Above this the
+# level is opened anew, which takes less than a millisecond.
+MAX_LEVEL_BYTES = 64 << 20
+OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
+_PARALLEL_READ = "another read of this process failed at the same time"
+
+
+class _Handle:
+    """A level opened by one thread: libvips regions belong to the thread that made them."""
+
+    def __init__(self, image: Any) -> None:
+        self.bands = image.bands
+        self.region = pyvips.Region.new(image)
+        self.held_bytes = 0  # about what libvips keeps of decoded tiles
+
+
+class _Faults:
+    """Finds out whether libvips complained during a read.
+
+    It has one error buffer for all threads. Who finds a message in it empties it and counts up; other reads
+    during which the count went up may have been the cause, so they fail as well and are tried again.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def begin(self) -> int:
+        """Forgets old messages; what it returns is for `end`."""
+        self._take()
+        return self._count
+
+    def end(self, begun: int) -> str:
+        """What was complained about since; empty: nothing."""
+        return self._take() or (_PARALLEL_READ if self._count != begun else "")
+
+    def _take(self) -> str:
+        text = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
+        if not text:
+            return ""
+        with self._lock:
+            self._count += 1
+            pyvips.vips_lib.vips_error_clear()
+        return " ".join(text.decode(errors="replace").split())
+
+
+_faults = _Faults()
+
+
+class VipsReader:
+    """Reads the levels of a file with libvips; several threads may."""
+
+    def __init__(self, path: Path, kind: str, levels: Sequence[Level]) -> None:
+        self.path, self.kind, self._levels = path, kind, levels
+        self._threads = threading.local()
+        self._handles: list[dict[int, _Handle]] = []  # of all threads
+        self._missing: dict[int, np.ndarray] = {}  # tiles that are not in the file, looked for after an error
+        self._lock = threading.Lock()
+
+    def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """A region that is inside: uint8 (h, w, 3), a label (h, w). ReadError if it cannot be decoded."""
+        if level not in self._missing:
+            try:
+                return self._fetch(x, y, width, height, level)
+            except ReadError:
+                missing = missing_tiles(self.path, self._levels[level])
+                if missing is None or not missing.any():
+                    raise
+                self._missing[level] = missing
+        return self._fetch_sparse(x, y, width, height, level)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(handle.held_bytes for handles in self._handles for handle in list(handles.values()))
+
+    def close(self) -> None:
+        with self._lock:
+            for handles in self._handles:
+                handles.clear()
+
+    def _fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        handles = self._thread_handles()
+        try:
+            if level not in handles:
+                handles[level] = _Handle(vips_image(self.path, self.kind, self._levels[level].options))
+            handle = handles[level]
+            begun = _faults.begin()
+            data = handle.region.fetch(x, y, width, height)
+            problem = _faults.end(begun)
+        except (pyvips.Error, DataError) as error:
+            problem = one_line(error)
+        if problem:
+            handles.pop(level, None)  # it may keep the damaged tile, and give it without a word the next time
+            raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {problem}")
+        self._count(handles, level, width, height)
+        pixels = np.frombuffer(data, np.uint8).reshape(height, width, handle.bands)
+        if self.kind == "label":
+            return pixels[:, :, 0]
+        return pixels if handle.bands == 3 else np.repeat(pixels, 3, axis=2)
+
+    def _fetch_sparse(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """Tile by tile, white (a label: 0) where the file has none: TIFFs may leave out what was not scanned."""
+        shape = (height, width) if self.kind == "label" else (height, width, 3)
+        pixels = np.full(shape, 0 if self.kind == "label" else 255, np.uint8)
+        missing = self._missing[level]
+        tile_width, tile_height = self._levels[level].tile or (width, height)
+        for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
+            top, bottom = max(y, row * tile_height), min(y + height, (row + 1) * tile_height)
+            for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
+                if not missing[row, column]:
+                    left, right = max(x, column * tile_width), min(x + width, (column + 1) * tile_width)
+                    part = self._fetch(left, top, right - left, bottom - top, level)
+                    pixels[top - y : bottom - y, left - x : right - x] = part
+        return pixels
+
+    def _thread_handles(self) -> dict[int, _Handle]:
+        handles: dict[int, _Handle] | None = getattr(self._threads, "handles", None)
+        if handles is None:
+            handles = self._threads.handles = {}
+            with self._lock:
+                self._handles.append(handles)
+        return handles
+
+    def _count(self, handles: dict[int, _Handle], level: int, width: int, height: int) -> None:
+        """Adds what a read leaves in libvips' tile cache; a level that holds too much is opened anew next time."""
+        spec, handle = self._levels[level], handles[level]
+        if spec.tile is None:
+            handle.held_bytes = spec.width * spec.height * handle.bands
+            return
+        columns, rows = (-(-size // tile) + 1 for size, tile in zip((width, height), spec.tile))
+        two_rows = 2 * (-(-spec.width // spec.tile[0]) + 1)
+        tile_bytes = spec.tile[0] * spec.tile[1] * handle.bands
+        handle.held_bytes = min(handle.held_bytes + columns * rows * tile_bytes, two_rows * tile_bytes)
+        if handle.held_bytes > MAX_LEVEL_BYTES:
+            del handles[level]
+
+
+class OpenSlideReader:
+    """Reads the levels of a file with OpenSlide; several threads may."""
+
+    held_bytes = 0  # the cache is one for all slides
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.slide = openslide.OpenSlide(self.path)
+            self.slide.set_cache(_openslide_cache())
+        except openslide.OpenSlideError as error:
+            raise DataError(f"{self.path}: cannot be opened: {error}") from error
+
+    def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """As of `VipsReader`."""
+        downsample = self.slide.level_downsamples[level]
+        corner_l0 = (round(x * downsample), round(y * downsample))
+        try:
+            rgba = np.asarray(self.slide.read_region(corner_l0, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            with self._lock:
+                self._open()  # OpenSlide refuses everything after an error
+            raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {error}") from error
+        if self.kind == "label":
+            return np.ascontiguousarray(rgba[:, :, 0])
+        pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+        pixels[rgba[:, :, 3] == 0] = 255  # never scanned
+        return pixels
+
+    def close(self) -> None:
+        self.slide.close()
+
+
+def region_name(x: int, y: int, width: int, height: int, level: int) -> str:
+    return f"level {level}, x {x}, y {y}, {width} × {height}"
+
+
+_shared_cache: list[Any] = []
+
+
+def _openslide_cache() -> Any:
+    if not _shared_cache:
+        _shared_cache.append(openslide.OpenSlideCache(OPENSLIDE_CACHE_BYTES))
+    return _shared_cache[0]
