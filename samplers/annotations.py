@@ -1,6 +1,6 @@
 """Reads annotations: ASAP's XML and QuPath's GeoJSON. Gives polygons in level-0 pixels, each with its group.
 
-What is no area (dots, lines, a polygon of two points) is left out with a reason; what makes the file as a whole
+What is no area (dots, lines, a polygon of two points) is left out with a reason; what makes the whole file
 untrustworthy (no XML, an entity bomb, NaN coordinates) is a DataError.
 """
 
@@ -137,7 +137,7 @@ def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
 
 
 def _area(rings: Iterable[np.ndarray]) -> shapely.Geometry | None:
-    """A valid Polygon or MultiPolygon of an outer ring and holes (even-odd where it crosses itself), or None."""
+    """Valid Polygon or MultiPolygon of an outer ring and holes, even-odd where it crosses itself; or None."""
     usable = [points for points in rings if len(points) >= 3]
     if not usable:
         return None

@@ -119,7 +119,7 @@ class VipsReader:
         return pixels if handle.bands == 3 else np.repeat(pixels, 3, axis=2)
 
     def _fetch_sparse(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Tile by tile, white (a label: 0) where the file has none: TIFFs may leave out what was not scanned."""
+        """Tile by tile, white (a label: 0) where there is none: TIFFs may leave out what was not scanned."""
         shape = (height, width) if self.kind == "label" else (height, width, 3)
         pixels = np.full(shape, 0 if self.kind == "label" else 255, np.uint8)
         missing = self._missing[level]
@@ -142,7 +142,7 @@ class VipsReader:
         return handles
 
     def _count(self, handles: dict[int, _Handle], level: int, width: int, height: int) -> None:
-        """Adds what a read leaves in libvips' tile cache; a level that holds too much is opened anew next time."""
+        """Adds what a read leaves in libvips' tile cache; a level with too much is opened anew next time."""
         spec, handle = self._levels[level], handles[level]
         if spec.tile is None:
             handle.held_bytes = spec.width * spec.height * handle.bands

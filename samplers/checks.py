@@ -27,7 +27,11 @@ _THUMBNAIL = 1024  # pixels of the longer side, for finding tissue
 
 
 def check_pair(
-    slide_path: Path, label_path: Path | None, label_map: LabelMap, img_size: int, resolution: float | None = None
+    slide_path: Path,
+    label_path: Path | None,
+    label_map: LabelMap,
+    img_size: int,
+    resolution: float | None = None,
 ) -> list[str]:
     """The reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
 
@@ -55,11 +59,12 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
     reasons = []
     if resolution is not None and not slide.spacing_known and slide.path.suffix.lower() not in _PLAIN_IMAGES:
         reasons.append(f"{slide.path}: spacing missing, patches of {resolution:g} µm/px cannot be cut")
-    size_l0 = ceil(img_size * (resolution / slide.spacing if resolution is not None else 1) - 0.001 * img_size)
+    size_l0 = ceil(
+        img_size * (resolution / slide.spacing if resolution is not None else 1) - 0.001 * img_size
+    )
     if min(slide.width, slide.height) < size_l0:
-        reasons.append(
-            f"{slide.path}: {slide.width} × {slide.height} pixels are smaller than a patch of {size_l0} × {size_l0}"
-        )
+        size = f"{slide.width} × {slide.height}"
+        reasons.append(f"{slide.path}: {size} pixels are smaller than a patch of {size_l0} × {size_l0}")
     thumbnail = slide.thumbnail(_THUMBNAIL)
     if not tissue_mask(thumbnail, slide.spacing * slide.width / thumbnail.shape[1]).any():
         reasons.append(f"{slide.path}: no tissue")
@@ -123,8 +128,8 @@ def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str
         return []
     end = int((offsets + counts)[behind].max())
     return [
-        f"{name} {behind[0]} of image {page.index} ({len(behind)} of {len(offsets)}) ends behind the end of the "
-        f"file (at {end} of {file_size} bytes): it is truncated or damaged"
+        f"{name} {behind[0]} of image {page.index} ({len(behind)} of {len(offsets)}) ends behind the "
+        f"file's end (at {end} of {file_size} bytes): it is truncated or damaged"
     ]
 
 

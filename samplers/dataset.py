@@ -62,7 +62,9 @@ def find_pairs(
     if orphans:
         raise DataError(f"{len(orphans)} labels without a slide in {slide_path}: {_names(orphans)}")
     pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
-    lacking = [pair for pair in pairs if pair.label is None and not pair.name.casefold().startswith("normal_")]
+    lacking = [
+        pair for pair in pairs if pair.label is None and not pair.name.casefold().startswith("normal_")
+    ]
     warnings = []
     if lacking and unlabelled != "normal":
         message = f"{len(lacking)} slides without a label in {label_path}: {_names(p.slide for p in lacking)}"
@@ -98,8 +100,8 @@ def split_pairs(
 ) -> tuple[list[SlidePair], list[SlidePair]]:
     """Training and validation pairs: the part `val_split` of the slides, by `seed`, whatever their order.
 
-    All nodes of a CAMELYON17 patient are on one side. Slides with and without label are divided alone, so that
-    both sides have some with a label if there are two. DataError if there is nothing to divide.
+    All nodes of a CAMELYON17 patient are on one side. Slides with a label are divided apart from the others,
+    so that both sides have some if there are two. DataError if there is nothing to divide.
     """
     if not 0 <= val_split < 1:
         raise ValueError(f"the validation split is {val_split}, must be at least 0 and less than 1")
@@ -109,7 +111,7 @@ def split_pairs(
     for pair in sorted(pairs, key=lambda pair: (pair.name, str(pair.slide))):
         groups[patient_of(pair) or str(pair.slide)].append(pair)
     if len(groups) < 2:
-        raise DataError(f"{len(groups)} slides (or patients) cannot be divided for validation, at least 2 are needed")
+        raise DataError(f"{len(groups)} slides or patients cannot be divided for validation, 2 are needed")
     rng = np.random.default_rng(seed)
     labelled = [group for group in groups.values() if any(pair.label for pair in group)]
     normal = [group for group in groups.values() if not any(pair.label for pair in group)]

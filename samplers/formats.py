@@ -54,7 +54,7 @@ def vendor_of(path: Path) -> str | None:
 
 
 def vips_image(path: Path, kind: str, options: dict[str, int]) -> Any:
-    """A level as a libvips image of 8-bit RGB or grey; of a label with one band. DataError if it cannot be."""
+    """A level as libvips image of 8-bit RGB or grey, of a label with one band. DataError if it cannot be."""
     try:
         # Random access: sequential reading refuses to go back.
         image = pyvips.Image.new_from_file(str(path), access="random", fail_on="error", **options)

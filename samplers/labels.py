@@ -1,12 +1,12 @@
-"""Labels behind one interface: masks (TIFF, PNG, …), ASAP XML, QuPath GeoJSON, or none (a slide without tumour).
+"""Labels behind one interface: masks (TIFF, PNG, …), ASAP XML, QuPath GeoJSON, or none (no tumour).
 
-Positions are in level 0 of the *slide*, sizes in pixels at a downsample of the slide, values are classes (uint8).
-Annotations are never drawn over a whole slide (21 GB for one of CAMELYON16), but per patch through a spatial index.
+Positions are in level 0 of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8).
+Annotations are never drawn over a whole slide (21 GB for one of CAMELYON16), but per patch, through a
+spatial index.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,61 +17,20 @@ import shapely
 
 from samplers import polygons
 from samplers.annotations import Outline, read_asap, read_geojson
+from samplers.label_map import DEFAULT_GROUPS, LabelMap
 from samplers.slide import DataError, Slide, inside
 
-# Painted in this order: exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
-DEFAULT_GROUPS = (
-    *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
-    *(("_2", 0), ("normal", 0), ("Exclusion", 0), ("None", 0)),
-)
+__all__ = ["DEFAULT_GROUPS", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
+
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
 _REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
 _MAX_MASK_PIXELS = 64 << 20  # read at most for a mask's thumbnail
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """Which class an annotation group is, in the order of painting. Other groups are left out.
-
-    For a mask a group that is a number is a pixel value (`255:1`); without any, all nonzero pixels are class 1.
-    """
-
-    groups: tuple[tuple[str, int], ...] = DEFAULT_GROUPS
-
-    @property
-    def num_classes(self) -> int:
-        """Largest class + 1, at least 2."""
-        return max(2, *(value + 1 for _, value in self.groups))
-
-    @classmethod
-    def parse(cls, items: Sequence[str] | None) -> LabelMap:
-        """Of `["_0:1", "_2:0"]`; None or empty: the default. ValueError names the item that is wrong."""
-        groups: dict[str, int] = {}
-        for item in items or ():
-            group, _, value = item.rpartition(":")
-            if not group or not re.fullmatch("[0-9]{1,3}", value) or int(value) > 254:
-                raise ValueError(f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254")
-            if group in groups:
-                raise ValueError(f"label map: {item!r}: the group is there twice")
-            groups[group] = int(value)
-        return cls(tuple(groups.items())) if groups else cls()
-
-    def values(self) -> np.ndarray:
-        """Class of each value of a mask: uint8 (256,)."""
-        pixel_values = {
-            int(group): value for group, value in self.groups if group.isdigit() and int(group) < 256
-        }
-        table = np.zeros(256, np.uint8)
-        if not pixel_values:
-            table[1:] = 1
-        for pixel_value, value in pixel_values.items():
-            table[pixel_value] = value
-        return table
+_MAX_STRIP_PIXELS = 16 << 20  # and at once
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A labelled area: what is visible of it, that is without what is painted over it and inside the slide."""
+    """A labelled area: what is visible of it, inside the slide and without what is painted over it."""
 
     polygon: shapely.Geometry  # Polygon or MultiPolygon, level 0
     value: int  # class
@@ -89,8 +48,8 @@ class Label:
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
         """Classes of a region of `width` × `height` pixels of `downsample`: uint8 (height, width).
 
-        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError for a region
-        that is not inside the slide, ReadError if a mask cannot be decoded.
+        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError for a
+        region that is not inside the slide, ReadError if a mask cannot be decoded.
         """
         for start, size, limit in ((x_l0, width, self.size[0]), (y_l0, height, self.size[1])):
             inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
@@ -100,9 +59,10 @@ class Label:
         return np.zeros((height, width), np.uint8)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """The whole slide: uint8 (height, width). A class other than 0 shows wherever it covers any part of a pixel,
+        """The whole slide: uint8 (height, width).
 
-        so that no lesion is too small to be seen; 0 only where it covers all of it.
+        A class other than 0 shows wherever it covers any part of a pixel, so that no lesion is too small to
+        be seen; 0 shows where it covers all of it.
         """
         return np.zeros((height, width), np.uint8)
 
@@ -178,7 +138,7 @@ class PolygonLabel(Label):
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
     ) -> list[tuple[int, tuple[int, int, int, int]]]:
-        """Which outlines lie in a window, in the order of painting, and the rows and columns that they cover."""
+        """Which outlines lie in a window, in the order of painting, and what rows and columns they cover."""
         window = shapely.box(x_l0, y_l0, x_l0 + width * downsample, y_l0 + height * downsample)
         result = []
         for number in sorted(int(i) for i in self._tree.query(window)):
@@ -192,7 +152,7 @@ class PolygonLabel(Label):
 
 
 class MaskLabel(Label):
-    """A mask image of the slide's extent: of its size, or a whole or pyramid downsample of it (see `_mask_scale`)."""
+    """A mask image of the slide's extent: of its size or a downsample of it, see `_mask_scale`."""
 
     def __init__(self, path: Path, slide: Slide, label_map: LabelMap) -> None:
         super().__init__((slide.width, slide.height))
@@ -207,27 +167,28 @@ class MaskLabel(Label):
         return cv2.LUT(pixels, self._values)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """From the finest level of at most 64 Mpx, by the largest class of a pixel's part."""
+        """From the finest level of at most 64 Mpx; the largest class of all that a pixel covers."""
         sizes = self.mask.level_sizes
         level = next((i for i, (w, h) in enumerate(sizes) if w * h <= _MAX_MASK_PIXELS), len(sizes) - 1)
         level_width, level_height = sizes[level]
         width_px, height_px = min(width, level_width), min(height, level_height)
         columns = np.arange(width_px) * level_width // width_px
-        rows = np.arange(height_px + 1) * level_height // height_px
+        rows = np.arange(height_px) * level_height // height_px
+        span = (-(-level_height // height_px), -(-level_width // width_px))  # of the level a pixel
         result = np.empty((height_px, width_px), np.uint8)
-        step = max(1, (16 << 20) * height_px // (level_width * level_height))
+        step = max(1, int(_MAX_STRIP_PIXELS / level_width / span[0]))
         for first in range(0, height_px, step):
-            last = min(first + step, height_px)
-            y_l0 = round(rows[first] * self.mask.downsamples[level])
-            strip = self.mask.read(0, y_l0, level_width, int(rows[last] - rows[first]), level)
-            classes = np.maximum.reduceat(cv2.LUT(strip, self._values), rows[first:last] - rows[first], axis=0)
-            result[first:last] = np.maximum.reduceat(classes, columns, axis=1)
+            part = rows[first : first + step]
+            bottom = min(int(part[-1]) + span[0], level_height)
+            strip = self.mask.read_level(0, int(part[0]), level_width, bottom - int(part[0]), level)
+            classes = cv2.dilate(cv2.LUT(strip, self._values), np.ones(span, np.uint8), anchor=(0, 0))
+            result[first : first + step] = classes[np.ix_(part - part[0], columns)]
         if (width_px, height_px) == (width, height):
             return result
         return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def annotations(self) -> list[Annotation]:
-        """Connected regions (by edges) of a picture of at most 2048 pixels: right to a pixel of that picture."""
+        """Regions connected by edges, found on a picture of at most 2048 pixels, and right to one of them."""
         shrink = max(1.0, max(self.size) / _REGION_SIDE)
         width, height = (max(1, round(side / shrink)) for side in self.size)
         classes = self.thumbnail(width, height)
@@ -235,7 +196,7 @@ class MaskLabel(Label):
         found = []
         for value in (int(v) for v in np.unique(classes) if v):
             count, regions = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
-            polygon_of = _region_polygons(regions, count, scale)
+            polygon_of = polygons.outlines_of(regions, count, scale)
             found += [Annotation(polygon, value, str(value)) for polygon in polygon_of]
         return found
 
@@ -263,33 +224,22 @@ def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
 
 
 def _mask_scale(mask: Slide, slide: Slide) -> float:
-    """How many level-0 pixels of the slide a pixel of the mask spans. DataError if the mask is of another size.
+    """How many level-0 pixels of the slide a pixel of the mask spans. DataError: it is of another size.
 
-    A mask has the slide's size, or that of the slide shrunk by a whole number or by one of its own downsamples,
-    rounded either way; then its spacing, where both are known, must say the same.
+    A mask has the slide's size, or that size shrunk and rounded: by a whole number or one of the slide's
+    downsamples if both spacings are known and say so, else only by one of the slide's downsamples.
     """
     size, full = (mask.width, mask.height), (slide.width, slide.height)
     if size == full:
         return 1.0
     for scale in sorted({float(round(full[0] / size[0])), *slide.downsamples}):
         fits = scale > 1 and all(abs(f / scale - s) < 1 for f, s in zip(full, size))
-        known = mask.spacing_known and slide.spacing_known
-        if fits and (
-            abs(mask.spacing / slide.spacing / scale - 1) < 0.02 if known else scale in slide.downsamples
-        ):
+        if mask.spacing_known and slide.spacing_known:
+            fits &= abs(mask.spacing / slide.spacing / scale - 1) < 0.02
+        else:
+            fits &= scale in slide.downsamples
+        if fits:
             return scale
     raise DataError(
         f"{mask.path}: is {size[0]} × {size[1]} pixels, but the slide {slide.path} is {full[0]} × {full[1]}"
     )
-
-
-def _region_polygons(regions: np.ndarray, count: int, scale: tuple[float, float]) -> list[shapely.Geometry]:
-    """Outlines along pixel edges of the regions 1 … count - 1: polygons with holes, pixels times `scale`."""
-    edge = np.ones((regions.shape[0], 1), bool)
-    starts = np.hstack([edge, regions[:, 1:] != regions[:, :-1]])
-    rows, left = np.nonzero(starts & (regions > 0))
-    ends = np.hstack([regions[:, 1:] != regions[:, :-1], edge])
-    right = np.nonzero(ends & (regions > 0))[1] + 1
-    boxes = shapely.box(left * scale[0], rows * scale[1], right * scale[0], (rows + 1) * scale[1])
-    owner = regions[rows, left]
-    return [shapely.union_all(boxes[owner == number]) for number in range(1, count)]

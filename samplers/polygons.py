@@ -14,7 +14,7 @@ _STEPS_PER_PIXEL = 8  # in which `touched` follows an outline
 
 
 def edges_of(geometry: shapely.Geometry) -> np.ndarray:
-    """All edges of the rings of a polygon or multipolygon: float64 (4, n), rows x1, y1, x2, y2 with y1 ≤ y2."""
+    """All edges of a polygon's or multipolygon's rings: float64 (4, n), rows x1, y1, x2, y2, with y1 ≤ y2."""
     parts = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
     if not parts:
         return np.zeros((4, 0))
@@ -61,3 +61,17 @@ def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, down
     result = np.zeros((height, width), bool)
     result[row[hit], column[hit]] = True
     return result
+
+
+def outlines_of(regions: np.ndarray, count: int, scale: tuple[float, float]) -> list[shapely.Geometry]:
+    """Outlines along pixel edges of the regions 1 … count - 1: polygons with holes, pixels times `scale`."""
+    edge = np.ones((regions.shape[0], 1), bool)
+    starts = np.hstack([edge, regions[:, 1:] != regions[:, :-1]])
+    rows, left = np.nonzero(starts & (regions > 0))
+    ends = np.hstack([regions[:, 1:] != regions[:, :-1], edge])
+    right = np.nonzero(ends & (regions > 0))[1] + 1
+    boxes = shapely.box(left * scale[0], rows * scale[1], right * scale[0], (rows + 1) * scale[1])
+    owner = regions[rows, left]
+    order = np.argsort(owner, kind="stable")
+    first_of_region = np.searchsorted(owner[order], np.arange(2, count))
+    return [shapely.union_all(part) for part in np.split(boxes[order], first_of_region)] if count > 1 else []

@@ -78,9 +78,9 @@ class Slide:
         return openslide_levels(reader.slide)
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """Region of `width` × `height` pixels of `level`, its corner at level 0: uint8 (h, w, 3), a label (h, w).
+        """Region of `width` × `height` pixels of `level`: uint8 (h, w, 3), a label (h, w).
 
-        The corner is rounded to the nearest pixel of the level.
+        The corner is in level 0, and rounded to the nearest pixel of the level.
         """
         if not 0 <= level < len(self.level_sizes):
             raise ValueError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes) - 1}")
@@ -114,7 +114,12 @@ class Slide:
         level = self.level_at_least(downsample)
         places = []
         for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level]):
-            inside(start / downsample, size, math.ceil(limit * self.downsamples[level] / downsample), str(self.path))
+            inside(
+                start / downsample,
+                size,
+                math.ceil(limit * self.downsamples[level] / downsample),
+                str(self.path),
+            )
             centres = (start + (np.arange(size) + 0.5) * downsample) / self.downsamples[level]
             places.append(np.minimum(centres.astype(np.int64), limit - 1))
         xs, ys = places
@@ -123,7 +128,7 @@ class Slide:
         return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
 
     def thumbnail(self, max_side: int) -> np.ndarray:
-        """The whole slide, its longer side `max_side` pixels or that of level 0: uint8 (h, w, 3), a label (h, w).
+        """The whole slide, its longer side `max_side` pixels or level 0's: uint8 (h, w, 3), a label (h, w).
 
         From the next finer level, in strips of rows; slow for a large slide without a pyramid.
         """
@@ -142,14 +147,16 @@ class Slide:
         return np.concatenate(strips)
 
     def level_at_least(self, downsample: float) -> int:
-        """The coarsest level whose downsample is at most `downsample` (to 0.1 %: 4.0003 will do for 4), else 0."""
+        """The coarsest level of at most this downsample (to 0.1 %: 4.0003 will do for 4), else 0."""
         return max(i for i, d in enumerate(self.downsamples) if i == 0 or d <= downsample * 1.001)
 
     def read_level(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
         """Like `read`, with the corner in pixels of `level`."""
         level_width, level_height = self.level_sizes[level]
         if min(x, y, width - 1, height - 1) < 0 or x + width > level_width or y + height > level_height:
-            raise ValueError(f"{self.path}: {region_name(x, y, width, height, level)} of {level_width} × {level_height}")
+            raise ValueError(
+                f"{self.path}: {region_name(x, y, width, height, level)} of {level_width} × {level_height}"
+            )
         if self._closed:
             raise ValueError(f"{self.path}: is closed")
         return self._reader.fetch(x, y, width, height, level)
@@ -210,9 +217,9 @@ class SlideCache:
 
 
 def inside(start: float, size: int, limit: int, name: str) -> int:
-    """`start` rounded to a pixel such that `size` pixels end before `limit`; ValueError if they are not inside.
+    """`start` rounded to a pixel such that `size` pixels end before `limit`; ValueError: they are not inside.
 
-    With a pixel of tolerance at the end: a level's size is rounded, what ends with level 0 may end behind it.
+    With a pixel of tolerance: a level's size is rounded, so what ends with level 0 may end behind it.
     """
     if size < 1 or start < 0 or start + size >= limit + 1 or size > limit:
         raise ValueError(f"{name}: {start:g} + {size} pixels are not inside of 0 to {limit}")

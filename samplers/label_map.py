@@ -1,0 +1,54 @@
+"""Which class an annotation group, or the value of a mask, is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# In this order, as exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
+DEFAULT_GROUPS = (
+    *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
+    *(("_2", 0), ("normal", 0), ("Exclusion", 0), ("None", 0)),
+)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Which class an annotation group is, in the order of painting. Other groups are left out.
+
+    For a mask a group that is a number is a pixel value (`255:1`); without any, all nonzero is class 1.
+    """
+
+    groups: tuple[tuple[str, int], ...] = DEFAULT_GROUPS
+
+    @property
+    def num_classes(self) -> int:
+        """Largest class + 1, at least 2."""
+        return max(2, *(value + 1 for _, value in self.groups))
+
+    @classmethod
+    def parse(cls, items: Sequence[str] | None) -> LabelMap:
+        """Of `["_0:1", "_2:0"]`; None or empty: the default. ValueError names the item that is wrong."""
+        groups: dict[str, int] = {}
+        for item in items or ():
+            group, _, value = item.rpartition(":")
+            if not group or not re.fullmatch("[0-9]{1,3}", value) or int(value) > 254:
+                raise ValueError(f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254")
+            if group in groups:
+                raise ValueError(f"label map: {item!r}: the group is there twice")
+            groups[group] = int(value)
+        return cls(tuple(groups.items())) if groups else cls()
+
+    def values(self) -> np.ndarray:
+        """Class of each value of a mask: uint8 (256,)."""
+        numbers = {int(group): value for group, value in self.groups if group.isdecimal()}
+        pixel_values = {number: value for number, value in numbers.items() if number < 256}
+        table = np.zeros(256, np.uint8)
+        if not pixel_values:
+            table[1:] = 1
+        for pixel_value, value in pixel_values.items():
+            table[pixel_value] = value
+        return table
