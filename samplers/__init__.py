@@ -41,8 +41,8 @@ def training_loader(
 ) -> Loader:
     """Endless batches of a rank, from batch `start` on; `pairs` are all training slides.
 
-    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process). Errors that
-    come up while drawing, such as that no slide has tumour, are raised by the iteration as SamplerError.
+    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process). Errors
+    that come up while drawing, such as that no slide has tumour, are raised by the iteration: SamplerError.
     """
     pairs = _absolute(pairs)
     allowed = config.bad_slides_allowed(len(share_slides(pairs, rank, size, config.seed)))
@@ -55,8 +55,8 @@ def validation_loader(
 ) -> Loader:
     """The rank's part of the fixed validation patches, from the first one at each `iter()`, not augmented.
 
-    The union over ranks is the same for every number of ranks; ranks may have different numbers of batches, some
-    none, and the last batch may be smaller. Reads the thumbnails of all validation slides before it returns.
+    The union over ranks is the same for every number of ranks; ranks may have different numbers of batches,
+    some none, and the last batch may be smaller. Reads the thumbnails of all these slides before it returns.
     """
     pairs = _absolute(pairs)
     mine = validation_patches(pairs, config)[rank::size]

@@ -24,10 +24,10 @@ _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0)  # optical density of 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One drawn augmentation. turn: flip along x, along y, and transpose, as bits; table: uint8 (1, 256, 3)."""
+    """One drawn augmentation."""
 
-    turn: int
-    table: np.ndarray
+    turn: int  # bits: flip along x, flip along y, then transpose
+    table: np.ndarray  # new value of each value of each channel, uint8 (1, 256, 3)
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Augmentation:

@@ -40,7 +40,7 @@ class Proposal:
 
 
 class DrawingSampler:
-    """Draws each patch of a batch: what `propose` of the subclass gives, checked on the label and the image."""
+    """Draws each patch of a batch: what a subclass proposes, checked on the label and the image."""
 
     def __init__(self, config: SamplerConfig, rank: int) -> None:
         self.config, self.rank = config, rank

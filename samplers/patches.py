@@ -1,10 +1,10 @@
-"""What a sampler takes and gives: the configuration, a patch, a batch, the error, and a rank's share of slides."""
+"""What a sampler takes and gives: configuration, patch, batch, error, and a rank's share of the slides."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ class SamplerConfig:
     batch_tumor_ratio: float = 1.0
     bb_downsample: int = 7
     resolution: float | None = None
-    label_map: LabelMap = LabelMap()
+    label_map: LabelMap = field(default_factory=LabelMap)
     seed: int = 0
     augment: bool = False
     annotation_weighting: str = "balanced"

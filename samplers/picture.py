@@ -1,4 +1,4 @@
-"""Pictures of what is sampled: a slide's thumbnail with the outlines of tissue and tumour and the drawn patches."""
+"""Pictures of what is sampled: a thumbnail with the outlines of tissue and tumour and the drawn patches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def draw_samples(
 ) -> list[Path]:
     """Writes `folder`/<slide>.png for the slides that the patches are of, at most `max_slides` of them.
 
-    Green: outline of the tissue, red: of the tumour, orange: patches with tumour, blue: others. Returns the files.
-    DataError or ReadError: a slide cannot be read.
+    Green: outline of the tissue, red: of the tumour, orange: patches with tumour, blue: others. Returns the
+    files. DataError or ReadError: a slide cannot be read.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     of_slide: dict[str, list[PatchInfo]] = {}

@@ -6,8 +6,8 @@ An annotation is drawn by `annotation_weighting`:
     count      each annotation with the same chance
     area       by its area
 
-then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on the point and
-moved inside of the slide. The connected regions of a mask are its annotations.
+then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on it
+and moved inside of the slide. The connected regions of a mask are its annotations.
 """
 
 from __future__ import annotations

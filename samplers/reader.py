@@ -1,4 +1,4 @@
-"""The slides and labels of a sampler: opened when needed, a bounded number at a time, failing reads tried again."""
+"""The slides and labels of a sampler: a bounded number of them open, failing reads tried again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from samplers.dataset import SlidePair
-from samplers.labels import Label, open_label
+from samplers.labels import Label, MaskLabel, open_label
 from samplers.patches import SamplerConfig
 from samplers.slide import DataError, ReadError, Slide, SlideCache
 from samplers.tissue import tissue_mask
@@ -70,13 +70,13 @@ class OpenPair:
 
     @property
     def held_bytes(self) -> int:
-        return self.slide.held_bytes + int(getattr(self.label, "held_bytes", 0))
+        """About what the pair keeps in memory (samplers.slide.SlideCache bounds it)."""
+        mask = self.label.mask.held_bytes if isinstance(self.label, MaskLabel) else 0
+        return self.slide.held_bytes + self.label.held_bytes + mask
 
     def close(self) -> None:
         self.slide.close()
-        label_close: Callable[[], None] | None = getattr(self.label, "close", None)
-        if label_close:
-            label_close()
+        self.label.close()
 
 
 class PairReader:
@@ -104,12 +104,12 @@ class PairReader:
 
 @dataclass(frozen=True)
 class Overview:
-    """A slide at low magnification: pixel (x, y) covers `cell` = (width, height) level-0 pixels from (x, y) · cell."""
+    """A slide at low magnification: pixel (x, y) covers `cell` level-0 pixels from (x, y) · cell on."""
 
     thumbnail: np.ndarray  # uint8 RGB (h, w, 3)
     tissue: np.ndarray  # bool (h, w)
     tumour: np.ndarray  # bool (h, w): any part of the pixel has a class above 0
-    cell: tuple[float, float]
+    cell: tuple[float, float]  # (width, height)
 
 
 def overview(opened: OpenPair, level: int) -> Overview:

@@ -1,7 +1,7 @@
 """What a worker process and its consumer share: a ring of batches in memory, and how the worker is set up.
 
-The memory is an anonymous file (memfd) that both map: no name, so nothing stays behind after a kill -9, and no /dev/shm,
-which containers limit to 64 MB.
+The memory is an anonymous file (memfd) that both map: it has no name, so nothing stays behind after a
+kill -9, and is not in /dev/shm, which containers limit to 64 MB.
 """
 
 from __future__ import annotations

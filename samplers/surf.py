@@ -1,8 +1,8 @@
 """SURF sampler: patches around points of the tumour and of the other tissue, found on a thumbnail.
 
-A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the cell.
-The patch is centred on the point and moved inside of the slide. round(batch_size · batch_tumor_ratio) patches
-of a batch, the first ones, contain tumour, the others none.
+A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the
+cell. The patch is centred on the point and moved inside of the slide. round(batch_size · batch_tumor_ratio)
+patches of a batch, the first ones, contain tumour, the others none.
 """
 
 from __future__ import annotations

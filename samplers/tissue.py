@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 MIN_SATURATION, MIN_VALUE = 20, 20  # of 255: less is glass, less light is ink or the scanner's border
-CLOSE_UM, OPEN_UM = 100.0, 50.0  # gaps that are filled (lumina, fat), specks that are dust
+CLOSE_UM, OPEN_UM = 50.0, 25.0  # gaps that are filled (lumina, fat), specks that are dust
 MIN_CONTRAST = 15.0
 
 
@@ -23,13 +23,14 @@ def tissue_mask(thumbnail: np.ndarray, spacing_t: float) -> np.ndarray:
     """
     hsv = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)
     mask = cv2.inRange(hsv, (0, MIN_SATURATION, MIN_VALUE), (180, 255, 255))
-    for operation, extent_um in ((cv2.MORPH_CLOSE, CLOSE_UM), (cv2.MORPH_OPEN, OPEN_UM)):
-        # An odd kernel, so that the mask is not shifted; a kernel of 1 does nothing.
-        side = 2 * int(extent_um / spacing_t / 2 + 0.5) + 1
-        kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
-        # OpenCV's border value of closing (and opening) lets neither grow nor shrink at the edge.
-        mask = cv2.morphologyEx(mask, operation, kernel)
-    return mask > 0
+    # Odd kernels, so that the mask is not shifted; a kernel of 1 does nothing.
+    closing, opening = (2 * int(extent / spacing_t / 2 + 0.5) + 1 for extent in (CLOSE_UM, OPEN_UM))
+    # With a border of glass: else what lies near the slide's edge would be closed up to it.
+    mask = cv2.copyMakeBorder(mask, closing, closing, closing, closing, cv2.BORDER_CONSTANT, value=(0,))
+    for operation, side in ((cv2.MORPH_CLOSE, closing), (cv2.MORPH_OPEN, opening)):
+        mask = cv2.morphologyEx(mask, operation, cv2.getStructuringElement(cv2.MORPH_RECT, (side, side)))
+    mask = mask[closing:-closing, closing:-closing]
+    return np.asarray(mask > 0)
 
 
 def contours(mask: np.ndarray) -> list[np.ndarray]:
@@ -75,7 +76,7 @@ def window_sums(
 def cells_without(
     mask: np.ndarray, cell: Sequence[float], size_l0: int, slide_l0: Sequence[int]
 ) -> np.ndarray:
-    """The thumbnail pixels around which a patch meets no set pixel of the mask, wherever in the cell its centre is.
+    """The cells around which a patch meets no set pixel of the mask, wherever in the cell its centre is.
 
     mask: bool (h, w); cell: (x, y) side of a pixel; slide_l0: (width, height). A patch is moved inside of
     the slide (`patch_origin`). Returns bool (h, w).

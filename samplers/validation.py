@@ -1,7 +1,7 @@
 """The fixed patches of validation: a grid over each slide's lesions and other tissue.
 
-The list is a function of the slides, the seed, img_size and the spacing, whatever the number of ranks; rank r reads
-[r::size] of it.
+The list is a function of the slides, the seed, img_size and the spacing, whatever the number of ranks;
+rank r reads [r::size] of it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
 
 
 class GridSampler:
-    """Reads a fixed list of patches, batch after batch; the last batch may be smaller. See `patches.Sampler`."""
+    """Reads a fixed list of patches batch by batch; the last batch may be smaller. See `patches.Sampler`."""
 
     def __init__(self, items: Sequence[Item], config: SamplerConfig) -> None:
         self._items = items
