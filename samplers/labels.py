@@ -43,7 +43,6 @@ class Label:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size  # (width, height) of the slide at level 0
         self.left_out: list[str] = []  # what was not used of the file, each with its reason
-        self.held_bytes = 0
 
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
         """Classes of a region of `width` × `height` pixels of `downsample`: uint8 (height, width).
@@ -69,6 +68,14 @@ class Label:
     def annotations(self) -> list[Annotation]:
         """All labelled areas, in the order of painting."""
         return []
+
+    @property
+    def held_bytes(self) -> int:
+        """About what is kept in memory, for `SlideCache`."""
+        return 0
+
+    def release(self) -> None:
+        """Gives back what can be read again."""
 
     def close(self) -> None:
         """Closes the file, if one is open."""
@@ -99,7 +106,6 @@ class PolygonLabel(Label):
         self._values = [order[o.group][1] for o in self._outlines]
         self._edges = [polygons.edges_of(o.geometry) for o in self._outlines]
         self._tree = shapely.STRtree([o.geometry for o in self._outlines])
-        self.held_bytes = sum(edges.nbytes for edges in self._edges)
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
         classes = np.zeros((height, width), np.uint8)
@@ -134,6 +140,10 @@ class PolygonLabel(Label):
                 polygon = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
                 found.append(Annotation(polygon, value, outline.group))
         return found
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(edges.nbytes for edges in self._edges)
 
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
@@ -199,6 +209,13 @@ class MaskLabel(Label):
             polygon_of = polygons.outlines_of(regions, count, scale)
             found += [Annotation(polygon, value, str(value)) for polygon in polygon_of]
         return found
+
+    @property
+    def held_bytes(self) -> int:
+        return self.mask.held_bytes
+
+    def release(self) -> None:
+        self.mask.release()
 
     def close(self) -> None:
         self.mask.close()

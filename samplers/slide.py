@@ -166,6 +166,10 @@ class Slide:
         """About what libvips keeps of this slide in memory."""
         return self._reader.held_bytes
 
+    def release(self) -> None:
+        """Gives that memory back and leaves the slide open."""
+        self._reader.release()
+
     def close(self) -> None:
         self._closed = True
         self._reader.close()
@@ -180,7 +184,10 @@ class Slide:
 
 
 class SlideCache:
-    """Keeps what was last used open: at most `max_open` slides and about `max_bytes` of decoded tiles."""
+    """Keeps what was last used open: at most `max_open` slides and about `max_bytes` of decoded tiles.
+
+    Over `max_bytes` what was not used for longest is released, or closed if it has no `release`.
+    """
 
     def __init__(self, max_open: int = 16, max_bytes: int = 256 << 20) -> None:
         if max_open < 1:
@@ -195,9 +202,23 @@ class SlideCache:
             self._open.move_to_end(key)
         else:
             self._open[key] = opener(key)
-        while len(self._open) > 1 and (len(self._open) > self.max_open or self.held_bytes > self.max_bytes):
+        while len(self._open) > self.max_open:
             self._open.popitem(last=False)[1].close()
+        if self.held_bytes > self.max_bytes:
+            self._release(keep=key)
         return self._open[key]
+
+    def _release(self, keep: Hashable) -> None:
+        """Down to half of the limit, so that it is not for each read."""
+        excess = self.held_bytes - self.max_bytes // 2
+        for key, item in list(self._open.items()):
+            if key == keep or excess <= 0:
+                return
+            excess -= getattr(item, "held_bytes", 0)
+            if hasattr(item, "release"):
+                item.release()
+            else:
+                self.drop(key)
 
     def drop(self, key: Hashable) -> None:
         """Closes what belongs to `key`, if it is open."""
