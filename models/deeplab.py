@@ -1,7 +1,7 @@
 """DeepLabV3+ (arXiv 1802.02611) with the modified aligned Xception-65.
 
-Layers have the names, order and weights of the public `deeplabv3_xception_tf_dim_ordering_tf_kernels.h5`. As in the
-network that file belongs to, and in the original TensorFlow code, bilinear resizing aligns corners.
+Layers have the names, order and weights of the public `deeplabv3_xception_tf_dim_ordering_tf_kernels.h5`. As
+in the network that file belongs to, and in the original TensorFlow code, bilinear resizing aligns corners.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from models.layers import Norm, act, conv_bn_act, float32
 
 DECODER_EPSILON = 1e-5  # of batch normalization from the ASPP on; Xception has the default
 MIDDLE_UNITS = 16
-# output stride → stride of entry block 3; dilation of middle flow, exit blocks 1 and 2, and the three ASPP branches
+# output stride → stride of entry block 3; dilations of middle flow, exit blocks 1 and 2, ASPP's branches
 ATROUS: dict[int, tuple[int, int, int, int, tuple[int, int, int]]] = {
     16: (2, 1, 1, 2, (6, 12, 18)),
     8: (1, 2, 2, 4, (12, 24, 36)),
@@ -37,7 +37,7 @@ def sep_conv(
     rate: int = 1,
     inner_relu: bool = False,
 ) -> tf.Tensor:
-    """Depthwise 3x3 and pointwise convolution, each with batch normalization. (B, H, W, C) → (B, H', W', filters)
+    """Depthwise 3x3 and pointwise convolution, each with batch norm. (B, H, W, C) → (B, H', W', filters)
 
     ReLU comes before (Xception), or with `inner_relu` after each of the two (exit block 2, ASPP, decoder).
     """
@@ -69,7 +69,7 @@ def xception_block(
     rate: int = 1,
     inner_relu: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Three separable convolutions and a shortcut ("conv", "sum" or "none"): (output, what the second one gives).
+    """Three separable convolutions and a shortcut ("conv", "sum" or "none"): (output, the second one's).
 
     The stride is the third's. (B, H, W, C) → (B, H', W', filters[2]), (B, H, W, filters[1])
     """
@@ -102,7 +102,7 @@ def xception_block(
 
 
 def xception65(images: tf.Tensor, output_stride: int, norm: Norm) -> dict[int, tf.Tensor]:
-    """Levels {2: stride 4 for the decoder's skip, 4: at `output_stride`} of normalised images (B, H, W, 3)."""
+    """Levels {2: stride 4, the decoder's skip; 4: at `output_stride`} of normalised images (B, H, W, 3)."""
     stride3, middle_rate, exit1_rate, exit2_rate, _ = ATROUS[output_stride]
     x = conv_bn_act(
         images, conv2d(32, 3, "entry_flow_conv1_1", strides=2), norm, "entry_flow_conv1_1_BN", "relu"
@@ -166,7 +166,7 @@ def build(images: tf.Tensor, num_classes: int, output_stride: int, norm: Norm) -
 
 @keras.utils.register_keras_serializable("models")
 class ResizeLike(keras.layers.Layer):
-    """Bilinear resize of the first input (B, h, w, C) to the height and width of the second, corners aligned."""
+    """Bilinear resize of the first input (B, h, w, C) to the second's height and width, corners aligned."""
 
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         x, like = inputs

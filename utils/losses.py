@@ -14,7 +14,7 @@ DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor predict
 
 
 def make_loss(name: str, pos_weight: float = 1.0, neg_weight: float = 1.0) -> Loss:
-    """Loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, a mean over pixels.
+    """Loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, a mean.
 
     Pixels of class 0 weigh `neg_weight`, all others `pos_weight`. Dice balances the classes itself and takes
     no weights: ValueError if they differ, rather than an option that does nothing.

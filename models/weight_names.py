@@ -1,0 +1,104 @@
+"""Names of variables that mean the same whatever file or model they come from.
+
+Files number things: a BiFPN node by its place in a cell that may start at another level, a layer by how often
+its class was made before, a block by stage and letter. `common_names` makes levels and block numbers of that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from models.catalog import FPN_MAX_LEVEL
+
+CLASS_LAYERS = ("logits_semantic/", "segmentation_head/classes_")  # as wide as there are classes
+BACKBONE = "backbone/"
+
+_EFFICIENTDET = re.compile(r"(?:^|/)((?:efficientnet-b\d|resample_p\d|fpn_cells|segmentation_head)/.+)$")
+_FNODE = re.compile(r"fpn_cells/(cell_\d+)/fnode(\d+)/(.+)$")
+_COMBINE = re.compile(r"fpn_cells/cell_\d+/fnode(\d+)/op_after_combine(\d+)/")
+_UP_CONV = re.compile(r"segmentation_head/conv2d_transpose(?:_(\d+))?/(.+)$")
+_KERAS_BLOCK = re.compile(r"block(\d)([a-z])_(.+)/(.+)$")
+_KERAS_STEM = {"stem_conv": "stem/conv2d", "stem_bn": "stem/tpu_batch_normalization"}
+_KERAS_LAYERS = {
+    "dwconv": "depthwise_conv2d",
+    "se_reduce": "se/conv2d",
+    "se_expand": "se/conv2d_1",
+}
+# In order of use; the published code counts each kind from 0 in a block, and stage 1 does not expand.
+_KERAS_COUNTED = {
+    "conv2d": ("expand_conv", "project_conv"),
+    "tpu_batch_normalization": ("expand_bn", "bn", "project_bn"),
+}
+
+
+def common_names(names: Iterable[str]) -> dict[str, str]:
+    """{common name: name} of the variables of one file or model; of names that mean the same the shortest.
+
+    So a model's weights win over an optimizer's averages of them ("Adam/m/<name>").
+    """
+    plain = {name: re.sub(r":\d+$", "", name) for name in names}
+    plain = {name: (match[1] if (match := _EFFICIENTDET.search(p)) else p) for name, p in plain.items()}
+    levels = _level_count(plain.values())
+    first_up = min((int(m[1] or 0) for p in plain.values() if (m := _UP_CONV.match(p))), default=0)
+    blocks = sorted({(m[1], m[2]) for p in plain.values() if (m := _KERAS_BLOCK.match(p))})
+    result: dict[str, str] = {}
+    for name in sorted(plain, key=lambda name: (len(name), name)):
+        common = _common_name(plain[name], levels, first_up, blocks)
+        result.setdefault(common, name)
+    return result
+
+
+def _common_name(name: str, levels: int, first_up: int, blocks: list[tuple[str, str]]) -> str:
+    if name.startswith("efficientnet-b"):
+        inner = name.split("/", 1)[1]
+        # A second model in a process has stem_1/conv2d_1; blocks are named outright.
+        inner = re.sub(r"^stem(_\d+)?/(conv2d|tpu_batch_normalization)(_\d+)?/", r"stem/\2/", inner)
+        return BACKBONE + inner
+    if match := _FNODE.match(name):
+        cell, index, rest = match[1], int(match[2]), match[3]
+        return f"fpn_cells/{cell}/{_node_name(index, levels)}/{_without_count(rest)}"
+    if match := _UP_CONV.match(name):
+        index = int(match[1] or 0) - first_up
+        layer = f"classes_p{FPN_MAX_LEVEL + 1 - levels}" if index == levels - 1 else f"up_{index}"
+        return f"segmentation_head/{layer}/{match[2]}"
+    if match := _KERAS_BLOCK.match(name):
+        layer = _keras_layer(match[3], expands=match[1] != "1")
+        return f"{BACKBONE}blocks_{blocks.index((match[1], match[2]))}/{layer}/{match[4]}"
+    layer, _, variable = name.rpartition("/")
+    if layer in _KERAS_STEM:
+        return f"{BACKBONE}{_KERAS_STEM[layer]}/{variable}"
+    return name.replace("custom_logits_semantic/", "logits_semantic/")
+
+
+def _level_count(names: Iterable[str]) -> int:
+    """How many levels the BiFPN has: nodes' names count the features before; else the head's steps up."""
+    names = list(names)
+    for name in names:
+        if match := _COMBINE.match(name):
+            return int(match[2]) - int(match[1])
+    return len({match[1] for name in names if (match := _UP_CONV.match(name))})
+
+
+def _node_name(index: int, levels: int) -> str:
+    """Level and direction of a BiFPN node: "p6_down" is the first of a cell that goes up to P7."""
+    steps = levels - 1  # nodes each way
+    if index < steps:
+        return f"p{FPN_MAX_LEVEL - 1 - index}_down"
+    return f"p{FPN_MAX_LEVEL - steps + 1 + index - steps}_up"
+
+
+def _without_count(rest: str) -> str:
+    """Drops from a layer's name what depends on the number of levels: feature and node numbers."""
+    return re.sub(
+        r"^resample_(\d+)_\d+_\d+", r"resample_\1", re.sub(r"^op_after_combine\d+", "op_after_combine", rest)
+    )
+
+
+def _keras_layer(layer: str, expands: bool) -> str:
+    """The published name of a layer in a block of Keras-applications EfficientNet."""
+    for kind, order in _KERAS_COUNTED.items():
+        if layer in order:
+            index = order.index(layer) - (not expands)
+            return f"{kind}_{index}" if index else kind
+    return _KERAS_LAYERS.get(layer, layer)
