@@ -72,7 +72,7 @@ class Slide:
                 self._reader = VipsReader(self.path, self.kind, levels)
                 return levels, spacing
             except DataError:
-                if vendor is None:  # else OpenSlide knows it
+                if vendor in (None, "generic-tiff"):  # other formats may have what only OpenSlide reads
                     raise
         self._reader = reader = OpenSlideReader(self.path, self.kind)
         return openslide_levels(reader.slide)

@@ -1,0 +1,69 @@
+"""Writes seeded slides of a few hundred pixels: lossless ones with any levels, and JPEG pyramids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyvips
+import tifffile
+
+
+def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Something like stained tissue: uint8 (h, w, 3) with contrast at all scales."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 90, (height // 16 + 2, width // 16 + 2, 3)).astype(np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return (smooth + np.array([150, 60, 140]) + rng.integers(0, 15, (height, width, 3))).astype(np.uint8)
+
+
+def write_levels(
+    path: Path, levels: Sequence[np.ndarray], spacing: float | None = 0.25, tile: int | None = 64
+) -> Path:
+    """A lossless TIFF with these levels, `tile` None: in strips."""
+    resolution = {"resolution": (1e4 / spacing,) * 2, "resolutionunit": "CENTIMETER"} if spacing else {}
+    with tifffile.TiffWriter(path) as tiff:
+        for number, level in enumerate(levels):
+            tiff.write(
+                level,
+                tile=(tile, tile) if tile else None,
+                photometric="rgb" if level.ndim == 3 else "minisblack",
+                compression="zlib",
+                subfiletype=1 if number else 0,
+                metadata=None,
+                **resolution,
+            )
+    return path
+
+
+def shrink(array: np.ndarray, downsample: float) -> np.ndarray:
+    """The pixels in which the centres of the pixels of a level lie."""
+    places = [((np.arange(int(n / downsample)) + 0.5) * downsample).astype(int) for n in array.shape[:2]]
+    return np.ascontiguousarray(array[np.ix_(*places)])
+
+
+def write_jpeg(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int = 64) -> Path:
+    """A tiled JPEG pyramid as of a scanner, by powers of two."""
+    image = pyvips.Image.new_from_array(array).copy(xres=1000 / spacing, yres=1000 / spacing)
+    options = {"compression": "jpeg", "Q": 90, "tile": True, "pyramid": True, "resunit": "cm"}
+    image.tiffsave(str(path), tile_width=tile, tile_height=tile, **options)
+    return path
+
+
+def overwrite_tile(path: Path, number: int, content: bytes | None = None, page: int = 0) -> None:
+    """Writes over the second half of a tile; `content` None: sets its place and size to 0 instead."""
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages[page].tags
+        place = tiff.pages[page].dataoffsets[number], tiff.pages[page].databytecounts[number]
+        entries = [(t.valueoffset + number * t.valuebytecount // t.count, t.valuebytecount // t.count)
+                   for t in (tags["TileOffsets"], tags["TileByteCounts"])]  # fmt: skip
+    with path.open("r+b") as file:
+        if content is None:
+            for offset, size in entries:
+                file.seek(offset)
+                file.write(bytes(size))
+        else:
+            file.seek(place[0] + place[1] // 2)
+            file.write((content * place[1])[: place[1] - place[1] // 2])
