@@ -13,7 +13,7 @@ import numpy as np
 from samplers.augment import Augmentation
 from samplers.dataset import SlidePair
 from samplers.patches import SEED_AUGMENT, SEED_BATCH, PatchInfo, SamplerConfig, SamplerError
-from samplers.reader import BadSlideError, PairReader
+from samplers.reader import BadSlideError, OpenPair, PairReader
 from samplers.tissue import contrast_is_low, patch_origin
 
 MAX_TRIES = 100  # proposals a patch
@@ -31,6 +31,11 @@ class Proposal:
     x_l0: int
     y_l0: int
     wanted: int | str
+
+    def read(self, opened: OpenPair) -> tuple[np.ndarray, np.ndarray] | None:
+        """Label (H, W) and image (H, W, 3), uint8; None: it does not hold what was wanted."""
+        label = opened.read_label(self.x_l0, self.y_l0)  # first: it is cheaper and may say no
+        return (label, opened.read_image(self.x_l0, self.y_l0)) if self.fits(label) else None
 
     def fits(self, label: np.ndarray) -> bool:
         """Whether the label, uint8 (H, W), of the patch is what was wanted."""
@@ -57,7 +62,7 @@ class DrawingSampler:
 
     def centred(self, pair: SlidePair, x_l0: float, y_l0: float, wanted: int | str) -> Proposal:
         """The patch of a slide centred on a point in level-0 pixels, moved inside of the slide."""
-        size_l0, width, height = self.reader.read(pair, lambda o: (o.size_l0, o.slide.width, o.slide.height))
+        size_l0, width, height = self.reader.geometry(pair)
         return Proposal(pair, patch_origin(x_l0, size_l0, width), patch_origin(y_l0, size_l0, height), wanted)
 
     def drop(self, slide: str, index: int) -> None:
@@ -91,21 +96,19 @@ class DrawingSampler:
                 proposal = self.propose(rng, slot, skip | failed.keys())
                 if proposal is None:
                     continue
-                pair, corner = proposal.pair, (proposal.x_l0, proposal.y_l0)
-                # The label first: it is cheaper and may say no.
-                label = self.reader.read(pair, lambda opened: opened.read_label(*corner))  # noqa: B023
-                if not proposal.fits(label):
-                    continue
-                image = self.reader.read(pair, lambda opened: opened.read_image(*corner))  # noqa: B023
+                pixels = self.reader.read(proposal.pair, proposal.read)
             except BadSlideError as error:
                 failed[error.pair.name] = error.reason
                 continue
+            if pixels is None:
+                continue
+            label, image = pixels
             if pale < MAX_PALE and contrast_is_low(image):
                 pale += 1
                 continue
             self._write(place, image, label, image_out, label_out)
-            size_l0 = self.reader.read(pair, lambda opened: opened.size_l0)
-            return PatchInfo(pair.name, *corner, size_l0, bool(label.any()))
+            size_l0 = self.reader.geometry(proposal.pair)[0]
+            return PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, bool(label.any()))
         raise SamplerError(
             f"batch {index}: {MAX_TRIES} patches were drawn and none was fit; failed slides: {failed}"
         )

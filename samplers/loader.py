@@ -237,6 +237,10 @@ class Loader:
                 f"(--max_bad_slides):\n{listed}"
             )
 
+    @property
+    def worker_pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
     def close(self) -> None:
         """Ends the workers. The views of batches taken stay readable."""
         self._closed = True

@@ -85,6 +85,7 @@ class PairReader:
     def __init__(self, config: SamplerConfig) -> None:
         self.config = config
         self._cache = SlideCache(MAX_OPEN)
+        self._geometry: dict[SlidePair, tuple[int, int, int]] = {}
 
     def read(self, pair: SlidePair, function: Callable[[OpenPair], T]) -> T:
         """function(open pair). BadSlideError: opening or reading failed twice."""
@@ -97,6 +98,12 @@ class PairReader:
                 if attempt == 2:
                     raise BadSlideError(pair, str(error)) from error
         raise AssertionError("not reached")
+
+    def geometry(self, pair: SlidePair) -> tuple[int, int, int]:
+        """(side of a patch, width and height of the slide) in level-0 pixels. BadSlideError as `read`."""
+        if pair not in self._geometry:
+            self._geometry[pair] = self.read(pair, lambda o: (o.size_l0, o.slide.width, o.slide.height))
+        return self._geometry[pair]
 
     def close(self) -> None:
         self._cache.close()

@@ -1,0 +1,57 @@
+"""Samplers without slides, for the tests of the loader. A worker imports them from here."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from samplers import PatchInfo
+
+
+class Numbers:
+    """Batch b holds the value b in every pixel; places with odd numbers take a random while."""
+
+    def __init__(self, slow: bool = False, last: int = 10**9) -> None:
+        self.slow, self.last = slow, last
+        self.dropped: dict[str, int] = {}
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        if self.slow and index % 2:
+            time.sleep(float(np.random.default_rng(index).uniform(0, 0.05)))
+        images[:], labels[:] = index % 256, index % 7
+        count = 1 if index == self.last else len(images)
+        return [PatchInfo(f"slide{index}", index, 0, 8, True)] * count, {}
+
+    def drop(self, slide: str, index: int) -> None:
+        self.dropped[slide] = index
+
+
+class Failing(Numbers):
+    """Fails at batch 3."""
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        if index == 3:
+            raise ZeroDivisionError("a bug in a sampler")
+        return super().fill(index, images, labels)
+
+
+class Unreadable(Numbers):
+    """Batch b says that slide b could not be read, for b < 3; y_l0 counts the slides dropped by now."""
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        images[:] = labels[:] = 0
+        dropped = sum(first <= index for first in self.dropped.values())
+        failed = {f"bad{index}": "torn"} if index < 3 else {}
+        return [PatchInfo("s", index, dropped, 8, True)] * len(images), failed
+
+
+class Unstartable(Numbers):
+    def __init__(self) -> None:
+        raise OSError("no licence")
