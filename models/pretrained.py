@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -16,9 +17,9 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from models import deeplab, layers  # noqa: F401  (registers the layers that a .keras file names)
+import models.deeplab  # noqa: F401  (registers the layers that a .keras file may name)
 from models.weight_files import WeightsError, find_weights, guess_model
-from models.weight_names import BACKBONE, CLASS_LAYERS, common_names
+from models.weight_names import CLASS_LAYERS, block_of, common_names
 
 SHOWN = 5  # names in a message
 EMA = "/ExponentialMovingAverage"
@@ -64,37 +65,57 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     WeightsError if nothing fits, if a shape disagrees, or if the file has more backbone than the model.
     """
     weights = find_weights(path)
-    try:
+    with _errors_name(weights):
+        if _is_positional(weights):
+            model.load_weights(weights)
+            return LoadReport(weights, tuple(variable.name for variable in model.variables), (), ())
         stored = _read_keras(weights) if weights.is_file() else _read_checkpoint(weights)
-    except (OSError, tf.errors.OpError, KeyError) as error:
-        raise WeightsError(f"{weights}: cannot be read as weights ({error})") from error
-    in_file, in_model = common_names(stored), common_names(variable.name for variable in model.variables)
     variables = {variable.name: variable for variable in model.variables}
-    fitting: dict[str, Stored] = {}  # of the model's names
-    wrong: list[str] = []
-    for common in in_file.keys() & in_model.keys():
-        name, value = in_model[common], stored[in_file[common]]
-        if value.shape == tuple(variables[name].shape):
-            fitting[name] = value
-        elif not common.startswith(CLASS_LAYERS):
-            wrong.append(f"{in_file[common]} is {value.shape}, the model's {tuple(variables[name].shape)}")
-    used = {value.key for value in fitting.values()}
+    matches, wrong = _match(stored, variables)
+    if wrong or not matches:
+        raise WeightsError(_explain(weights, model.name, wrong))
+    with _errors_name(weights):
+        values = {name: value.read() for name, value in matches.items()}
+    for name, value in values.items():
+        variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype))
+    used = {value.key for value in matches.values()}
     unused = {value.key: name for name, value in stored.items() if value.key not in used}
-    wrong += [
-        f"{in_file[c]} is not in the model"
-        for c in in_file.keys() - in_model.keys()
-        if c.startswith(BACKBONE)
-    ]
-    if wrong or not fitting:
-        raise WeightsError(_explain(weights, model.name, sorted(wrong)))
-    for name, value in fitting.items():
-        variables[name].assign(value.read().astype(variables[name].dtype.as_numpy_dtype))
     return LoadReport(
         weights,
-        loaded=tuple(name for name in variables if name in fitting),
-        random=tuple(name for name in variables if name not in fitting),
+        loaded=tuple(name for name in variables if name in matches),
+        random=tuple(name for name in variables if name not in matches),
         unused=tuple(sorted(unused.values())),
     )
+
+
+def _match(
+    stored: dict[str, Stored], variables: dict[str, tf.Variable]
+) -> tuple[dict[str, Stored], list[str]]:
+    """What to load into which variable, by its name, and what disagrees."""
+    in_file, in_model = common_names(stored), common_names(variables)
+    matches: dict[str, Stored] = {}
+    wrong = []
+    for common in in_file.keys() & in_model.keys():
+        name, value = in_model[common], stored[in_file[common]]
+        shape = tuple(variables[name].shape)
+        if value.shape == shape:
+            matches[name] = value
+        elif not common.startswith(CLASS_LAYERS):
+            wrong.append(f"{in_file[common]} is {value.shape}, the model's {shape}")
+    blocks = {block_of(common) for common in in_model}
+    wrong += [
+        f"{in_file[c]} is of a block that the model lacks" for c in in_file if block_of(c) not in blocks
+    ]
+    return matches, sorted(wrong)
+
+
+@contextlib.contextmanager
+def _errors_name(weights: Path) -> Iterator[None]:
+    """Errors of the libraries that read `weights`, as an error that names it."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise WeightsError(f"{weights}: cannot be read as weights of this model ({error})") from error
 
 
 def _explain(weights: Path, model_name: str, wrong: list[str]) -> str:
@@ -106,9 +127,9 @@ def _explain(weights: Path, model_name: str, wrong: list[str]) -> str:
 
 
 def _read_keras(file: Path) -> dict[str, Stored]:
-    """Variables of an .h5 by "<layer>/<variable>", of a .keras by their names."""
+    """Variables of an .h5 or .keras file by "<layer>/<variable>"."""
     if file.suffix == ".keras":
-        return _of_variables(keras.models.load_model(file, compile=False).variables)
+        return _of_layers(keras.models.load_model(file, compile=False))
     stored: dict[str, Stored] = {}
     with h5py.File(file) as content:
         root = content.get("model_weights", content)
@@ -120,9 +141,17 @@ def _read_keras(file: Path) -> dict[str, Stored]:
             for weight, ending in zip(weights, endings):
                 value = np.asarray(root[layer][weight])
                 stored[f"{layer}/{ending}" if plain else weight] = Stored(
-                    value.shape, functools.partial(np.asarray, value)
+                    weight, value.shape, functools.partial(np.asarray, value)
                 )
     return stored
+
+
+def _is_positional(file: Path) -> bool:
+    """Whether this is an .h5 of the kind (.weights.h5) that holds variables by place only: Keras has to load it."""
+    if not file.is_file() or file.suffix == ".keras":
+        return False
+    with h5py.File(file) as content:
+        return "layers" in content and "layer_names" not in content.attrs
 
 
 def _strings(group: h5py.Group, key: str) -> list[str]:
@@ -135,10 +164,17 @@ def _strings(group: h5py.Group, key: str) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _of_variables(variables: Iterable[tf.Variable]) -> dict[str, Stored]:
-    return {
-        variable.name: Stored(variable.name, tuple(variable.shape), variable.numpy) for variable in variables
-    }
+def _of_layers(model: keras.Model) -> dict[str, Stored]:
+    """By layer, as a variable that Keras rebuilds from a .keras file may lack its layer's name."""
+    stored: dict[str, Stored] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            stored.update(_of_layers(layer))
+            continue
+        for variable in layer.weights:
+            name = f"{layer.name}/{variable.name.rpartition('/')[2]}"
+            stored[name] = Stored(name, tuple(variable.shape), variable.numpy)
+    return stored
 
 
 def _read_checkpoint(prefix: Path) -> dict[str, Stored]:
@@ -160,7 +196,7 @@ def _read_checkpoint(prefix: Path) -> dict[str, Stored]:
 
 
 def _names_of_objects(graph: TrackableObjectGraph) -> dict[str, str]:
-    """{name: key in the checkpoint}. A variable is known by its own name and by its path of attributes."""
+    """{name: key in the checkpoint}; a variable is known by its own name and by its path of attributes."""
     keys: dict[str, str] = {}
     for node in graph.nodes:
         for attribute in node.attributes:
@@ -174,7 +210,7 @@ def _names_of_objects(graph: TrackableObjectGraph) -> dict[str, str]:
 
 
 def _summary(names: Iterable[str]) -> str:
-    """The layers of variables, or where there are many the parts of the network with their numbers of variables."""
+    """The layers of variables; where there are many, the parts of the network and their numbers of variables."""
     names = list(names)
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in names))
     if len(layers) <= SHOWN:

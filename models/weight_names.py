@@ -49,6 +49,12 @@ def common_names(names: Iterable[str]) -> dict[str, str]:
     return result
 
 
+def block_of(common: str) -> str:
+    """The backbone's block that a variable's common name belongs to, "" for all else."""
+    match = re.match(rf"{BACKBONE}blocks_\d+/", common)
+    return match[0] if match else ""
+
+
 def _common_name(name: str, levels: int, first_up: int, blocks: list[tuple[str, str]]) -> str:
     if name.startswith("efficientnet-b"):
         inner = name.split("/", 1)[1]
