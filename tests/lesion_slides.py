@@ -34,7 +34,7 @@ def make_slide(
     for left, top, right, bottom in lesions:
         mask[top:bottom, left:right] = 255
     image = np.full((HEIGHT, WIDTH, 3), 245, np.uint8)
-    texture = rng.integers(0, 110, (HEIGHT, WIDTH, 3)) + (120, 40, 110)
+    texture = rng.integers(0, 110, (HEIGHT, WIDTH, 3)) + np.array([120, 40, 110])
     image[tissue > 0] = texture[tissue > 0]
     image[mask > 0] = (texture * (0, 1, 1) + (LESION_RED, 0, 0))[mask > 0]
     slide, label_path = folder / f"{name}.tif", None

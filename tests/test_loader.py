@@ -194,5 +194,5 @@ def test_without_memory_for_the_ring_the_error_says_so(monkeypatch: pytest.Monke
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    with pytest.raises(SamplerError, match="could not be started: .*Too many open files"):
+    with pytest.raises(SamplerError, match=r"could not be started: .*Too many open files"):
         Loader(Numbers, 2, 8, 1)
