@@ -91,6 +91,8 @@ def read_geojson(path: Path) -> Outlines:
                 left_out.append(f"{name} is a {kind}, no area")
                 continue
             polygons = [coordinates] if kind == "Polygon" else coordinates
+            if not isinstance(polygons, list):
+                raise DataError(f"{path}: {name} is a {kind} without coordinates")
             areas = [_area(_json_rings(rings, path, name)) for rings in polygons]
             found = [area for area in areas if area is not None]
             if found:

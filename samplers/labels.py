@@ -249,8 +249,9 @@ def _mask_scale(mask: Slide, slide: Slide) -> float:
     size, full = (mask.width, mask.height), (slide.width, slide.height)
     if size == full:
         return 1.0
-    for scale in sorted({float(round(full[0] / size[0])), *slide.downsamples}):
-        fits = scale > 1 and all(abs(f / scale - s) < 1 for f, s in zip(full, size))
+    candidates = {float(round(full[0] / size[0])), *slide.downsamples}
+    for scale in sorted(value for value in candidates if value > 1):
+        fits = all(abs(f / scale - s) < 1 for f, s in zip(full, size))
         if mask.spacing_known and slide.spacing_known:
             fits &= abs(mask.spacing / slide.spacing / scale - 1) < 0.02
         else:
