@@ -63,3 +63,4 @@ def test_colours_keep_their_order_and_change_a_little() -> None:
     change = tables[:, 150] - 150
     assert 3 < np.abs(change).mean() < 20
     assert abs(change.mean()) < 3
+    assert np.abs(change[:, 0] - change[:, 1]).mean() > 2  # and not all channels alike

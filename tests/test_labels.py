@@ -159,7 +159,7 @@ def test_mask_values(tmp_path: Path, slide: Slide, saved: int, items: list[str] 
     np.testing.assert_array_equal(label.read_at(35, 25, 60, 40, 1.0), (mask[25:65, 35:95] > 0) * value)
 
 
-@given(x=st.integers(0, 150), y=st.integers(0, 100), w=st.integers(1, 20), h=st.integers(1, 20))
+@given(x=st.integers(0, 150), y=st.integers(0, 100), w=st.integers(1, 20), h=st.integers(1, 16))
 @settings(max_examples=40, deadline=None)
 def test_masks_with_other_levels_than_the_slide(
     tmp_path_factory: pytest.TempPathFactory, slide: Slide, x: int, y: int, w: int, h: int

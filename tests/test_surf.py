@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from samplers.reader import OpenPair
 from samplers.slide import ReadError, Slide
 from samplers.surf import SurfSampler
 from samplers.tissue import contrast_is_low
-from tests.lesion_slides import HEIGHT, LESION_RED, LESIONS, SPACING, WIDTH, make_slide
+from tests.lesion_slides import HEIGHT, LESION_RED, LESIONS, SPACING, WIDTH, level, make_slide
+from tests.tiny_slides import write_levels
 
 CONFIG = SamplerConfig("surf", img_size=64, batch_size=4, batch_tumor_ratio=0.5)
 
@@ -47,11 +49,11 @@ def batches(
 
 
 @pytest.mark.parametrize("size", [8, 64, 200])
-@pytest.mark.parametrize("level", [0, 1, 7])
+@pytest.mark.parametrize("bb_level", [0, 1, 7])
 def test_tumour_patches_hold_tumour_and_the_others_none(
-    pairs: list[SlidePair], size: int, level: int
+    pairs: list[SlidePair], size: int, bb_level: int
 ) -> None:
-    config = replace(CONFIG, img_size=size, bb_downsample=level)
+    config = replace(CONFIG, img_size=size, bb_downsample=bb_level)
     for images, labels, patches in batches(pairs, config, 25):
         assert [patch.tumour for patch in patches] == [True, True, False, False]
         for image, label, patch in zip(images, labels, patches):
@@ -150,11 +152,42 @@ def test_no_room_beside_the_tumour_is_an_error_that_says_so(tmp_path: Path) -> N
         batches([pair], replace(CONFIG, img_size=600), 1)
 
 
-def test_pale_patches_are_drawn_again(pairs: list[SlidePair]) -> None:
-    # 9-pixel cells of tissue at the outline: a patch of 8 pixels may lie on glass.
-    config = replace(CONFIG, img_size=8, batch_tumor_ratio=0.0)
-    found = [image for images, _, _ in batches(pairs[:1], config, 50) for image in images]
-    assert not any(contrast_is_low(image) for image in found)
+def test_pale_patches_are_drawn_again(tmp_path: Path) -> None:
+    image = np.full((HEIGHT, WIDTH, 3), (200, 120, 180), np.uint8)
+    image[:, :200] = np.random.default_rng(0).integers(0, 200, (HEIGHT, 200, 3))
+    write_levels(tmp_path / "pale.tif", [image, level(image, 4)], SPACING)
+    sampler = SurfSampler(
+        [SlidePair(tmp_path / "pale.tif", None)], replace(CONFIG, batch_tumor_ratio=0.0), 0, 1
+    )
+    images, labels = np.empty((40, 64, 64, 3), np.uint8), np.empty((40, 64, 64), np.uint8)
+    patches, _ = sampler.fill(0, images, labels)
+    # A quarter of the places are good, and the eleventh is taken as it is.
+    assert sum(contrast_is_low(image) for image in images) <= 6
+    assert sum(patch.x_l0 < 200 for patch in patches) >= 34
+
+
+def test_proposals_are_right_before_they_are_checked(pairs: list[SlidePair]) -> None:
+    for size, level_number in ((8, 7), (16, 7), (64, 1)):
+        sampler = SurfSampler(pairs, replace(CONFIG, img_size=size, bb_downsample=level_number), 0, 1)
+        for slot, seed in itertools.product((0, 3), range(60)):
+            proposal = sampler.propose(np.random.default_rng(seed), slot, ())
+            assert proposal is not None
+            assert sampler.reader.read(proposal.pair, proposal.read) is not None
+
+
+def test_proposals_are_checked_on_the_label(pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samplers.surf.cells_without", lambda mask, *_: np.ones_like(mask))
+    for _, labels, patches in batches(pairs[:2], replace(CONFIG, img_size=150), 20):
+        assert (
+            [label.any() for label in labels]
+            == [patch.tumour for patch in patches]
+            == [True, True, False, False]
+        )
+
+
+def test_ranks_that_share_a_slide_draw_other_patches(pairs: list[SlidePair]) -> None:
+    first, second = (batches(pairs[:1], CONFIG, 2, rank, 2) for rank in (0, 1))
+    assert all(a[2] != b[2] for a, b in zip(first, second))
 
 
 class FailingReads:

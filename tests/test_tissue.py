@@ -22,7 +22,7 @@ def test_tissue_is_what_is_stained() -> None:
     thumbnail[20:40, 30:60] = (200, 120, 180)
     thumbnail[5, 5] = (200, 120, 180)  # dust
     thumbnail[28:30, 40:42] = 242  # a lumen
-    thumbnail[50:, :] = 4  # ink, or the scanner's border
+    thumbnail[50:, :] = (4, 2, 6)  # ink, or the scanner's border
     expected = np.zeros((60, 80), bool)
     expected[20:40, 30:60] = True
     np.testing.assert_array_equal(tissue_mask(thumbnail, spacing_t=8.0), expected)

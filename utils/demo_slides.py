@@ -5,7 +5,7 @@
 
 A slide is a pyramidal, tiled JPEG TIFF of 0.25 µm/px; its label is an ASAP XML and, for CAMELYON16, a
 pyramidal mask (0/255) drawn from the very same polygons. The same seed gives the same bytes. It can be
-stopped at any moment and run again: files get their name when they are whole, and what is there is left alone.
+stopped at any moment and run again: files get their name when they are whole, and what is there is kept.
 """
 
 from __future__ import annotations

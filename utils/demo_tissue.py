@@ -45,9 +45,9 @@ class Nuclei:
     step: int
 
 
-LYMPHOCYTE = Nuclei((9.5, 12.5), (1.0, 1.25), 0.03, 1.25, 27)
-SPINDLE = Nuclei((8, 11), (2.2, 3.6), 0.04, 0.95, 64)
-TUMOUR = Nuclei((14, 22), (1.0, 1.6), 0.08, 1.45, 37)
+LYMPHOCYTE = Nuclei((9.5, 12.5), (1.0, 1.25), 0.04, 1.35, 27)
+SPINDLE = Nuclei((8, 11), (2.2, 3.6), 0.06, 1.0, 64)
+TUMOUR = Nuclei((14, 22), (1.0, 1.6), 0.14, 1.5, 40)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def paint(rng: np.random.Generator, layout: Layout, tumour: np.ndarray, stain: S
     ):
         _add_nuclei(rng, blue, kind, np.where(tissue, chance, 0))
     # Clefts and fat cells are empty like the glass. All edges are a few pixels wide.
-    empty = (np.abs(_noise(rng, size, 300)) < 0.012) | (_fat(rng, crowding) & ~tumour) | ~tissue
+    clefts = np.abs(_noise(rng, size, 260)) < 0.03 * (_noise(rng, size, 500) - 0.5)
+    empty = clefts | (_fat(rng, crowding) & ~tumour) | ~tissue
     light = cv2.GaussianBlur(np.where(empty, np.uint8(0), np.uint8(255)), (0, 0), 2.0)
     for plane in (blue, pink):
         cv2.GaussianBlur(plane, (0, 0), 0.8, dst=plane)
@@ -161,9 +162,9 @@ def _fat(rng: np.random.Generator, crowding: np.ndarray) -> np.ndarray:
     """Clusters of fat cells where few nuclei are: bool (size, size)."""
     size, step = len(crowding), 96
     cells = np.zeros((size, size), np.uint8)
-    for x, y in _scattered(rng, size, step, 0.12):
-        if crowding[y, x] < -0.85:
-            axes = (int(rng.integers(34, 46)), int(rng.integers(34, 46)))
+    for x, y in _scattered(rng, size, step, 0.08):
+        if crowding[y, x] < -1.05:
+            axes = (int(rng.integers(30, 48)), int(rng.integers(38, 52)))
             cv2.ellipse(cells, (int(x), int(y)), axes, float(rng.uniform(0, 180)), 0, 360, (1,), -1)
     return cells > 0
 
@@ -202,14 +203,14 @@ def _stamps(rng: np.random.Generator, kind: Nuclei) -> np.ndarray:
     angle = np.arctan2(across, along)
     outline = rng.uniform(*kind.radius, count)
     for wave in (2, 3, 4, 5):
-        height = rng.normal(0, kind.irregular, count)
+        height = rng.normal(0, kind.irregular / wave, count)
         outline = outline * (1 + height * np.cos(wave * angle + rng.uniform(0, 2 * np.pi, count)))
     inside = outline - np.hypot(along, across)  # pixels from the membrane
     grains = rng.standard_normal((_STAMPS, *x.shape), dtype=np.float32)
-    chromatin = np.stack([cv2.GaussianBlur(grain, (0, 0), 1.8) for grain in grains])
+    chromatin = np.stack([cv2.GaussianBlur(grain, (0, 0), 2.2) for grain in grains])
     chromatin /= chromatin.std()
-    density = kind.density * rng.uniform(0.8, 1.2, count) * (1 + 0.16 * chromatin)
-    density = density * (0.86 + 0.3 * np.exp(-np.square((inside - 1.5) / 1.5)))
+    membrane = np.exp(-np.square((inside - 1.5) / 1.5))
+    density = kind.density * rng.uniform(0.75, 1.25, count) * (0.8 + 0.2 * chromatin + 0.35 * membrane)
     return np.clip(density * _UNIT * np.clip(inside + 0.5, 0, 1), 0, 255).astype(np.uint8)
 
 

@@ -40,8 +40,9 @@ class Trainer:
         )
         self.optimizer.build(self.model.trainable_variables)
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
-        self.train_graph = tf.function(self._train_step, reduce_retracing=True)
-        self.eval_graph = tf.function(self._eval_step, reduce_retracing=True)
+        # No Python control flow in these graphs, and autograph would take long over Horovod's and Keras's.
+        self.train_graph = tf.function(self._train_step, autograph=False)
+        self.eval_graph = tf.function(self._eval_step, autograph=False)
 
     @property
     def statistics(self) -> list[tf.Variable]:
