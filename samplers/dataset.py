@@ -91,8 +91,8 @@ def check_pairs(
     """`check_pair` of all pairs in parallel: the reasons why each cannot be used, an empty list if it can."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(lambda p: check_pair(p.slide, p.label, label_map, img_size, resolution), pairs)
-        shown = tqdm(results, "checking slides", len(pairs), unit="slide", disable=not progress)
-        return dict(zip(pairs, shown))
+        reasons = list(tqdm(results, "checking slides", len(pairs), unit="slide", disable=not progress))
+    return dict(zip(pairs, reasons))
 
 
 def split_pairs(
