@@ -20,6 +20,7 @@ import tifffile
 VIPS_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips", "trestle")
 PLAUSIBLE_SPACING = (0.05, 20.0)  # µm/px; else the resolution is about print (72 dpi), or was forgotten
 
+_JPEG_2000 = (33003, 33005)  # Aperio's TIFF compressions
 # What tifffile raises for a damaged file.
 TIFF_ERRORS = (tifffile.TiffFileError, struct.error, OSError, ValueError, LookupError, TypeError)
 
@@ -79,20 +80,23 @@ def _one_band(image: Any) -> Any:
 
 def vips_levels(path: Path, kind: str, vendor: str | None) -> tuple[list[Level], float | None]:
     """The levels of an image that libvips reads, and its spacing in µm/px if known."""
+    if vendor == "aperio" and _compression(path) in _JPEG_2000:
+        raise DataError(f"{path}: libvips is built without JPEG 2000")
     image = vips_image(path, kind, {})
     levels = [Level({}, image.width, image.height, _tile(image))]
     # Pyramids are tiled: pages in strips are a scanner's thumbnail, label and macro images.
     subifds, pages = _field(image, "n-subifds", 0), _field(image, "n-pages", 1)
     others = [{"subifd": i} for i in range(subifds)] or [{"page": i} for i in range(1, pages)]
+    slack = max(_tile(image) or (2,)) if vendor == "philips" else 2  # its pages are padded to whole tiles
     for options in others if levels[0].tile else []:
         page = vips_image(path, kind, options)
         size = (page.width, page.height)
         if kind == "image" and image.bands == 1 and size == (image.width, image.height):
             raise DataError(f"{path}: has one colour a page, RGB is needed")
-        if _tile(page) and _is_level(size, levels):
+        if _tile(page) and _is_level(size, levels, slack):
             levels.append(Level(options, *size, _tile(page)))
     spacing = described_spacing(_field(image, "image-description", ""))
-    if vendor == "philips":  # its pages are padded to whole tiles
+    if vendor == "philips":
         with openslide.OpenSlide(path) as slide:
             true, spacing = openslide_levels(slide)
         if len(true) != len(levels):
@@ -126,6 +130,14 @@ def missing_tiles(path: Path, level: Level) -> np.ndarray | None:
             return np.array(page.databytecounts).reshape(shape) == 0
     except TIFF_ERRORS:
         return None
+
+
+def _compression(path: Path) -> int:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return int(tiff.pages[0].tags["Compression"].value)  # type: ignore[union-attr]
+    except TIFF_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as TIFF: {error}") from error
 
 
 def downsample_of(full: tuple[int, int], size: tuple[int, int]) -> float:
@@ -164,9 +176,9 @@ def _tile(image: Any) -> tuple[int, int] | None:
     return width and (width, image.get("tile-height"))
 
 
-def _is_level(size: tuple[int, int], levels: list[Level]) -> bool:
-    """Smaller than the last level, and of level 0's shape to within two pixels."""
+def _is_level(size: tuple[int, int], levels: list[Level], slack: int) -> bool:
+    """Smaller than the last level, and of level 0's shape to within `slack` pixels of rounding or padding."""
     first, last = levels[0], levels[-1]
     scale = max(first.width, first.height) / max(size)
-    fits = all(abs(full / scale - part) <= 2 for full, part in zip((first.width, first.height), size))
+    fits = all(abs(full / scale - part) <= slack for full, part in zip((first.width, first.height), size))
     return fits and size[0] < last.width and size[1] < last.height

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers import backends, formats, slide
 from samplers.slide import DataError, ReadError, Slide, SlideCache
-from tests.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels
+from tests.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels, write_philips
 
 WIDTH, HEIGHT = 333, 251
 FACTORS = (1, 2.5, 3, 7)
@@ -253,6 +254,33 @@ def test_pages_that_are_no_levels_are_left_out(tmp_path: Path, array: np.ndarray
     other_shape = texture(90, 90)
     path = write_levels(tmp_path / "s.tif", [array, other_shape, shrink(array, 2)])
     assert Slide(path).level_sizes == ((333, 251), (166, 125))
+
+
+def test_padding_of_philips_pages_is_no_part_of_the_slide(tmp_path: Path) -> None:
+    array = texture(1000, 700)
+    with Slide(write_philips(tmp_path / "s.tiff", array)) as s:
+        assert isinstance(s._reader, backends.VipsReader)
+        assert s.level_sizes == (
+            (1024, 704),
+            (512, 352),
+            (256, 176),
+        )  # its pages have 1024, 512, 256 × 704, 384, 192
+        assert (s.downsamples, s.spacing) == ((1.0, 2.0, 4.0), 0.25)
+        np.testing.assert_array_equal(s.read(400, 300, 50, 40, 2), array[::4, ::4][75:115, 100:150])
+
+
+def test_jpeg_2000_is_for_openslide(tmp_path: Path, shared_data: Path) -> None:
+    path = tmp_path / "jp2.svs"
+    path.write_bytes((shared_data / "real" / "CMU-1-Small-Region.svs").read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].tags["Compression"].valueoffset
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write((33005).to_bytes(2, "little"))
+    with Slide(path) as s:
+        assert isinstance(s._reader, backends.OpenSlideReader)
+        with pytest.raises(ReadError, match="OpenJPEG"):  # of course: there is JPEG inside
+            s.read(0, 0, 50, 50)
 
 
 def test_levels_may_be_subifds(tmp_path: Path, array: np.ndarray) -> None:

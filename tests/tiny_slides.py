@@ -52,6 +52,49 @@ def write_jpeg(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int =
     return path
 
 
+def write_philips(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int = 64) -> Path:
+    """As of a Philips scanner: pages padded to whole tiles, true downsamples in the XML description."""
+
+    def spacing_of(level: int) -> str:
+        value = f"&quot;{spacing / 1000 * 2**level}&quot;"
+        return attribute("DICOM_PIXEL_SPACING", "0x0028", "0x0030", "IDoubleArray", f"{value} {value}")
+
+    def attribute(name: str, group: str, element: str, kind: str, value: str) -> str:
+        return (
+            f'<Attribute Name="{name}" Group="{group}" Element="{element}" PMSVR="{kind}">{value}</Attribute>'
+        )
+
+    def sequence(name: str, group: str, element: str, items: str) -> str:
+        return attribute(name, group, element, "IDataObjectArray", f"<Array>{items}</Array>")
+
+    levels = [array[:: 2**n, :: 2**n] for n in range(3)]
+    parts = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation">{spacing_of(n)}'
+        + attribute("PIIM_PIXEL_DATA_REPRESENTATION_NUMBER", "0x1001", "0x8B02", "IUInt16", str(n))
+        + "</DataObject>"
+        for n in range(3)
+    )
+    image = attribute("PIM_DP_IMAGE_TYPE", "0x301D", "0x1004", "IString", "WSI") + spacing_of(0)
+    image += sequence("PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE", "0x1001", "0x8B01", parts)
+    scan = f'<DataObject ObjectType="DPScannedImage">{image}</DataObject>'
+    images = sequence("PIM_DP_SCANNED_IMAGES", "0x301D", "0x1003", scan)
+    xml = f'<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">{images}</DataObject>'
+    with tifffile.TiffWriter(path) as tiff:
+        for number, level in enumerate(levels):
+            padding = [(0, -side % tile) for side in level.shape[:2]]
+            tiff.write(
+                np.pad(level, (*padding, (0, 0)), constant_values=255),
+                tile=(tile, tile),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=1 if number else 0,
+                description=None if number else xml,
+                software="Philips DP v1.0",
+                metadata=None,
+            )
+    return path
+
+
 def overwrite_tile(path: Path, number: int, content: bytes | None = None, page: int = 0) -> None:
     """Writes over the second half of a tile; `content` None: sets its place and size to 0 instead."""
     with tifffile.TiffFile(path) as tiff:
