@@ -22,7 +22,7 @@ from samplers import polygons
 _HAEMATOXYLIN, _EOSIN = (0.644, 0.717, 0.267), (0.093, 0.954, 0.283)  # optical density in R, G, B
 _GLASS = 243  # of 255: the scanner's light through the glass
 _UNIT = 100  # planes are uint8 and hold the density times this
-_STAMPS = 128  # different nuclei of a kind
+_STAMPS = 64  # different nuclei of a kind
 _TRIES = 200  # places that are tried for a lesion
 
 
