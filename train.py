@@ -77,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
 
     # 3. Model and optimizer; rank 0's values everywhere before the first step.
     trainer = world.agree(lambda: Trainer(options, label_map.num_classes, world))
-    trainer.synchronise()  # Horovod
+    if options.weights_path is not None:
+        report = world.agree(lambda: trainer.load(options.weights_path) if world.is_first else "")
+        sys.stdout.write(f"{report}\n" if world.is_first else "")
+    trainer.synchronise()  # Horovod: rank 0's start, or what it loaded
 
     # 4. The folder of this run.
     log_dir = prepare_log_dir(options, world)
@@ -170,7 +173,9 @@ class Loop:
         peak = options.learning_rate * self.world.size
         interval, miou = self.new_interval(), float("nan")
         for batch in self.train_loader:
-            rate = learning_rate(self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule)
+            rate = learning_rate(
+                self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule
+            )
             result = self.trainer.train_step(batch.images, batch.labels, rate, self.stop_requested)
             self.step += images
             if not math.isfinite(result.loss):
@@ -238,7 +243,12 @@ class Loop:
         self.log.record(
             self.step,
             "val",
-            {**values, "images_per_second": counts.images / seconds, "sampler_wait": wait, "learning_rate": None},
+            {
+                **values,
+                "images_per_second": counts.images / seconds,
+                "sampler_wait": wait,
+                "learning_rate": None,
+            },
         )
         self.log.pictures(self.step, panels)
         miou = values["miou"]

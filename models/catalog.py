@@ -49,6 +49,7 @@ MODELS: dict[str, EfficientDetRow | DeepLabRow] = {
 FPN_MAX_LEVEL = 7  # P7, stride 128
 FPN_MIN_LEVELS = (1, 2, 3)
 OUTPUT_STRIDES = (8, 16)
+LOSSES = ("cross_entropy", "dice", "focal")  # utils/losses.py
 
 
 def lookup(name: str) -> EfficientDetRow | DeepLabRow:

@@ -29,7 +29,10 @@ if __name__ == "__main__":
         result = trainer.train_step(images, (images[..., 0] > 127).astype(np.uint8), 1e-3)
     trainer.average_statistics()
     digests = world.gather(
-        {v.name: zlib.crc32(v.numpy().tobytes()) for v in [*trainer.model.variables, *trainer.optimizer.variables]}
+        {
+            v.name: zlib.crc32(v.numpy().tobytes())
+            for v in [*trainer.model.variables, *trainer.optimizer.variables]
+        }
     )
     losses = world.gather(result.loss)
     if world.is_first:

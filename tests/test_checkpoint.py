@@ -47,7 +47,8 @@ def test_torn_checkpoint_is_said_and_the_one_before_used(tmp_path, harm):
             path.unlink()
     path, bad = latest_checkpoint(tmp_path)
     assert path == before
-    assert len(bad) == 1 and str(torn) in bad[0]
+    assert len(bad) == 1
+    assert str(torn) in bad[0]
 
 
 def test_checkpoint_of_another_model_is_an_error(tmp_path):

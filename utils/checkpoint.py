@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: one folder each, written aside and renamed, checked when read.
 
-    <log_dir>/checkpoints/step_000005120/
-        variables.index, variables.data-...   tf.train.Checkpoint: model and optimizer
-        state.json                            step, next batch, metrics, size and CRC-32 of each file
+<log_dir>/checkpoints/step_000005120/
+    variables.index, variables.data-...   tf.train.Checkpoint: model and optimizer
+    state.json                            step, next batch, metrics, size and CRC-32 of each file
 """
 
 from __future__ import annotations

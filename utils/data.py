@@ -37,7 +37,8 @@ def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]
     found = []
     for prefix in ("", "valid_"):
         slides, labels, slide_format, label_format = (
-            getattr(options, prefix + name) for name in ("slide_path", "label_path", "slide_format", "label_format")
+            getattr(options, prefix + name)
+            for name in ("slide_path", "label_path", "slide_format", "label_format")
         )
         if slides is None:
             found.append([])
@@ -107,4 +108,7 @@ def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerC
         label_map=label_map,
         seed=options.seed,
         augment=options.augment,
+        annotation_weighting=options.annotation_weighting,
+        max_bad_slides=options.max_bad_slides,
+        max_validation_patches=options.validation_patches,
     )

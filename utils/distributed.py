@@ -7,8 +7,9 @@ collective. Each line that is there for Horovod is marked so in train.py as well
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 import tensorflow as tf

@@ -31,10 +31,16 @@ class RunLog:
             return
         self.jsonl = (log_dir / "metrics.jsonl").open("a")
         self.writers = {
-            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split)) for split in ("train", "val")
+            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split))
+            for split in ("train", "val")
         }
         self.bar = tqdm(
-            total=num_steps, initial=step, unit="img", smoothing=0.05, disable=not self.tty, dynamic_ncols=True
+            total=num_steps,
+            initial=step,
+            unit="img",
+            smoothing=0.05,
+            disable=not self.tty,
+            dynamic_ncols=True,
         )
 
     def __enter__(self) -> RunLog:
@@ -53,7 +59,9 @@ class RunLog:
         """Moves the bar to `step`, with the loss of this batch and the mIoU since the last log."""
         if self.bar is not None and self.tty:
             self.bar.update(min(step, self.bar.total) - self.bar.n)
-            self.bar.set_postfix(loss=f"{loss:.4f}", mIoU=_short(mean_iou(counts.confusion), 3), refresh=False)
+            self.bar.set_postfix(
+                loss=f"{loss:.4f}", mIoU=_short(mean_iou(counts.confusion), 3), refresh=False
+            )
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """One object of metrics.jsonl and its TensorBoard scalars; a plain line where there is no bar."""

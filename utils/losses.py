@@ -7,9 +7,10 @@ from typing import Callable
 import tensorflow as tf
 import tf_keras as keras
 
+from models.catalog import LOSSES
+
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # labels uint8 (B, H, W), logits (B, H, W, C) → scalar
 
-LOSSES = ("cross_entropy", "dice", "focal")
 DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor prediction at 1
 
 

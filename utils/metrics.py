@@ -37,7 +37,9 @@ class Counts:
 
     def packed(self) -> np.ndarray:
         """All in one float64 vector, exact for counts below 2^53, for one reduction over ranks."""
-        return np.concatenate([self.confusion.ravel(), self.histogram.ravel(), [self.loss, self.images]], dtype=float)
+        return np.concatenate(
+            [self.confusion.ravel(), self.histogram.ravel(), [self.loss, self.images]], dtype=float
+        )
 
     @classmethod
     def unpacked(cls, vector: np.ndarray, num_classes: int) -> Counts:

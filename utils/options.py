@@ -13,9 +13,19 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from models.catalog import MODELS, multiple_of
+from models.catalog import (
+    FPN_MIN_LEVELS,
+    LOSSES,
+    MODELS,
+    OUTPUT_STRIDES,
+    guess_model,
+    lookup,
+    multiple_of,
+    weight_files,
+)
 from samplers.labels import LabelMap
 
+DEBUG_IMAGES = 100
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
 
 # What a later issue brings: given, it ends the program instead of being ignored.
@@ -133,7 +143,9 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add("--log_every", type=positive_int, default=128, help="log every X steps")
     add("--validate_every", type=positive_int, default=2048, help="validate every X steps")
     add("--debug", action="store_true", help="only 100 images")
-    add("--pos_pixel_weight", type=non_negative_float, default=1.0, help="weight of tumour pixels in the loss")
+    add(
+        "--pos_pixel_weight", type=non_negative_float, default=1.0, help="weight of tumour pixels in the loss"
+    )
     add("--neg_pixel_weight", type=non_negative_float, default=1.0, help="weight of the other pixels")
 
 
@@ -153,15 +165,49 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="a slide without label: left out with a warning, free of tumour, or an error",
     )
     add("--skip_bad_slides", action="store_true", help="go on without the slides that fail the check")
+    add(
+        "--max_bad_slides",
+        type=non_negative_float,
+        default=0.01,
+        help="slides (below 1: part of them, at least one) that may become unreadable during training",
+    )
+    add(
+        "--annotation_weighting",
+        choices=["balanced", "count", "area"],
+        default="balanced",
+        help="how radboud chooses an annotation: classes alike, each annotation alike, or by its area",
+    )
+    add(
+        "--validation_patches",
+        type=positive_int,
+        default=512,
+        help="the most patches that are validated on, over all ranks",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("model")
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--fpn_min_level",
+        type=int,
+        choices=FPN_MIN_LEVELS,
+        default=1,
+        help="EfficientDet: finest BiFPN level",
+    )
+    add("--fpn_cells", type=positive_int, help="EfficientDet: BiFPN cells (none: as published, D0 3, D4 7)")
+    add("--output_stride", type=int, choices=OUTPUT_STRIDES, default=16, help="DeepLabV3+: of its encoder")
+    add(
+        "--mixed_precision",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="what the network computes in; weights, logits and loss stay float32",
+    )
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, multiplied by their number")
+    add("--loss", choices=LOSSES, default="cross_entropy", help="dice takes no pixel weights")
     add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
     add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
     add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
@@ -169,7 +215,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add("--keep_checkpoints", type=positive_int, default=2, help="newest checkpoints to keep, besides the best")
+    add(
+        "--keep_checkpoints",
+        type=positive_int,
+        default=2,
+        help="newest checkpoints to keep, besides the best",
+    )
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 
 
@@ -203,24 +254,45 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--slide_path is missing: the folder of the training slides")
     if (options.valid_slide_path is None) != (options.valid_label_path is None):
         parser.error("--valid_slide_path and --valid_label_path go together")
-    for name in ("slide_path", "label_path", "valid_slide_path", "valid_label_path", "weights_path"):
+    if options.weights_path is not None and not weight_files(options.weights_path):
+        parser.error(f"--weights_path: there are no weights at {options.weights_path}")
+    for name in ("slide_path", "label_path", "valid_slide_path", "valid_label_path"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name}: there is no {path}")
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         parser.error(f"--val_split {options.val_split} leaves no slides for training or for validation")
-    if options.warmup_steps < 0:
-        options.warmup_steps = options.num_steps // 20
-    if options.pos_pixel_weight == options.neg_pixel_weight == 0:
-        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing to learn")
-    multiple = multiple_of(options.model)
+    if options.weights_path is not None:
+        _choose_model(options, "model" in given, parser)
+    multiple = multiple_of(options.model)  # after --weights_path has chosen it
     if options.img_size % multiple:
         nearest = max(multiple, round(options.img_size / multiple) * multiple)
         parser.error(
             f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: "
             f"take {nearest}"
         )
+    if options.loss == "dice" and options.pos_pixel_weight != options.neg_pixel_weight:
+        parser.error("--loss dice takes no --pos_pixel_weight and --neg_pixel_weight")
+    if options.debug:
+        options.num_steps = min(options.num_steps, DEBUG_IMAGES)
+        options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)
+    if options.warmup_steps < 0:
+        options.warmup_steps = options.num_steps // 20
+    if options.pos_pixel_weight == options.neg_pixel_weight == 0:
+        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing to learn")
     return options
+
+
+def _choose_model(options: argparse.Namespace, model_given: bool, parser: argparse.ArgumentParser) -> None:
+    """The model that the weights are of, where none was asked for; an error where another one was."""
+    found = guess_model(options.weights_path)
+    if found is None or lookup(found) == lookup(options.model):
+        return
+    if model_given:
+        parser.error(f"--weights_path {options.weights_path} is of {found}, not of --model {options.model}")
+    if launcher_rank()[0] == 0:
+        sys.stderr.write(f"{options.weights_path} is of {found}: --model {found} is taken\n")
+    options.model = found
 
 
 def configure_environment(options: argparse.Namespace) -> None:

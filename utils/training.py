@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from models import build_model, normalise, serving_model
+from models import build_model, load_weights, normalise, serving_model
 from utils.distributed import World
 from utils.losses import make_loss
 from utils.metrics import Counts, batch_counts
@@ -32,12 +32,25 @@ class Trainer:
         self.model_name = options.model
         self.num_classes = num_classes
         tf.keras.utils.set_random_seed(options.seed)
-        self.model = build_model(options.model, None, num_classes, bn_momentum=options.bn_momentum)
-        self.loss = make_loss("cross_entropy", options.pos_pixel_weight, options.neg_pixel_weight)
+        policy = options.mixed_precision
+        tf.keras.mixed_precision.set_global_policy(policy if policy == "float32" else f"mixed_{policy}")
+        self.model = build_model(
+            options.model,
+            None,
+            num_classes,
+            fpn_min_level=options.fpn_min_level,
+            fpn_cells=options.fpn_cells,
+            output_stride=options.output_stride,
+            bn_momentum=options.bn_momentum,
+        )
+        self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
         # Horovod: the wrapped optimizer reduces the gradients over ranks.
         self.optimizer = world.wrap_optimizer(
             tf.keras.optimizers.Adam(options.learning_rate), options.fp16_allreduce
         )
+        if policy == "float16":
+            # Around Horovod's: what overflows on one rank is infinite on all after the reduction, so all skip it.
+            self.optimizer = tf.keras.mixed_precision.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self.model.trainable_variables)
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         # No Python control flow in these graphs, and autograph would take long over Horovod's and Keras's.
@@ -52,6 +65,10 @@ class Trainer:
     def synchronise(self) -> None:
         """Collective: rank 0's model and optimizer on every rank."""
         self.world.broadcast_variables([*self.model.variables, *self.optimizer.variables])
+
+    def load(self, path: Path) -> str:
+        """Pre-trained weights into this rank's model; says what was loaded. ValueError if they do not fit."""
+        return str(load_weights(self.model, path))
 
     def average_statistics(self) -> None:
         """Collective: one model on all ranks, before it is validated, saved or exported."""
@@ -105,4 +122,8 @@ class Trainer:
         temporary.rename(path)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model_name, "classes": self.num_classes, "parameters": self.model.count_params()}
+        return {
+            "model": self.model_name,
+            "classes": self.num_classes,
+            "parameters": self.model.count_params(),
+        }
