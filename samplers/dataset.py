@@ -92,7 +92,12 @@ def check_pairs(
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(lambda p: check_pair(p.slide, p.label, label_map, img_size, resolution), pairs)
         reasons = list(tqdm(results, "checking slides", len(pairs), unit="slide", disable=not progress))
-    return dict(zip(pairs, reasons))
+    # libvips has one error buffer for all threads, so one slide's error may be taken for another's: what was
+    # found bad is looked at again, alone.
+    return {
+        pair: check_pair(pair.slide, pair.label, label_map, img_size, resolution) if bad else []
+        for pair, bad in zip(pairs, reasons)
+    }
 
 
 def split_pairs(

@@ -18,11 +18,10 @@ from models.catalog import (
     LOSSES,
     MODELS,
     OUTPUT_STRIDES,
-    guess_model,
     lookup,
     multiple_of,
-    weight_files,
 )
+from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.labels import LabelMap
 
 DEBUG_IMAGES = 100
@@ -254,8 +253,6 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--slide_path is missing: the folder of the training slides")
     if (options.valid_slide_path is None) != (options.valid_label_path is None):
         parser.error("--valid_slide_path and --valid_label_path go together")
-    if options.weights_path is not None and not weight_files(options.weights_path):
-        parser.error(f"--weights_path: there are no weights at {options.weights_path}")
     for name in ("slide_path", "label_path", "valid_slide_path", "valid_label_path"):
         path = getattr(options, name)
         if path is not None and not path.exists():
@@ -285,7 +282,10 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _choose_model(options: argparse.Namespace, model_given: bool, parser: argparse.ArgumentParser) -> None:
     """The model that the weights are of, where none was asked for; an error where another one was."""
-    found = guess_model(options.weights_path)
+    try:
+        found = guess_model(find_weights(options.weights_path))
+    except WeightsError as error:
+        parser.error(f"--weights_path: {error}")
     if found is None or lookup(found) == lookup(options.model):
         return
     if model_given:
