@@ -184,7 +184,9 @@ class MaskLabel(Label):
         width_px, height_px = min(width, level_width), min(height, level_height)
         columns = np.arange(width_px) * level_width // width_px
         rows = np.arange(height_px) * level_height // height_px
-        span = (-(-level_height // height_px), -(-level_width // width_px))  # of the level a pixel
+        # How many pixels of the level one of the thumbnail meets: one more if they do not fit into it.
+        ratios = (level_height / height_px, level_width / width_px)
+        span = tuple(int(ratio) if ratio == int(ratio) else int(ratio) + 2 for ratio in ratios)
         result = np.empty((height_px, width_px), np.uint8)
         step = max(1, int(_MAX_STRIP_PIXELS / level_width / span[0]))
         for first in range(0, height_px, step):

@@ -141,6 +141,21 @@ def test_small_lesions_show_on_thumbnails(tmp_path: Path, slide: Slide) -> None:
         assert [tuple(p) for p in np.argwhere(label.thumbnail(21, 15))] == [(7, 10)]
 
 
+@given(width=st.integers(1, 210), height=st.integers(1, 150), x=st.integers(0, 209), y=st.integers(0, 149))
+@settings(max_examples=60, deadline=None)
+def test_a_pixel_of_a_mask_shows_on_every_thumbnail(
+    tmp_path_factory: pytest.TempPathFactory, slide: Slide, width: int, height: int, x: int, y: int
+) -> None:
+    mask = np.zeros((150, 210), np.uint8)
+    mask[y, x] = 1
+    label = open_label(write_levels(tmp_path_factory.mktemp("m") / "m.tif", [mask]), slide, LabelMap())
+    thumbnail = label.thumbnail(width, height)
+    centre = (int((y + 0.5) * height / 150), int((x + 0.5) * width / 210))
+    assert thumbnail.shape == (height, width)
+    assert thumbnail[centre]
+    assert thumbnail.sum() <= 9
+
+
 def test_an_exclusion_hides_only_what_it_covers_whole(tmp_path: Path, slide: Slide) -> None:
     label = open_xml(tmp_path, slide, ("Polygon", "_0", LESION), ("Polygon", "_2", [(45, 40), *HOLE[1:]]))
     thumbnail = label.thumbnail(21, 15)
@@ -204,6 +219,7 @@ def test_regions_of_a_mask_are_its_annotations(tmp_path: Path, slide: Slide) -> 
     mask = blobs()
     mask[20:60, 100:140] = 1
     mask[30:40, 110:120] = 0
+    mask[60:70, 140:150] = 1  # touches the other by a corner only
     label = open_label(write_levels(tmp_path / "m.tif", [mask]), slide, LabelMap.parse(["1:1", "2:2"]))
     annotations = label.annotations()
     assert all(a.polygon.is_valid and a.polygon.geom_type == "Polygon" for a in annotations)

@@ -158,6 +158,19 @@ def test_damaged_tile_of_a_lossless_mask_is_an_error(tmp_path: Path) -> None:
         s.read(60, 0, 60, 60)
 
 
+def test_old_messages_of_libvips_are_nobodys_fault(jpeg: Path) -> None:
+    overwrite_tile(jpeg, 1, b"\0")
+    pyvips.Region.new(pyvips.Image.new_from_file(str(jpeg))).fetch(64, 0, 60, 60)  # leaves one
+    with Slide(jpeg) as s:
+        assert s.read(0, 0, 60, 60).shape == (60, 60, 3)
+
+
+def test_one_colour_a_page_is_refused(tmp_path: Path) -> None:
+    path = write_levels(tmp_path / "s.tif", list(texture(100, 90).transpose(2, 0, 1)))
+    with pytest.raises(DataError, match=r"s\.tif: has one colour a page"):
+        Slide(path)
+
+
 def test_tile_that_was_never_scanned_is_white(jpeg: Path) -> None:
     with Slide(jpeg) as s:
         good = s.read(10, 10, 200, 150).copy()
