@@ -121,6 +121,7 @@ class Loader:
         self._closed = False
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         self._epoch = 0  # of the iteration: what workers still send for an earlier one is dropped
+        self._held: tuple[int, int, int] | None = None  # index, epoch and slot of the batch taken last
         self._ready: dict[int, tuple[int, list[PatchInfo], dict[str, str]]] = {}
         if processes:
             self._spawn(processes)
@@ -158,17 +159,22 @@ class Loader:
             if epoch != self._epoch:
                 raise RuntimeError("another iteration over this loader has begun")
             index = self.next_index
+            self._give_back()
             began = time.perf_counter()
             batch, slot, failed = self._take(index)
             self.wait_seconds += time.perf_counter() - began
+            self._held = (index, epoch, slot)
             self._count_bad(index, failed)
             self.next_index = index + 1
-            try:
-                if batch.patches:
-                    yield batch
-            finally:
-                if self._workers:
-                    self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))
+            if batch.patches:
+                yield batch
+
+    def _give_back(self) -> None:
+        """The slot of the batch taken last may be overwritten from now on."""
+        if self._held is not None and self._workers:
+            index, epoch, slot = self._held
+            self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))
+        self._held = None
 
     def _take(self, index: int) -> tuple[Batch, int, dict[str, str]]:
         """Waits for batch `index`. Returns it, its slot in the ring and the slides that failed."""

@@ -17,7 +17,7 @@ import pytest
 
 from samplers import Loader, SamplerError, ring
 from samplers.loader import DROP_AFTER
-from tests.trivial_samplers import Failing, Numbers, Unreadable, Unstartable
+from tests.trivial_samplers import Counting, Failing, Numbers, Unreadable, Unstartable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,13 +56,22 @@ def test_a_training_iteration_goes_on_where_the_last_one_ended() -> None:
         assert [t[0] for t in taken(loader, 7) + taken(loader, 7)] == list(range(14))
 
 
+def test_nothing_of_an_iteration_that_was_left_comes_in_the_next() -> None:
+    with Loader(Counting, 2, 8, 1, count=7) as loader:
+        next(iter(loader))
+        time.sleep(0.2)  # the worker has filled its ring
+        assert [batch.patches[0].x_l0 for batch in loader] == list(range(ring.MAX_SLOTS, ring.MAX_SLOTS + 7))
+
+
 def test_two_iterations_at_once_are_refused() -> None:
-    with Loader(Numbers, 2, 8, 1, count=5) as loader:
+    with Loader(Numbers, 2, 8, 1, count=9) as loader:
         first = iter(loader)
         next(first)
-        next(iter(loader))
+        batch = next(iter(loader))
         with pytest.raises(RuntimeError, match="another iteration"):
             next(first)
+        time.sleep(0.2)
+        assert (batch.images == 0).all()  # still, though its iterator is gone
 
 
 def test_a_batch_stays_until_the_next_is_taken() -> None:
@@ -132,20 +141,18 @@ def test_close_and_collection_end_the_workers() -> None:
 
 
 def test_workers_end_after_a_killed_consumer_and_run_from_any_folder(tmp_path: Path) -> None:
-    # A folder with a blank that also has a module named as one of ours.
-    work = tmp_path / "my work"
+    work, clone = tmp_path / "my work", tmp_path / "a clone"
     (work / "samplers").mkdir(parents=True)
-    shutil.copytree(ROOT / "samplers", tmp_path / "a clone" / "samplers")
-    shutil.copytree(ROOT / "tests", tmp_path / "a clone" / "tests", ignore=shutil.ignore_patterns("test_*"))
-    code = (
+    (work / "samplers" / "__init__.py").write_text("raise ImportError('not ours')")
+    shutil.copytree(ROOT / "samplers", clone / "samplers")
+    shutil.copytree(ROOT / "tests", clone / "tests", ignore=shutil.ignore_patterns("test_*"))
+    (clone / "train.py").write_text(
         "import os, signal; from samplers import Loader; from tests.trivial_samplers import Numbers\n"
         "loader = Loader(Numbers, 2, 8, 2); batch = next(iter(loader)); assert batch.index == 0\n"
         "print(*loader.worker_pids, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "a clone")}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=work, env=env, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, str(clone / "train.py")]
+    ended = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=60)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     pids = [int(pid) for pid in ended.stdout.split()]
     assert len(pids) == 2

@@ -166,13 +166,14 @@ def test_pale_patches_are_drawn_again(tmp_path: Path) -> None:
     assert sum(patch.x_l0 < 200 for patch in patches) >= 34
 
 
-def test_proposals_are_right_before_they_are_checked(pairs: list[SlidePair]) -> None:
-    for size, level_number in ((8, 7), (16, 7), (64, 1)):
-        sampler = SurfSampler(pairs, replace(CONFIG, img_size=size, bb_downsample=level_number), 0, 1)
-        for slot, seed in itertools.product((0, 3), range(60)):
+def test_proposals_are_right_before_they_are_checked(tmp_path: Path) -> None:
+    pair = make_slide(tmp_path, "tumor_1", [(560, 400, 563, 404)])  # less than one of the 9-pixel cells
+    for size, bb_level in ((8, 7), (16, 7), (64, 1), (64, 7)):
+        sampler = SurfSampler([pair], replace(CONFIG, img_size=size, bb_downsample=bb_level), 0, 1)
+        for slot, seed in itertools.product((0, 3), range(40)):
             proposal = sampler.propose(np.random.default_rng(seed), slot, ())
             assert proposal is not None
-            assert sampler.reader.read(proposal.pair, proposal.read) is not None
+            assert sampler.reader.read(pair, proposal.read) is not None
 
 
 def test_proposals_are_checked_on_the_label(pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,19 @@ class Unreadable(Numbers):
         return [PatchInfo("s", index, dropped, 8, True)] * len(images), failed
 
 
+class Counting(Numbers):
+    """x_l0 counts the batches that were filled before."""
+
+    filled = 0
+
+    def fill(
+        self, index: int, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[PatchInfo], dict[str, str]]:
+        self.filled += 1
+        images[:] = labels[:] = index
+        return [PatchInfo("s", self.filled - 1, 0, 8, True)] * len(images), {}
+
+
 class Unstartable(Numbers):
     def __init__(self) -> None:
         raise OSError("no licence")
