@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samplers import Loader, PatchInfo, draw_samples, training_loader, validation_loader
+from samplers import Loader, PatchInfo, SamplerConfig, draw_samples, training_loader, validation_loader
 from samplers.dataset import SlidePair
 from utils.data import prepare_slides, sampler_config, write_splits
 from utils.options import (
@@ -97,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
             for make, pairs in ((training_loader, train_pairs), (validation_loader, val_pairs))
         )
         log.say(summary(options, world, trainer, train_pairs, val_pairs))
-        return Loop(options, world, trainer, train_loader, val_loader, log, log_dir).run()
+        return Loop(
+            options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir
+        ).run()
 
 
 def prepare_log_dir(options: argparse.Namespace, world: World) -> Path:
@@ -144,6 +146,8 @@ class Loop:
     options: argparse.Namespace
     world: World
     trainer: Trainer
+    config: SamplerConfig
+    train_pairs: list[SlidePair]
     train_loader: Loader
     val_loader: Loader
     log: RunLog
@@ -262,7 +266,7 @@ class Loop:
             return
         patches = [patch for rank in self.world.gather(self.drawn) for patch in rank]
         if self.world.is_first:
-            draw_samples(patches, self.log_dir / "samples")
+            draw_samples(self.log_dir / "samples", self.train_pairs, self.config, patches)
 
     def save(self, next_batch: int) -> None:
         """Collective: a checkpoint of what all ranks hold, written by rank 0."""
