@@ -51,6 +51,18 @@ def test_truncated_anywhere(tmp_path: Path, slide: Path, part: float, lossless: 
     assert "slide.tif" in reason(slide)
 
 
+def test_levels_that_are_cut_off_are_missed(slide: Path) -> None:
+    """What is left is a whole slide with one level, as libvips sees it."""
+    with tifffile.TiffFile(slide) as tiff:
+        last = max(o + n for o, n in zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts))
+        end = max(
+            tiff.pages[0].offset + 300, *(t.valueoffset + t.valuebytecount for t in tiff.pages[0].tags), last
+        )
+        assert end < tiff.pages[1].offset
+    slide.write_bytes(slide.read_bytes()[:end])
+    assert "truncated or damaged" in reason(slide)
+
+
 def test_the_last_byte_is_missed(tmp_path: Path) -> None:
     for tile in (64, None):
         path = write_levels(tmp_path / "s.tif", [texture(300, 200)], tile=tile)
@@ -115,6 +127,14 @@ def test_smaller_than_the_patch(slide: Path) -> None:
 def test_label_of_another_size(tmp_path: Path, slide: Path) -> None:
     mask = write_levels(tmp_path / "mask.tif", [np.ones((400, 480), np.uint8)])
     assert "mask.tif: is 480 × 400 pixels" in reason(slide, mask)
+
+
+def test_damaged_label(tmp_path: Path, slide: Path) -> None:
+    mask = write_levels(tmp_path / "mask.tif", [texture(500, 400)[:, :, 0]])
+    with tifffile.TiffFile(mask) as tiff:
+        last = len(tiff.pages[0].dataoffsets) - 1
+    overwrite_tile(mask, last, np.random.default_rng(0).bytes(3000))
+    assert "mask.tif: level 0" in reason(slide, mask)
 
 
 def test_truncated_label(tmp_path: Path, slide: Path) -> None:
