@@ -1,0 +1,246 @@
+"""Scores of CAMELYON16: lesions (FROC) and slides (AUC), with confidence intervals by bootstrap over slides.
+
+    python -m evaluation.camelyon16 --predictions out/lesions --ground_truth masks --slide_scores out/slides.csv
+
+Predictions are one CSV a slide, `<slide>.csv`, rows `confidence,X,Y` in level-0 pixels; an empty one for a slide
+without detections. A slide without mask or annotation is tumour-free. Writes froc.csv, froc.png, lesions.csv and
+scores.json. Exit code 2: something cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from evaluation import froc
+from evaluation.froc import SlideResult
+from evaluation.plots import plot_froc
+from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
+from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
+from samplers.labels import MASK_SUFFIXES, LabelMap
+from samplers.slide import DataError
+
+LESION_COLUMNS = (
+    *("slide", "lesion", "kind", "diameter_um", "area_um2", "x", "y"),
+    *("found", "confidence", "hit_x", "hit_y"),
+)
+MODES = ("official", "corrected")
+
+
+def evaluate(
+    predictions: dict[str, Path],
+    truth: dict[str, Path],
+    label_map: LabelMap,
+    slides: dict[str, Path],
+    progress: bool = False,
+) -> tuple[list[SlideResult], list[str]]:
+    """What was found on each slide that has a CSV, by name, and warnings. DataError: unusable files."""
+    warnings = []
+    lacking = [key for key in predictions if key.startswith("tumor") and key not in truth]
+    if lacking:
+        raise DataError(f"{len(lacking)} tumor slides have no ground truth: {', '.join(lacking)}")
+    unpredicted = sorted(set(truth) - set(predictions))
+    if unpredicted:
+        names = ", ".join(unpredicted)
+        warnings.append(
+            f"{len(unpredicted)} slides of the ground truth have no CSV and do not count: {names}"
+        )
+    results = []
+    for key, path in tqdm(
+        sorted(predictions.items()), "slides", unit="slide", disable=None if progress else True
+    ):
+        detections = read_detections(path)
+        tumour = None
+        if key in truth:
+            tumour = tumour_at(truth[key], pow(2, froc.LEVEL), label_map, slides.get(key))
+        result = froc.match(path.stem, detections, tumour)
+        size_known = key in slides or (key in truth and truth[key].suffix.lower() in MASK_SUFFIXES)
+        if result.outside and size_known:
+            warnings.append(
+                f"{path}: {result.outside} of {len(detections)} detections are not on the slide and count as false "
+                "positives; are X and Y in level-0 pixels?"
+            )
+        results.append(result)
+    return results, warnings
+
+
+def slide_labels(
+    scores: dict[str, float], truth: dict[str, Path], label_map: LabelMap
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each slide has tumour, and its score: bool (n,), float64 (n,)."""
+    tumour = [key in truth and has_tumour(truth[key], label_map) for key in scores]
+    return np.array(tumour), np.array(list(scores.values()))
+
+
+def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
+    if tumour.all() or not tumour.any():
+        raise ValueError("the AUC takes slides with and without tumour")
+    return float(roc_auc_score(tumour, scores))
+
+
+def summarise(
+    results: Sequence[SlideResult], scores: tuple[np.ndarray, np.ndarray] | None, samples: int, seed: int
+) -> dict[str, Any]:
+    """All scores as scores.json has them. DataError: no lesion is to be found."""
+    lesions = [lesion for result in results for lesion in result.lesions if not lesion.itc]
+    summary: dict[str, Any] = {
+        "slides": len(results),
+        "lesions": len(lesions),
+        "lesions_found": sum(lesion.hit is not None for lesion in lesions),
+        "itc": sum(lesion.itc for result in results for lesion in result.lesions),
+        "false_positives": sum(len(result.false_positives) for result in results),
+    }
+    for mode in MODES:
+        corrected = mode == "corrected"
+
+        def of_slides(chosen: np.ndarray, corrected: bool = corrected) -> float:
+            return froc.score([results[i] for i in chosen], corrected)
+
+        try:
+            points = froc.curve(results, corrected)[:2]
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        at_rates = froc.sensitivities(*points)
+        summary[f"froc_{mode}"] = {
+            "score": float(np.mean(at_rates)),
+            "interval": froc.bootstrap(of_slides, len(results), samples, seed),
+            "sensitivity": {str(rate): float(value) for rate, value in zip(froc.RATES, at_rates)},
+        }
+    if scores is not None:
+        tumour, values = scores
+        try:
+            auc: float | None = _auc(tumour, values)
+        except ValueError:
+            auc = None
+        interval = froc.bootstrap(lambda i: _auc(tumour[i], values[i]), len(tumour), samples, seed)
+        counts = {"tumour": int(tumour.sum()), "normal": int((~tumour).sum())}
+        summary["slide_auc"] = {"auc": auc, "interval": interval, **counts}
+    return summary
+
+
+def write(folder: Path, results: Sequence[SlideResult], summary: dict[str, Any]) -> None:
+    """scores.json, lesions.csv, froc.csv and froc.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with (folder / "lesions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(LESION_COLUMNS)
+        for result in results:
+            for lesion in result.lesions:
+                size = (f"{lesion.diameter:.1f}", f"{lesion.area:.0f}", f"{lesion.x:.0f}", f"{lesion.y:.0f}")
+                hit = lesion.hit or ("", "", "")
+                kind = "itc" if lesion.itc else "metastasis"
+                table.writerow((result.name, lesion.label, kind, *size, int(lesion.hit is not None), *hit))
+    with (folder / "froc.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("mode", "threshold", "false_positives_per_slide", "sensitivity"))
+        for mode in MODES:
+            false, found, thresholds = froc.curve(results, mode == "corrected")
+            table.writerows((mode, *map(float, row)) for row in zip(thresholds, false, found))
+    plot_froc(results, summary, folder / "froc.png")
+
+
+def report(summary: dict[str, Any]) -> str:
+    """What is printed."""
+    lines = [
+        "{slides} slides, {lesions} lesions ({lesions_found} found), {itc} isolated tumour cells, "
+        "{false_positives} false positives".format_map(summary)
+    ]
+    for mode in MODES:
+        part = summary[f"froc_{mode}"]
+        at_rates = ", ".join(f"{rate}: {value:.3f}" for rate, value in part["sensitivity"].items())
+        lines.append(f"FROC score {part['score']:.4f}{_interval(part)}, {mode} (sensitivity at {at_rates})")
+    if "slide_auc" in summary:
+        part = summary["slide_auc"]
+        kinds = f"{part['tumour']} with tumour, {part['normal']} without"
+        value = "undefined" if part["auc"] is None else f"{part['auc']:.4f}"
+        lines.append(f"slide AUC {value}{_interval(part)} ({kinds})")
+    return "\n".join(lines)
+
+
+def _interval(part: dict[str, Any]) -> str:
+    return " (95 % {:.4f} to {:.4f})".format(*part["interval"]) if part["interval"] else ""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.camelyon16",
+        description="Lesion (FROC) and slide (AUC) scores of CAMELYON16.",
+    )
+    parser.add_argument(
+        "--predictions", type=Path, required=True, help="folder of <slide>.csv, rows confidence,X,Y"
+    )
+    parser.add_argument(
+        "--ground_truth", type=Path, required=True, help="folder of masks, ASAP .xml or .geojson"
+    )
+    parser.add_argument(
+        "--slide_path", type=Path, help="folder of slides, for their size if there are no masks"
+    )
+    parser.add_argument("--slide_scores", type=Path, help="CSV image,probability for the AUC of slides")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the results (default: <predictions>/evaluation)"
+    )
+    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="as of train.py")
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="SLIDE",
+        help="leave slides out; by custom Test_049 (a duplicate) and Test_114 (not all is annotated)",
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, help="samples for the intervals (default: 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
+    folder, slide_scores = options.predictions, options.slide_scores
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if (folder / "lesions").is_dir():  # all that predict.py writes
+        slide_scores = slide_scores or (folder / "slides.csv" if (folder / "slides.csv").exists() else None)
+        folder = folder / "lesions"
+    left_out = {slide_key(slide_stem(name)) for name in options.exclude}
+    predictions = {key: path for key, path in find_files(folder, (".csv",)).items() if key not in left_out}
+    if not predictions:
+        raise DataError(f"{folder}: no .csv files, one a slide is needed")
+    truth = {key: path for key, path in find_truth(options.ground_truth).items() if key not in left_out}
+    slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
+    label_map = LabelMap.parse(options.label_map)
+    scores = None
+    if slide_scores:
+        values = {key: v for key, v in read_slide_scores(slide_scores).items() if key not in left_out}
+        scores = slide_labels(values, truth, label_map)
+    results, warnings = evaluate(predictions, truth, label_map, slides, progress=True)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    summary = summarise(results, scores, options.bootstrap, options.seed)
+    output = options.output or folder / "evaluation"
+    write(output, results, summary)
+    print(f"{report(summary)}\nwritten to {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        run(options)
+    except ValueError as error:  # DataError is one
+        print(f"evaluation.camelyon16: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

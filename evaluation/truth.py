@@ -1,0 +1,114 @@
+"""Ground truth: which file belongs to which slide, and where tumour is on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import shapely
+
+from samplers.annotations import Outline, read_asap, read_geojson
+from samplers.labels import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
+from samplers.slide import DataError, Slide
+
+OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
+_SAME_LEVEL = 0.1  # levels are a factor of 2 apart; rounding of small slides' sizes explains less than this
+_MARGIN = 8  # pixels around annotations where the slide's size is not known; lesions grow by less than 5
+
+
+def slide_key(name: str) -> str:
+    """The slide that a file's stem is about: without `_mask`, `mask_`, `_prediction`, in lower case."""
+    return name.casefold().removeprefix("mask_").removesuffix("_mask").removesuffix("_prediction")
+
+
+def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Files of a folder by slide. DataError: there is no such folder, or a slide has two."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    wanted = tuple(suffixes)
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in wanted or path.name.startswith("."):
+            continue
+        other = found.setdefault(slide_key(path.stem), path)
+        if other != path:
+            raise DataError(f"{folder}: two files for one slide, {other.name} and {path.name}")
+    return found
+
+
+def find_truth(folder: Path) -> dict[str, Path]:
+    """Masks and annotations of a folder by slide; a slide without one is tumour-free. DataError: none."""
+    found = find_files(folder, (*MASK_SUFFIXES, *OUTLINE_SUFFIXES))
+    if not found:
+        raise DataError(f"{folder}: no masks ({', '.join(MASK_SUFFIXES)}) or annotations (.xml, .geojson)")
+    return found
+
+
+def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | None = None) -> np.ndarray:
+    """Tumour (any class but 0) of a whole slide at a downsample of level 0: bool (h, w).
+
+    Of a mask that has a level of this downsample it is this level, pixel by pixel, as the organisers read
+    it; else what is at the pixels' centres. Annotations do not say how large the slide is: without `slide`
+    they are taken to end a little behind the last of them.
+    """
+    if path.suffix.lower() in MASK_SUFFIXES:
+        with Slide(path, kind="label") as mask:
+            if slide is None or (mask.width, mask.height) == _size_of(slide):
+                return _mask_at(path, mask, downsample, label_map)
+    if slide is not None:
+        with Slide(slide) as opened:
+            label = open_label(path, opened, label_map)
+            try:
+                return label.read_at(0, 0, *_grid(label.size, downsample), downsample) > 0
+            finally:
+                label.close()
+    outlines = _outlines(path)
+    if not outlines:
+        return np.zeros((1, 1), bool)
+    end = shapely.bounds(shapely.union_all([shapely.box(*o.geometry.bounds) for o in outlines]))[2:]
+    size = (max(1, ceil(end[0])) + _MARGIN * downsample, max(1, ceil(end[1])) + _MARGIN * downsample)
+    polygons = PolygonLabel(size, outlines, label_map, str(path))
+    return polygons.read_at(0, 0, *_grid(size, downsample), downsample) > 0
+
+
+def has_tumour(path: Path, label_map: LabelMap) -> bool:
+    """Whether there is any, however small."""
+    if path.suffix.lower() not in MASK_SUFFIXES:
+        outlines = _outlines(path)
+        classes = dict(label_map.groups)
+        return any(classes.get(outline.group, 0) > 0 for outline in outlines)
+    with Slide(path, kind="label") as mask:
+        label = open_label(path, mask, label_map)
+        try:
+            return bool(label.thumbnail(min(mask.width, 1024), min(mask.height, 1024)).any())
+        finally:
+            label.close()
+
+
+def _outlines(path: Path) -> list[Outline]:
+    return (read_asap(path) if path.suffix.lower() == ".xml" else read_geojson(path))[0]
+
+
+def _mask_at(path: Path, mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
+    for level, real in enumerate(mask.downsamples):
+        if abs(real / downsample - 1) < _SAME_LEVEL:
+            pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
+            return np.asarray(cv2.LUT(pixels, label_map.values()) > 0)
+    label = open_label(path, mask, label_map)
+    try:
+        return label.read_at(0, 0, *_grid(label.size, downsample), downsample) > 0
+    finally:
+        label.close()
+
+
+def _size_of(slide: Path) -> tuple[int, int]:
+    with Slide(slide) as opened:
+        return opened.width, opened.height
+
+
+def _grid(size: tuple[int, int], downsample: int) -> tuple[int, int]:
+    """(width, height) that covers all of the slide."""
+    return ceil(size[0] / downsample), ceil(size[1] / downsample)
