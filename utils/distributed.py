@@ -6,12 +6,14 @@ collective. Each line that is there for Horovod is marked so in train.py as well
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, TypeVar
 
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from utils.options import UserError, launcher_rank
@@ -140,11 +142,28 @@ def init_world(use_horovod: bool) -> World:
     return world
 
 
+def threads_of_rank(local_size: int) -> int:
+    """How many threads a rank may use: the cores that it is bound to, shared with those bound to the same.
+
+    Launchers bind ranks to cores or sockets of their own, or leave all ranks of a node on all cores.
+    """
+    cores = os.sched_getaffinity(0)
+    me = psutil.Process()
+    siblings = [p for p in me.parent().children() if p.name() == me.name()] if me.parent() else [me]
+    if len(siblings) < local_size:  # each rank has a shell of its own between it and the launcher
+        return max(1, len(cores) // local_size)
+    sharing = sum(set(sibling.cpu_affinity()) == cores for sibling in siblings)
+    return max(1, len(cores) // sharing)
+
+
 def select_devices(world: World, no_cuda: bool) -> list[Any]:
     """One GPU a rank by local rank, with memory growth; none with `--no_cuda`. Returns the rank's GPUs.
 
-    UserError when there are GPUs but fewer than ranks on this node.
+    Sets TensorFlow's threads from the rank's cores. UserError when there are GPUs but fewer than ranks here.
     """
+    if world.local_size > 1:  # alone, TensorFlow's own choice is right
+        tf.config.threading.set_intra_op_parallelism_threads(threads_of_rank(world.local_size))
+        tf.config.threading.set_inter_op_parallelism_threads(2)  # a collective must not block the computation
     if no_cuda:
         tf.config.set_visible_devices([], "GPU")
         return []

@@ -145,4 +145,5 @@ if ! env_is_ready; then
     exec 9>&-
 fi
 PATH=$VENV/bin:$PATH
+export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}"
 export PATH MPI VENV TF_USE_LEGACY_KERAS=1

@@ -1,0 +1,121 @@
+"""train.py as users start it: a whole run on small slides, what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.launch import run_python
+
+SMALL = ["--data_sampler", "surf", "--img_size", "128", "--batch_size", "2", "--validation_patches", "6"]
+
+
+def paths(demo: Path, label: str = "masks") -> list[str | Path]:
+    return ["--slide_path", demo / "slides", "--label_path", demo / label]
+
+
+@pytest.fixture(scope="module")
+def finished(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run on 2 ranks, in a folder with a space: its log_dir and what it printed."""
+    log_dir = tmp_path_factory.mktemp("a run") / "log"
+    words = [
+        "train.py",
+        *paths(demo),
+        *SMALL,
+        "--num_steps",
+        "24",
+        "--log_every",
+        "8",
+        "--validate_every",
+        "12",
+    ]
+    done = run_python([*words, "--log_dir", log_dir, "--val_split", "0.34"], ranks=2)
+    assert done.returncode == 0, done.stderr
+    return log_dir, done.stdout
+
+
+@pytest.mark.mpi
+def test_last_line_is_the_validation_miou(finished):
+    assert re.fullmatch(r"validation mIoU 0\.\d{4} \(step 24\)", finished[1].strip().splitlines()[-1])
+
+
+@pytest.mark.mpi
+def test_metrics_have_every_logged_and_validated_step(finished):
+    records = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["split"] == "train"] == [8, 16, 24]
+    assert [r["step"] for r in records if r["split"] == "val"] == [12, 24]
+    for record in records:
+        assert set(record) == {
+            "step", "split", "loss", "miou", "iou", "dice", "auc", "images_per_second", "sampler_wait", "learning_rate"
+        }  # fmt: skip
+        assert 0 <= record["miou"] <= 1
+        assert len(record["iou"]) == 2
+
+
+@pytest.mark.mpi
+def test_what_a_run_leaves_behind(finished):
+    log_dir = finished[0]
+    assert json.loads((log_dir / "options.json").read_text())["img_size"] == 128
+    splits = json.loads((log_dir / "splits.json").read_text())
+    assert {len(splits["train"]), len(splits["val"])} == {2, 1}
+    assert sorted(p.name for p in (log_dir / "checkpoints").iterdir()) == ["step_000000012", "step_000000024"]
+    assert len(list((log_dir / "samples").glob("*.png"))) == 2
+    assert (log_dir / "pictures" / "validation_000000024.png").stat().st_size > 10_000
+    assert list((log_dir / "tensorboard" / "val").glob("events*"))
+
+
+@pytest.mark.mpi
+def test_exported_model_stands_alone(finished, tmp_path):
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "images = np.random.default_rng(0).integers(0, 255, (1, 256, 128, 3)).astype(np.uint8)\n"
+        "p = tf.saved_model.load(sys.argv[1])(images)\n"
+        "q = tf.keras.models.load_model(sys.argv[1], compile=False)(images)\n"
+        "np.savez(sys.argv[2], p=p, q=q)"
+    )
+    out = tmp_path / "out.npz"
+    done = run_python(["-c", code, finished[0] / "model", out], cwd=tmp_path, PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    arrays = np.load(out)
+    assert arrays["p"].shape == (1, 256, 128, 2)
+    np.testing.assert_allclose(arrays["p"].sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(arrays["p"], arrays["q"], atol=1e-6)
+
+
+def refused(words: list[str | Path], said: str, ranks: int = 1) -> None:
+    done = run_python(["train.py", *words], ranks=ranks)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.mpi
+def test_unreadable_slide_ends_all_ranks_with_2(demo, shared_data, tmp_path):
+    slides = tmp_path / "slides with space"
+    slides.mkdir()
+    for slide in (demo / "slides").iterdir():
+        (slides / slide.name).symlink_to(slide)
+    (slides / "tumor_001.tif").unlink()
+    (slides / "tumor_001.tif").symlink_to(shared_data / "real" / "broken.svs")
+    words = ["--slide_path", slides, "--label_path", demo / "masks", *SMALL]
+    refused(words, "tumor_001.tif", ranks=2)
+
+
+def test_label_without_slide_is_refused(demo, tmp_path):
+    (tmp_path / "slides").mkdir()
+    for slide in sorted((demo / "slides").iterdir())[1:]:
+        (tmp_path / "slides" / slide.name).symlink_to(slide)
+    refused(
+        ["--slide_path", tmp_path / "slides", "--label_path", demo / "masks", *SMALL], "tumor_001_mask.tif"
+    )
+
+
+def test_no_pairs_is_refused(tmp_path):
+    refused(["--slide_path", tmp_path, "--label_path", tmp_path, *SMALL], str(tmp_path))
+
+
+def test_slide_smaller_than_the_patch_is_refused(demo):
+    refused([*paths(demo), "--data_sampler", "surf", "--img_size", "2048"], "1536")
