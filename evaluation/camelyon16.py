@@ -186,9 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slide_path", type=Path, help="folder of slides, for their size if there are no masks"
     )
     parser.add_argument("--slide_scores", type=Path, help="CSV image,probability for the AUC of slides")
-    parser.add_argument(
-        "--output", type=Path, help="folder for the results (default: <predictions>/evaluation)"
-    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
     parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="as of train.py")
     parser.add_argument(
         "--exclude",
@@ -227,7 +225,7 @@ def run(options: argparse.Namespace) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     summary = summarise(results, scores, options.bootstrap, options.seed)
-    output = options.output or folder / "evaluation"
+    output = options.output or folder / "scores"
     write(output, results, summary)
     print(f"{report(summary)}\nwritten to {output}")
 

@@ -77,7 +77,7 @@ def run(root: Path, *words: str) -> int:
 
 
 def scores_of(root: Path) -> dict:
-    return json.loads((root / "found/evaluation/scores.json").read_text())
+    return json.loads((root / "found/scores/scores.json").read_text())
 
 
 def test_scores_of_a_case(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_scores_of_a_case(case: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_tables_and_plot(case: Path) -> None:
     run(case)
-    with (case / "found/evaluation/lesions.csv").open() as file:
+    with (case / "found/scores/lesions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["slide"], r["kind"], r["found"], r["confidence"], r["hit_x"]) for r in rows] == [
         ("Tumor_001", "metastasis", "1", "0.9", "800.0"),
@@ -100,10 +100,10 @@ def test_tables_and_plot(case: Path) -> None:
         ("Tumor_001", "itc", "1", "0.8", "800.0"),
     ]
     assert (float(rows[0]["x"]), float(rows[0]["y"])) == (960, 960)
-    with (case / "found/evaluation/froc.csv").open() as file:
+    with (case / "found/scores/froc.csv").open() as file:
         points = [row for row in csv.DictReader(file) if row["mode"] == "official"]
     assert [float(point["false_positives_per_slide"]) for point in points] == [2 / 3, 1 / 3, 0, 0]
-    picture = cv2.imread(str(case / "found/evaluation/froc.png"))
+    picture = cv2.imread(str(case / "found/scores/froc.png"))
     assert picture.shape == (576, 768, 3)
 
 

@@ -1,0 +1,228 @@
+"""Score of CAMELYON17: pN stages of patients, compared by Cohen's kappa with quadratic weights.
+
+    python -m evaluation.camelyon17 --predictions submission.csv --ground_truth stage_labels.csv
+
+Predictions are a CSV `patient,stage` (rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`; stages are
+worked out if there are only nodes), or a folder of `<slide>_probability.tif`, of which nodes are worked out too.
+Writes submission.csv, confusion.csv and scores.json. Exit code 2: something cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
+from tqdm import tqdm
+
+from evaluation import lesions
+from evaluation.froc import bootstrap
+from evaluation.lesions import NODE_LABELS, find_lesions, node_label
+from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
+from samplers.slide import DataError, Slide
+
+NODES_A_PATIENT = 5
+_MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
+_PROBABILITY = "_probability"
+
+
+def nodes_of_maps(folder: Path, threshold: float, merge: float, min_diameter: float) -> dict[str, str]:
+    """Labels of the nodes of a folder's `<slide>_probability.tif`; a list of them is shown as it grows."""
+    paths = sorted(folder.glob(f"*{_PROBABILITY}.tif"))
+    if not paths:
+        raise DataError(f"{folder}: no *{_PROBABILITY}.tif in it")
+    nodes = {}
+    for path in tqdm(paths, "slides", unit="slide", disable=None):
+        with Slide(path, kind="label") as slide:
+            level = slide.level_at_least(_MAP_UM / slide.spacing)
+            pixels = slide.read_level(0, 0, *slide.level_sizes[level], level)
+            spacing = slide.spacing * slide.downsamples[level]
+        found, _ = find_lesions(pixels, spacing, threshold=threshold, merge=merge, min_diameter=min_diameter)
+        largest = max((lesion.diameter for lesion in found), default=0.0)
+        nodes[path.stem[: -len(_PROBABILITY)].casefold()] = node_label(largest / 1000)
+    return nodes
+
+
+def pairs_of(truth: Mapping[str, str], predicted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Both stages of each patient of the ground truth. DataError: a patient is missing."""
+    missing = sorted(set(truth) - set(predicted))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(truth)} patients are not in the predictions: {', '.join(missing)}"
+        )
+    if not truth:
+        raise DataError("the ground truth has no patients (rows that end in .zip)")
+    return list(truth.values()), [predicted[patient] for patient in truth]
+
+
+def kappa(truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """Cohen's kappa with quadratic weights over STAGES; NaN if all patients have one and the same stage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0
+        return float(cohen_kappa_score(truth, predicted, labels=STAGES, weights="quadratic"))
+
+
+def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed: int) -> dict[str, Any]:
+    """Kappa, its interval by bootstrap over patients, and the confusion matrix (rows: ground truth)."""
+
+    def of_patients(chosen: np.ndarray) -> float:
+        value = kappa([truth[i] for i in chosen], [predicted[i] for i in chosen])
+        if math.isnan(value):
+            raise ValueError("one stage only")
+        return value
+
+    value = kappa(truth, predicted)
+    return {
+        "patients": len(truth),
+        "kappa": None if math.isnan(value) else value,
+        "interval": bootstrap(of_patients, len(truth), samples, seed),
+        "stages": [SPELLING[stage] for stage in STAGES],
+        "confusion": confusion_matrix(truth, predicted, labels=STAGES).tolist(),
+    }
+
+
+def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dict[str, Any] | None:
+    """Accuracy and confusion matrix of the nodes that both have; None: there are none."""
+    both = [node for node in truth if node in predicted]
+    if not both:
+        return None
+    labels = [truth[node] for node in both], [predicted[node] for node in both]
+    matrix = confusion_matrix(*labels, labels=NODE_LABELS)
+    return {
+        "nodes": len(both),
+        "accuracy": float(np.trace(matrix) / matrix.sum()),
+        "labels": list(NODE_LABELS),
+        "confusion": matrix.tolist(),
+    }
+
+
+def write(folder: Path, stages: Mapping[str, str], nodes: Mapping[str, str], summary: dict[str, Any]) -> None:
+    """submission.csv as the challenge wants it, confusion.csv and scores.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with (folder / "submission.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("patient", "stage"))
+        for patient, stage in sorted(stages.items()):
+            table.writerow((f"{patient}.zip", SPELLING[stage]))
+            of_patient = [node for node in sorted(nodes) if node.partition("_node_")[0] == patient]
+            table.writerows((f"{node}.tif", nodes[node]) for node in of_patient)
+    with (folder / "confusion.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("ground_truth", *summary["stages"]))
+        table.writerows((stage, *row) for stage, row in zip(summary["stages"], summary["confusion"]))
+
+
+def report(summary: dict[str, Any]) -> str:
+    """What is printed."""
+    interval = summary["interval"]
+    value = "undefined (one stage only)" if summary["kappa"] is None else f"{summary['kappa']:.4f}"
+    around = f" (95 % {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+    lines = [f"{summary['patients']} patients, quadratic weighted kappa {value}{around}"]
+    lines += _matrix(summary["stages"], summary["confusion"])
+    if summary["nodes"]:
+        lines.append(f"{summary['nodes']['nodes']} nodes, accuracy {summary['nodes']['accuracy']:.4f}")
+        lines += _matrix(summary["nodes"]["labels"], summary["nodes"]["confusion"])
+    return "\n".join(lines)
+
+
+def _matrix(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[str]:
+    head = "truth \\ predicted" + "".join(f"{name:>10}" for name in names)
+    return [head, *(f"{name:>17}" + "".join(f"{n:>10}" for n in row) for name, row in zip(names, matrix))]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.camelyon17",
+        description="Stage score (quadratic weighted kappa) of CAMELYON17.",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="CSV patient,stage, or a folder of <slide>_probability.tif",
+    )
+    parser.add_argument(
+        "--ground_truth", type=Path, required=True, help="CSV patient,stage (stage_labels.csv)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for the results (default: scores beside the predictions)"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, help="samples for the interval (default: 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    group = parser.add_argument_group("from probabilities to node labels")
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=lesions.THRESHOLD,
+        help="a pixel is tumour from here on (default: 0.5)",
+    )
+    group.add_argument(
+        "--merge_distance",
+        type=float,
+        default=lesions.MERGE_UM,
+        metavar="UM",
+        help="areas closer than this are one lesion, µm (default: 75, as for CAMELYON16)",
+    )
+    group.add_argument(
+        "--min_diameter",
+        type=float,
+        default=lesions.MIN_DIAMETER_UM,
+        metavar="UM",
+        help="smaller lesions are left out, µm (default: 75, five tumour cells)",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
+    path = options.predictions
+    if not 0 < options.threshold <= 1 or options.merge_distance < 0 or options.min_diameter < 0:
+        raise ValueError("--threshold must be above 0 and at most 1, the distances not negative")
+    true_stages, true_nodes = read_stages(options.ground_truth)
+    if path.is_dir():
+        nodes = nodes_of_maps(path, options.threshold, options.merge_distance, options.min_diameter)
+        stages: dict[str, str] = {}
+    else:
+        stages, nodes = read_stages(path)
+    if not stages:
+        stages = stages_of_nodes(nodes)
+        counts = Counter(node.partition("_node_")[0] for node in nodes)
+        odd = [
+            f"{patient} ({count})" for patient, count in sorted(counts.items()) if count != NODES_A_PATIENT
+        ]
+        if odd:
+            print(
+                f"warning: patients without exactly {NODES_A_PATIENT} nodes: {', '.join(odd)}",
+                file=sys.stderr,
+            )
+    summary = summarise(*pairs_of(true_stages, stages), options.bootstrap, options.seed)
+    summary["nodes"] = compare_nodes(true_nodes, nodes)
+    output = options.output or (path if path.is_dir() else path.parent) / "scores"
+    write(output, stages, nodes, summary)
+    print(f"{report(summary)}\nwritten to {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        run(options)
+    except ValueError as error:  # DataError is one
+        print(f"evaluation.camelyon17: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

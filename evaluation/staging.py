@@ -1,0 +1,73 @@
+"""CAMELYON17's pN stages: of the labels of a patient's lymph nodes, and in CSV files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation.lesions import NODE_LABELS
+from evaluation.tables import read_rows
+from samplers.slide import DataError
+
+STAGES = ("pn0", "pn0(i+)", "pn1mi", "pn1", "pn2")
+SPELLING = dict(zip(STAGES, ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")))
+
+
+def patient_stage(nodes: Sequence[str]) -> str:
+    """Stage (of STAGES) of a patient's node labels (of NODE_LABELS). ValueError: one is unknown, there is none.
+
+    Nodes with isolated tumour cells are not counted: only if there is nothing else do they make pN0(i+).
+    """
+    unknown = sorted(set(nodes) - set(NODE_LABELS))
+    if unknown or not nodes:
+        raise ValueError(
+            f"node labels are {', '.join(NODE_LABELS)}, not {', '.join(unknown) or 'none at all'}"
+        )
+    count = Counter(nodes)
+    if count["macro"]:
+        return "pn1" if count["macro"] + count["micro"] <= 3 else "pn2"
+    if count["micro"]:
+        return "pn1mi"
+    return "pn0(i+)" if count["itc"] else "pn0"
+
+
+def stages_of_nodes(nodes: Mapping[str, str]) -> dict[str, str]:
+    """Stage of each patient of nodes `patient_100_node_0: macro`."""
+    patients: dict[str, list[str]] = defaultdict(list)
+    for node, label in nodes.items():
+        patients[node.partition("_node_")[0]].append(label)
+    return {patient: patient_stage(labels) for patient, labels in sorted(patients.items())}
+
+
+def read_stages(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Stages of patients (`patient_100`) and labels of nodes (`patient_100_node_0`) of a CSV, in lower case.
+
+    DataError: another header than patient,stage (or slide,…,node_label,…, as predict.py has it), an unknown
+    stage or label, a row that is there twice.
+    """
+    rows = read_rows(path)
+    header = [cell.casefold() for cell in rows[0][1]] if rows else []
+    if header[:2] == ["patient", "stage"]:
+        name, value = 0, 1
+    elif "slide" in header and "node_label" in header:
+        name, value = header.index("slide"), header.index("node_label")
+    else:
+        raise DataError(f"{path}: the first line is not patient,stage but {','.join(header) or 'missing'}")
+    stages: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    for number, cells in rows[1:]:
+        where = f"{path}, line {number}"
+        if len(cells) <= max(name, value):
+            raise DataError(f"{where}: {','.join(cells)!r} has no stage")
+        key, word = cells[name].casefold(), cells[value].casefold()
+        patient = key.endswith(".zip")
+        table, known, what = (stages, STAGES, "stage") if patient else (nodes, NODE_LABELS, "node label")
+        key = re.sub(r"\.(zip|tiff?)$", "", key)
+        if word not in known:
+            raise DataError(f"{where}: {cells[value]!r} is no {what}, these are {', '.join(known)}")
+        if key in table:
+            raise DataError(f"{where}: {cells[name]} is there twice")
+        table[key] = word
+    return stages, nodes
