@@ -172,3 +172,11 @@ def test_all_are_checked_in_parallel(tmp_path: Path, slide: Path, capfd: pytest.
     assert list(found) == pairs
     assert [len(found[pair]) for pair in pairs] == [0, 1, 1]
     assert "3/3" in capfd.readouterr().err
+
+
+def test_damage_is_not_blamed_on_others_in_parallel(tmp_path: Path) -> None:
+    pairs = [SlidePair(write_jpeg(tmp_path / f"{i}.tif", texture(300, 200)), None) for i in range(12)]
+    for pair in pairs[::3]:
+        overwrite_tile(pair.slide, 0, b"\0")
+    found = check_pairs(pairs, MAP, 128, 0.25, threads=6)
+    assert [bool(found[pair]) for pair in pairs] == [True, False, False] * 4
