@@ -4,7 +4,7 @@
 
 Predictions are one CSV a slide, `<slide>.csv`, rows `confidence,X,Y` in level-0 pixels; an empty one for a slide
 without detections. A slide without mask or annotation is tumour-free. Writes froc.csv, froc.png, lesions.csv and
-scores.json. Exit code 2: something cannot be used.
+camelyon16.json. Exit code 2: something cannot be used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
 from samplers.labels import MASK_SUFFIXES, LabelMap
-from samplers.slide import DataError
+from samplers.slide import DataError, ReadError
 
 LESION_COLUMNS = (
     *("slide", "lesion", "kind", "diameter_um", "area_um2", "x", "y"),
@@ -90,7 +90,7 @@ def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
 def summarise(
     results: Sequence[SlideResult], scores: tuple[np.ndarray, np.ndarray] | None, samples: int, seed: int
 ) -> dict[str, Any]:
-    """All scores as scores.json has them. DataError: no lesion is to be found."""
+    """All scores as camelyon16.json has them. DataError: no lesion is to be found."""
     lesions = [lesion for result in results for lesion in result.lesions if not lesion.itc]
     summary: dict[str, Any] = {
         "slides": len(results),
@@ -128,9 +128,9 @@ def summarise(
 
 
 def write(folder: Path, results: Sequence[SlideResult], summary: dict[str, Any]) -> None:
-    """scores.json, lesions.csv, froc.csv and froc.png."""
+    """camelyon16.json, lesions.csv, froc.csv and froc.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "camelyon16.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (folder / "lesions.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(LESION_COLUMNS)
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         run(options)
-    except ValueError as error:  # DataError is one
+    except (ValueError, ReadError) as error:  # DataError is a ValueError
         print(f"evaluation.camelyon16: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,7 +4,7 @@
 
 Predictions are a CSV `patient,stage` (rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`; stages are
 worked out if there are only nodes), or a folder of `<slide>_probability.tif`, of which nodes are worked out too.
-Writes submission.csv, confusion.csv and scores.json. Exit code 2: something cannot be used.
+Writes submission.csv, confusion.csv and camelyon17.json. Exit code 2: something cannot be used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from evaluation import lesions
 from evaluation.froc import bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
-from samplers.slide import DataError, Slide
+from samplers.slide import DataError, ReadError, Slide
 
 NODES_A_PATIENT = 5
 _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
@@ -106,9 +106,9 @@ def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dic
 
 
 def write(folder: Path, stages: Mapping[str, str], nodes: Mapping[str, str], summary: dict[str, Any]) -> None:
-    """submission.csv as the challenge wants it, confusion.csv and scores.json."""
+    """submission.csv as the challenge wants it, confusion.csv and camelyon17.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "camelyon17.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (folder / "submission.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("patient", "stage"))
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         run(options)
-    except ValueError as error:  # DataError is one
+    except (ValueError, ReadError) as error:  # DataError is a ValueError
         print(f"evaluation.camelyon17: {error}", file=sys.stderr)
         return 2
     return 0

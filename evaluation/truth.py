@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import shapely
 
 from samplers.annotations import Outline, read_asap, read_geojson
 from samplers.labels import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
@@ -24,14 +23,14 @@ def slide_key(name: str) -> str:
     return name.casefold().removeprefix("mask_").removesuffix("_mask").removesuffix("_prediction")
 
 
-def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files of a folder by slide. DataError: there is no such folder, or a slide has two."""
+def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[str, Path]:
+    """Files of a folder by slide, of those whose stems have the `ending`. DataError: no such folder, two of a slide."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     wanted = tuple(suffixes)
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in wanted or path.name.startswith("."):
+        if path.suffix.lower() not in wanted or path.name.startswith(".") or not path.stem.endswith(ending):
             continue
         other = found.setdefault(slide_key(path.stem), path)
         if other != path:
@@ -65,13 +64,16 @@ def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | No
                 return label.read_at(0, 0, *_grid(label.size, downsample), downsample) > 0
             finally:
                 label.close()
-    outlines = _outlines(path)
-    if not outlines:
-        return np.zeros((1, 1), bool)
-    end = shapely.bounds(shapely.union_all([shapely.box(*o.geometry.bounds) for o in outlines]))[2:]
-    size = (max(1, ceil(end[0])) + _MARGIN * downsample, max(1, ceil(end[1])) + _MARGIN * downsample)
-    polygons = PolygonLabel(size, outlines, label_map, str(path))
+    end = reach_of(path)
+    size = (end[0] + _MARGIN * downsample, end[1] + _MARGIN * downsample)
+    polygons = PolygonLabel(size, _outlines(path), label_map, str(path))
     return polygons.read_at(0, 0, *_grid(size, downsample), downsample) > 0
+
+
+def reach_of(path: Path) -> tuple[int, int]:
+    """How far right and down annotations reach, in level-0 pixels; (1, 1): there are none."""
+    ends = [outline.geometry.bounds[2:] for outline in _outlines(path)]
+    return (max(1, ceil(max(x for x, _ in ends))), max(1, ceil(max(y for _, y in ends)))) if ends else (1, 1)
 
 
 def has_tumour(path: Path, label_map: LabelMap) -> bool:

@@ -77,7 +77,7 @@ def run(root: Path, *words: str) -> int:
 
 
 def scores_of(root: Path) -> dict:
-    return json.loads((root / "found/scores/scores.json").read_text())
+    return json.loads((root / "found/scores/camelyon16.json").read_text())
 
 
 def test_scores_of_a_case(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +131,7 @@ def test_output_of_predict(case: Path) -> None:
     )
     words = ["--predictions", str(case), "--ground_truth", str(case / "truth"), "--output", str(case / "out")]
     assert main([*words, "--bootstrap", "0"]) == 0
-    assert json.loads((case / "out/scores.json").read_text())["slide_auc"]["auc"] == 1
+    assert json.loads((case / "out/camelyon16.json").read_text())["slide_auc"]["auc"] == 1
 
 
 def test_slides_are_left_out_by_name(case: Path) -> None:

@@ -1,0 +1,265 @@
+"""Pixel metrics of predicted masks: IoU, Dice and distance of outlines, of each slide and of all together.
+
+    python -m evaluation.segmentation --predictions out --ground_truth masks
+
+Predictions are `<slide>_prediction.tif`, or masks that are called as the slides are. They are read tile by tile and
+compared at their own pixels. For all slides together counts are summed, then divided. Writes segmentation.csv and
+segmentation.json. Exit code 2: something cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from evaluation import boundary
+from evaluation.tables import SLIDE_SUFFIXES
+from evaluation.truth import OUTLINE_SUFFIXES, find_files, find_truth, reach_of
+from samplers.formats import downsample_of
+from samplers.labels import MASK_SUFFIXES, LabelMap, open_label
+from samplers.slide import DataError, ReadError, Slide
+
+TILE = 2048  # pixels of the prediction
+TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline
+
+
+@dataclass
+class Counts:
+    """What is summed over tiles and slides."""
+
+    confusion: np.ndarray  # int64 (C, C), rows: ground truth
+    outlines: np.ndarray  # int64 of `boundary.distance_counts`
+
+    @classmethod
+    def empty(cls, classes: int) -> Counts:
+        return cls(np.zeros((classes, classes), np.int64), np.zeros((2, boundary.BINS + 1), np.int64))
+
+    def __iadd__(self, other: Counts) -> Counts:
+        self.confusion += other.confusion
+        self.outlines += other.outlines
+        return self
+
+
+def tiles(
+    width: int, height: int, side: int, margin: int
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """(rows, columns) of tiles that cover a picture once, and the same with a margin inside of the picture."""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            core = slice(top, min(top + side, height)), slice(left, min(left + side, width))
+            around = tuple(
+                slice(max(part.start - margin, 0), min(part.stop + margin, limit))
+                for part, limit in zip(core, (height, width))
+            )
+            yield core, (around[0], around[1])
+
+
+def count_slide(
+    prediction: Path, truth: Path | None, slide: Path | None, label_map: LabelMap, tile: int = TILE
+) -> Counts:
+    """Compares a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
+
+    Annotations are in level-0 pixels of the slide: without `slide` the prediction has to be of its size.
+    DataError: one of them cannot be used, or they are of different sizes.
+    """
+    classes = label_map.num_classes
+    with ExitStack() as opened:
+        predicted_file = opened.enter_context(Slide(prediction, kind="label"))
+        size = (predicted_file.width, predicted_file.height)
+        frame = opened.enter_context(_frame(predicted_file, truth, slide))
+        full = (frame.width, frame.height)
+        if slide is None and truth is not None and truth.suffix.lower() in OUTLINE_SUFFIXES:
+            reach = reach_of(truth)
+            if reach[0] > full[0] or reach[1] > full[1]:
+                raise DataError(
+                    f"{truth}: reaches to {reach}, but {prediction} is {full[0]} × {full[1]} pixels; if that is a "
+                    "lower resolution, give --slide_path"
+                )
+        # Predictions are class values, and of two classes 255 is as good as 1.
+        values = LabelMap(tuple((str(v), v) for v in range(classes)) if classes > 2 else LabelMap().groups)
+        predicted = opened.enter_context(closing(open_label(prediction, frame, values)))
+        true = opened.enter_context(closing(open_label(truth, frame, label_map)))
+        downsample = downsample_of(full, size)
+        spacing = frame.spacing * downsample
+        counts = Counts.empty(classes)
+        for core, around in tiles(*size, tile, ceil(boundary.REACH_UM / spacing) + 1):
+            rows, columns = around
+            corner = (int(columns.start * downsample), int(rows.start * downsample))
+            extent = (columns.stop - columns.start, rows.stop - rows.start)
+            pair = [label.read_at(*corner, *extent, downsample) for label in (true, predicted)]
+            inner = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around))
+            counts += count_tile(pair[0], pair[1], (inner[0], inner[1]), spacing, classes)
+    return counts
+
+
+def _frame(predicted: Slide, truth: Path | None, slide: Path | None) -> Slide:
+    """What has the size that positions are in: the slide, else the larger mask."""
+    if slide is not None:
+        return Slide(slide)
+    mask = Slide(truth, kind="label") if truth is not None and truth.suffix.lower() in MASK_SUFFIXES else None
+    if mask is None or mask.width <= predicted.width:
+        if mask is not None:
+            mask.close()
+        return Slide(predicted.path, kind="label")
+    return mask
+
+
+def count_tile(
+    truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float, classes: int
+) -> Counts:
+    """Of uint8 class values (h, w); only what is inside of `core` counts, the margin is for distances."""
+    pairs = truth[core].astype(np.int64) * classes + predicted[core]
+    confusion = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+    if not truth.any() and not predicted.any():
+        return Counts(confusion, np.zeros((2, boundary.BINS + 1), np.int64))
+    return Counts(confusion, boundary.distance_counts(truth > 0, predicted > 0, core, spacing))
+
+
+def summarise(counts: Counts, tolerance: float) -> dict[str, Any]:
+    """`miou`, `iou` and `dice` per class and the boundary metrics; None: the class or an outline does not occur."""
+    hits = np.diag(counts.confusion).astype(float)
+    sums = (counts.confusion.sum(axis=0) + counts.confusion.sum(axis=1)).astype(float)
+    with np.errstate(invalid="ignore"):
+        iou, dice = hits / (sums - hits), 2 * hits / sums
+    return {
+        "miou": float(np.nanmean(iou)),
+        "iou": [None if np.isnan(value) else float(value) for value in iou],
+        "dice": [None if np.isnan(value) else float(value) for value in dice],
+        **boundary.summarise(counts.outlines, tolerance),
+    }
+
+
+def pairs_of(
+    predictions: dict[str, Path], truth: dict[str, Path], unlabelled: str
+) -> tuple[dict[str, tuple[Path, Path | None]], list[str]]:
+    """Prediction and ground truth of each slide, and warnings; `unlabelled` as of train.py."""
+    lacking = [key for key in predictions if key not in truth and not key.startswith("normal_")]
+    messages = []
+    if lacking and unlabelled != "normal":
+        messages.append(f"{len(lacking)} predictions have no ground truth: {', '.join(lacking)}")
+        if unlabelled == "error":
+            raise DataError(messages[0])
+    unpredicted = sorted(set(truth) - set(predictions))
+    if unpredicted:
+        messages.append(
+            f"{len(unpredicted)} slides of the ground truth have no prediction: {', '.join(unpredicted)}"
+        )
+    left_out = set(lacking) if unlabelled == "skip" else set()
+    pairs = {key: (path, truth.get(key)) for key, path in predictions.items() if key not in left_out}
+    if not pairs:
+        raise DataError("no prediction has a ground truth")
+    return pairs, messages
+
+
+def report(slides: dict[str, dict[str, Any]]) -> str:
+    """A line a slide, the last one for all of them; Dice is that of tumour."""
+    names = ("miou", "dice", "boundary_f1", "boundary_mean_um", "boundary_p95_um")
+    width = max(map(len, slides))
+    lines = [" " * width + "".join(f"{name.removeprefix('boundary_'):>10}" for name in names)]
+    for slide, values in slides.items():
+        tumour = [value for value in values["dice"][1:] if value is not None]
+        dice = float(np.mean(tumour)) if tumour else None
+        row = [dice if name == "dice" else values[name] for name in names]
+        cells = "".join(f"{'-' if value is None else format(value, '.4f'):>10}" for value in row)
+        lines.append(f"{slide:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def write(
+    folder: Path, slides: dict[str, dict[str, Any]], counts: dict[str, Counts], tolerance: float
+) -> None:
+    """segmentation.json and segmentation.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    confusion = {name: counts[name].confusion.tolist() for name in slides}
+    found = {"tolerance_um": tolerance, "slides": slides, "confusion": confusion}
+    (folder / "segmentation.json").write_text(json.dumps(found, indent=2) + "\n")
+    with (folder / "segmentation.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        classes = range(len(next(iter(slides.values()))["iou"]))
+        scalars = [name for name in next(iter(slides.values())) if name not in ("iou", "dice")]
+        table.writerow(["slide", *scalars, *(f"{kind}_{c}" for kind in ("iou", "dice") for c in classes)])
+        for slide, values in slides.items():
+            table.writerow([slide, *(values[name] for name in scalars), *values["iou"], *values["dice"]])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.segmentation",
+        description="IoU, Dice and distance of outlines, streamed by tiles.",
+    )
+    parser.add_argument(
+        "--predictions", type=Path, required=True, help="folder of <slide>_prediction.tif or masks"
+    )
+    parser.add_argument(
+        "--ground_truth", type=Path, required=True, help="folder of masks, ASAP .xml or .geojson"
+    )
+    parser.add_argument(
+        "--slide_path", type=Path, help="folder of slides, if annotations are larger than predictions"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
+    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="as of train.py")
+    parser.add_argument(
+        "--unlabelled",
+        choices=("skip", "normal", "error"),
+        default="skip",
+        help="a prediction without ground truth (normal_* are tumour-free): as of train.py (default: skip)",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE_UM, metavar="UM", help="of boundary F1, µm (default: 10)"
+    )
+    parser.add_argument(
+        "--tile", type=int, default=TILE, help=f"pixels a side that are read at once (default: {TILE})"
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
+    if options.tile < 1 or not 0 <= options.tolerance < boundary.REACH_UM:
+        raise ValueError(
+            f"--tile must be at least 1, --tolerance at least 0 and less than {boundary.REACH_UM:g}"
+        )
+    label_map = LabelMap.parse(options.label_map)
+    folder = options.predictions
+    predictions = find_files(folder, MASK_SUFFIXES, "_prediction") or find_files(folder, MASK_SUFFIXES)
+    if not predictions:
+        raise DataError(f"{folder}: no *_prediction.tif and no other masks in it")
+    slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
+    pairs, messages = pairs_of(predictions, find_truth(options.ground_truth), options.unlabelled)
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+    counts = {}
+    pooled = Counts.empty(label_map.num_classes)
+    for key, (prediction, truth) in tqdm(pairs.items(), "slides", unit="slide", disable=None):
+        counts[key] = count_slide(prediction, truth, slides.get(key), label_map, options.tile)
+        pooled += counts[key]
+    counts["all slides"] = pooled
+    results = {name: summarise(count, options.tolerance) for name, count in counts.items()}
+    output = options.output or folder / "scores"
+    write(output, results, counts, options.tolerance)
+    print(f"{report(results)}\nwritten to {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        run(options)
+    except (ValueError, ReadError) as error:  # DataError is a ValueError
+        print(f"evaluation.segmentation: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
