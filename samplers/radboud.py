@@ -22,7 +22,7 @@ from samplers.dataset import SlidePair
 from samplers.draw import DrawingSampler, Proposal
 from samplers.labels import Annotation
 from samplers.patches import SamplerConfig, SamplerError, share_slides
-from samplers.reader import BadSlideError
+from samplers.reader import BadSlideError, OpenPair
 
 WEIGHTINGS = ("balanced", "count", "area")
 POINTS = 256  # tried at once in an annotation's bounding box
@@ -55,7 +55,7 @@ class RadboudSampler(DrawingSampler):
         entries = []
         for pair in pairs:
             try:
-                annotations = self.reader.read(pair, lambda opened: opened.label.annotations())
+                annotations = self.reader.read(pair, _annotations)
             except BadSlideError as error:
                 self.failed_at_start[pair.name] = error.reason
                 continue
@@ -79,6 +79,12 @@ class RadboudSampler(DrawingSampler):
         """Chance of each annotation: float (n,), sum 1."""
         kept = ~np.isin(self._names, list(left_out))
         return weights(self.config.annotation_weighting, self._values, self._areas, kept)
+
+
+def _annotations(opened: OpenPair) -> list[Annotation]:
+    found = opened.label.annotations()
+    opened.release()  # a mask was read whole, in strips
+    return found
 
 
 def weights(weighting: str, values: np.ndarray, areas: np.ndarray, kept: np.ndarray) -> np.ndarray:

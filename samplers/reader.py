@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,10 +14,11 @@ import numpy as np
 from samplers.dataset import SlidePair
 from samplers.labels import Label, MaskLabel, open_label
 from samplers.patches import SamplerConfig
-from samplers.slide import DataError, ReadError, Slide, SlideCache
+from samplers.slide import DataError, ReadError, Slide
 from samplers.tissue import tissue_mask
 
-MAX_OPEN = 128  # opening takes as long as reading a patch; what a slide holds in memory is bounded besides
+MAX_OPEN = 512  # slides; to open one and its label takes as long as to read several patches
+MAX_BYTES = 384 << 20  # of tiles that libvips keeps decoded, in all slides of a process
 MAX_THUMBNAIL = 4096  # pixels a side: a slide without a pyramid would be taken whole
 
 T = TypeVar("T")
@@ -70,34 +73,79 @@ class OpenPair:
 
     @property
     def held_bytes(self) -> int:
-        """About what the pair keeps in memory (samplers.slide.SlideCache bounds it)."""
+        """About what libvips keeps in memory of the pair."""
         mask = self.label.mask.held_bytes if isinstance(self.label, MaskLabel) else 0
-        return self.slide.held_bytes + self.label.held_bytes + mask
+        return self.slide.held_bytes + mask
+
+    def release(self) -> None:
+        """Gives that memory back; the pair stays open."""
+        self.slide.release()
+        if isinstance(self.label, MaskLabel):
+            self.label.mask.release()
 
     def close(self) -> None:
         self.slide.close()
         self.label.close()
 
 
+def _trim() -> None:
+    """What was freed, back to the system: glibc keeps it, and libvips' buffers would add up to gigabytes."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 class PairReader:
-    """Opens pairs and reads from them; what fails is tried once more with the files opened anew."""
+    """Opens pairs and reads from them; what fails is tried once more with the files opened anew.
+
+    At most MAX_OPEN pairs stay open, those used last. Beyond MAX_BYTES of decoded tiles, those of the pairs
+    that were not used for longest are given back, a quarter of the limit at a time.
+    """
 
     def __init__(self, config: SamplerConfig) -> None:
         self.config = config
-        self._cache = SlideCache(MAX_OPEN)
+        self._open: OrderedDict[SlidePair, OpenPair] = OrderedDict()
+        self._held: dict[SlidePair, int] = {}  # held_bytes after the last read; asking all takes milliseconds
+        self._held_in_all = 0
         self._geometry: dict[SlidePair, tuple[int, int, int]] = {}
 
     def read(self, pair: SlidePair, function: Callable[[OpenPair], T]) -> T:
         """function(open pair). BadSlideError: opening or reading failed twice."""
         for attempt in (1, 2):
             try:
-                opened: OpenPair = self._cache.get(pair, lambda key: OpenPair(key, self.config))
-                return function(opened)
+                if pair not in self._open:
+                    self._open[pair] = OpenPair(pair, self.config)
+                result = function(self._open[pair])
+                break
             except (DataError, ReadError, OSError) as error:
-                self._cache.drop(pair)
+                self._close(pair)
                 if attempt == 2:
                     raise BadSlideError(pair, str(error)) from error
-        raise AssertionError("not reached")
+        self._open.move_to_end(pair)
+        self._bound(pair)
+        return result
+
+    def _bound(self, pair: SlidePair) -> None:
+        """Keeps the limits after a read of this pair."""
+        self._count(pair, self._open[pair].held_bytes)
+        if len(self._open) > MAX_OPEN:
+            self._close(next(iter(self._open)))
+        if self._held_in_all > MAX_BYTES:
+            for other in [other for other in self._open if self._held[other]]:
+                self._open[other].release()
+                self._count(other, 0)
+                if self._held_in_all < MAX_BYTES * 3 // 4:
+                    break
+            _trim()
+
+    def _count(self, pair: SlidePair, held: int) -> None:
+        self._held_in_all += held - self._held.get(pair, 0)
+        self._held[pair] = held
+
+    def _close(self, pair: SlidePair) -> None:
+        if pair in self._open:
+            self._count(pair, 0)
+            self._open.pop(pair).close()
 
     def geometry(self, pair: SlidePair) -> tuple[int, int, int]:
         """(side of a patch, width and height of the slide) in level-0 pixels. BadSlideError as `read`."""
@@ -106,7 +154,9 @@ class PairReader:
         return self._geometry[pair]
 
     def close(self) -> None:
-        self._cache.close()
+        for pair in list(self._open):
+            self._close(pair)
+        _trim()
 
 
 @dataclass(frozen=True)
@@ -127,6 +177,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
     height, width = thumbnail.shape[:2]
     cell = (slide.width / width, slide.height / height)
     tumour = opened.label.thumbnail(width, height) > 0
+    opened.release()  # a mask was read whole, in strips
     # What is annotated is tissue, however pale.
     tissue = tissue_mask(thumbnail, slide.spacing * cell[0]) | tumour
     return Overview(thumbnail, tissue, tumour, cell)
