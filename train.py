@@ -180,7 +180,8 @@ class Loop:
             rate = learning_rate(
                 self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule
             )
-            result = self.trainer.train_step(batch.images, batch.labels, rate, self.stop_requested)
+            frozen = self.step >= (1 - options.freeze_bn) * options.num_steps
+            result = self.trainer.train_step(batch.images, batch.labels, rate, frozen, self.stop_requested)
             self.step += images
             if not math.isfinite(result.loss):
                 raise FloatingPointError(f"the loss is {result.loss} at step {self.step}")

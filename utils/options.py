@@ -209,6 +209,13 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=LOSSES, default="cross_entropy", help="dice takes no pixel weights")
     add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
     add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
+    add(
+        "--freeze_bn",
+        type=fraction,
+        default=0.25,
+        help="last part of the steps, trained with batch norm's moving averages as in inference: large patches "
+        "mean small batches, whose statistics the exported model does not see",
+    )
     add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
 
 
