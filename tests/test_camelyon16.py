@@ -175,6 +175,14 @@ def test_the_level_of_the_mask_is_taken_as_it_is(tmp_path: Path) -> None:
     assert not tumour_at(tmp_path / "mode.tif", 32, LabelMap()).any()
 
 
+def test_the_mask_is_as_large_as_its_level(tmp_path: Path) -> None:
+    # 4127 / 32 is 128.97; libvips drops what is not a whole pixel. Without such a level all of it is covered.
+    write_mask(tmp_path / "mask.tif", np.zeros((4127, 4096), np.uint8))
+    assert tumour_at(tmp_path / "mask.tif", 32, LabelMap()).shape == (128, 128)
+    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((4127, 4096), np.uint8))
+    assert tumour_at(tmp_path / "mask.png", 32, LabelMap()).shape == (129, 128)
+
+
 def test_annotations_are_the_masks(demo: Path) -> None:
     slide, mask, xml = (
         demo / "slides/tumor_001.tif",

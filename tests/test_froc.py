@@ -115,6 +115,7 @@ def test_isolated_tumour_cells_are_neither_found_nor_false() -> None:
     # The 0 of the ITC is the lowest threshold, so the hit's own is kept.
     assert (false.tolist(), found.tolist()) == ([0, 0], [1, 0])
     assert thresholds.tolist() == [np.float32(0.7), np.inf]
+    assert curve([result], corrected=True)[2].tolist() == [0.7, np.inf]
 
 
 def test_one_slide_one_lesion_one_hit() -> None:
@@ -166,6 +167,8 @@ def test_a_hit_of_confidence_0_does_not_count_officially() -> None:
     results = [slide([0.0, 0.5], [])]
     assert curve(results)[1].tolist() == [0.5, 0]
     assert curve(results, corrected=True)[1].tolist() == [1, 0.5, 0]
+    # Nor does one below: it is as if missed, and the threshold that is dropped is a 0.
+    assert curve([slide([-0.5, 0.5], [])])[2].tolist() == [0.5, np.inf]
 
 
 def test_false_positives_are_divided_by_the_slides_with_a_list() -> None:
