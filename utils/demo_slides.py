@@ -34,7 +34,7 @@ from utils.demo_tissue import Layout, Stain, make_layout, paint, tumour_mask
 
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
-_VERSION = 1  # of the pictures: one more when the same seed gives others
+_VERSION = 2  # of the pictures: one more when the same seed gives others
 _STAINS = (Stain(), Stain(haematoxylin=0.72, eosin=1.25), Stain(1.2, 0.8), Stain(0.85, 0.8), Stain(1.1, 1.3))
 
 
@@ -151,8 +151,7 @@ def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes:
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / ".lock"):
         note = root / "demo.json"
-        _refuse_others(root, note, what)
-        _write(note, lambda path: path.write_text(json.dumps(what) + "\n"))
+        _prepare(root, note, what, jobs)
         pending = [job for job in jobs if not job.done]
         if not pending:
             return root
@@ -177,15 +176,20 @@ def _locked(path: Path) -> Any:
         yield
 
 
-def _refuse_others(root: Path, note: Path, what: dict[str, Any]) -> None:
+def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJob]) -> None:
+    """Notes what is made here; takes away the slides that an earlier version of this program has made."""
     if note.exists():
         found = json.loads(note.read_text())
-        if found != what:
+        if {**found, "version": _VERSION} != what:
             raise DemoError(
-                f"{root}: holds other demo slides ({found}, not {what}): remove it or choose another"
+                f"{root}: holds other demo slides ({found}, not {what}); remove it or choose another folder"
             )
+        if found != what:
+            for job in jobs:
+                job.slide.unlink(missing_ok=True)
     elif any(path.name[0] != "." for path in root.iterdir()):
         raise DemoError(f"{root}: holds something else than demo slides; choose another folder")
+    _write(note, lambda path: path.write_text(json.dumps(what) + "\n"))
 
 
 def make_slide(job: SlideJob) -> None:

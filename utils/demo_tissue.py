@@ -61,9 +61,9 @@ class Layout:
 
 def make_layout(rng: np.random.Generator, size: int, lesions: int) -> Layout:
     """A piece of tissue with up to `lesions` lesions apart from each other, the largest with an exclusion."""
-    tissue = _blob(rng, (size / 2, size / 2), 0.41 * size, 0.12, limit=0.48 * size)
+    tissue = _blob(rng, (size / 2, size / 2), 0.45 * size, 0.09, limit=0.49 * size)
     found: list[shapely.Polygon] = []
-    for radius in np.sort(rng.uniform(0.07, 0.15, lesions))[::-1] * size:
+    for radius in np.sort(rng.uniform(0.09, 0.16, lesions))[::-1] * size:
         for _ in range(_TRIES):
             centre = rng.uniform(0.1, 0.9, 2) * size
             lesion = _rounded(shapely.intersection(_blob(rng, centre, radius, 0.22), tissue))
@@ -163,7 +163,7 @@ def _fat(rng: np.random.Generator, crowding: np.ndarray) -> np.ndarray:
     size, step = len(crowding), 96
     cells = np.zeros((size, size), np.uint8)
     for x, y in _scattered(rng, size, step, 0.08):
-        if crowding[y, x] < -1.05:
+        if crowding[y, x] < -1.2:
             axes = (int(rng.integers(30, 48)), int(rng.integers(38, 52)))
             cv2.ellipse(cells, (int(x), int(y)), axes, float(rng.uniform(0, 180)), 0, 360, (1,), -1)
     return cells > 0
