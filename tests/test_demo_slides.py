@@ -136,8 +136,15 @@ def test_camelyon17_layout(tmp_path: Path) -> None:
     text = (root / "lesion_annotations/patient_000_node_0.xml").read_text()
     assert 'PartOfGroup="metastases"' in text
     assert 'PartOfGroup="normal"' in text
-    colors = [pixels_of(root / slides[i]).reshape(-1, 3).mean(0) for i in (0, 2)]
-    assert np.abs(colors[0] - colors[1]).max() > 8
+
+
+def test_centers_stain_differently(tmp_path: Path) -> None:
+    root = make_camelyon17_demo(tmp_path / "demo", patients=1, nodes=1, size=512) / "training"
+    greens = []  # of cytoplasm: eosin takes green away
+    for path in sorted(root.glob("center_*/*.tif")):
+        red, green, _ = pixels_of(path).reshape(-1, 3).T
+        greens.append(np.median(green[(red > 190) & (green < 225)]))
+    assert greens[0] - greens[1] > 15
 
 
 def test_other_contents_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

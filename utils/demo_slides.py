@@ -35,7 +35,7 @@ from utils.demo_tissue import Layout, Stain, make_layout, paint, tumour_mask
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
 _VERSION = 2  # of the pictures: one more when the same seed gives others
-_STAINS = (Stain(), Stain(haematoxylin=0.72, eosin=1.25), Stain(1.2, 0.8), Stain(0.85, 0.8), Stain(1.1, 1.3))
+_STAINS = (Stain(), Stain(0.7, 1.5), Stain(1.25, 0.75), Stain(0.8, 0.7), Stain(1.15, 1.4))  # of each centre
 
 
 class DemoError(ValueError):
