@@ -13,6 +13,7 @@ input; 1 failed; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
 from __future__ import annotations
 
 import argparse
+import heapq
 import math
 import os
 import signal
@@ -23,6 +24,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from samplers import Loader, PatchInfo, SamplerConfig, draw_samples, training_loader, validation_loader
 from samplers.dataset import SlidePair
@@ -105,9 +108,9 @@ def run(options: argparse.Namespace) -> int:
 def prepare_log_dir(options: argparse.Namespace, world: World) -> Path:
     """Collective: the folder of this run, made by rank 0, on every rank."""
 
-    def make() -> Path | None:
+    def make() -> Path:
         if not world.is_first:
-            return None
+            return Path()
         name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
         log_dir = (options.log_dir or Path("logs") / name).absolute()
         if (log_dir / "metrics.jsonl").exists():
@@ -164,6 +167,7 @@ class Loop:
         if stopped:
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
+        self.log.say("exporting the model ...")
         self.export()
         self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
         self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
@@ -235,12 +239,16 @@ class Loop:
 
         start, wait = time.perf_counter(), self.val_loader.wait_seconds
         self.trainer.average_statistics()  # Horovod
-        counts, panels = Counts(self.trainer.num_classes), []
+        counts = Counts(self.trainer.num_classes)
+        shown: list[tuple[float, np.ndarray]] = []  # the patches with most of both, tumour and other
         for batch in self.val_loader:
-            values, classes = self.trainer.evaluate_batch(batch.images, batch.labels)
-            counts.add(*values)
-            for i in range(min(len(classes), PICTURES - len(panels))):
-                panels.append(panel(batch.images[i], batch.labels[i], classes[i]))
+            batch_counts, classes = self.trainer.evaluate_batch(batch.images, batch.labels)
+            counts.add(*batch_counts)
+            for image, label, predicted in zip(batch.images, batch.labels, classes):
+                interest = float(np.var(label > 0))
+                if len(shown) < PICTURES or interest > shown[-1][0]:
+                    shown.append((interest, panel(image, label, predicted)))
+                    shown = heapq.nlargest(PICTURES, shown, key=lambda pair: pair[0])
         counts = self.trainer.summed(counts)
         seconds = time.perf_counter() - start
         values = counts.summary()
@@ -255,7 +263,7 @@ class Loop:
                 "learning_rate": None,
             },
         )
-        self.log.pictures(self.step, panels)
+        self.log.pictures(self.step, [picture for _, picture in shown])
         miou = values["miou"]
         self.best = max(self.best, (miou, self.step), key=lambda best: best[0])
         self.draw_patches()

@@ -31,7 +31,7 @@ if __name__ == "__main__":
     digests = world.gather(
         {
             v.name: zlib.crc32(v.numpy().tobytes())
-            for v in [*trainer.model.variables, *trainer.optimizer.variables]
+            for v in [*trainer.model.variables, *trainer.optimizer_variables]
         }
     )
     losses = world.gather(result.loss)

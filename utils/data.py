@@ -34,7 +34,7 @@ def prepare_slides(
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
-    found = []
+    found: list[list[SlidePair]] = []
     for prefix in ("", "valid_"):
         slides, labels, slide_format, label_format = (
             getattr(options, prefix + name)

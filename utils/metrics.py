@@ -7,6 +7,7 @@ two histograms of the tumour probability (1 - p[class 0]) over pixels, one of ea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,7 +51,7 @@ class Counts:
         counts.loss, counts.images = float(vector[-2]), int(vector[-1])
         return counts
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """`loss`, `miou`, `iou` and `dice` per class, `auc`, as metrics.jsonl has them.
 
         A class that is neither in the labels nor predicted has no IoU (None) and does not count in the mean.

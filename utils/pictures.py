@@ -38,15 +38,16 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
     """
     scale = min(1.0, size / max(label.shape))
     width, height = round(label.shape[1] * scale), round(label.shape[0] * scale)
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    label, prediction = (
-        cv2.resize(classes.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-        for classes in (label, prediction)
-    )
-    overlay = image
-    for value in range(1, max(int(label.max()), int(prediction.max())) + 1):
-        overlay = draw_outline(overlay, label == value, OUTLINE_LABEL, 3)
-        overlay = draw_outline(overlay, prediction == value, OUTLINE_PREDICTION, 2)
+
+    def resized(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+        return np.asarray(cv2.resize(pixels, (width, height), interpolation=interpolation))
+
+    small = resized(image, cv2.INTER_AREA)
+    truth, predicted = (resized(c.astype(np.uint8), cv2.INTER_NEAREST) for c in (label, prediction))
+    overlay = small
+    for value in range(1, max(int(truth.max()), int(predicted.max())) + 1):
+        overlay = draw_outline(overlay, np.equal(truth, value), OUTLINE_LABEL, 3)
+        overlay = draw_outline(overlay, np.equal(predicted, value), OUTLINE_PREDICTION, 2)
     gap = np.full((height, 4, 3), 128, np.uint8)
-    parts = [image, gap, paint_classes(label), gap, paint_classes(prediction), gap, overlay]
+    parts = [small, gap, paint_classes(truth), gap, paint_classes(predicted), gap, overlay]
     return np.concatenate(parts, axis=1)

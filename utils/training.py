@@ -144,7 +144,9 @@ class Trainer:
         """A SavedModel at `path`, written aside and renamed."""
         temporary = path.with_name(f"tmp_{path.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        serving_model(self.model_name, self.model).save(temporary, include_optimizer=False)
+        # Nobody trains it on: without the gradients of every swish the export takes a third less time.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        serving_model(self.model_name, self.model).save(temporary, include_optimizer=False, options=options)
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
 
