@@ -22,7 +22,7 @@ from samplers.dataset import SlidePair
 from samplers.draw import DrawingSampler, Proposal
 from samplers.labels import Annotation
 from samplers.patches import SamplerConfig, SamplerError, share_slides
-from samplers.reader import BadSlideError, OpenPair
+from samplers.reader import BadSlideError, OpenPair, trim_memory
 
 WEIGHTINGS = ("balanced", "count", "area")
 POINTS = 256  # tried at once in an annotation's bounding box
@@ -84,6 +84,7 @@ class RadboudSampler(DrawingSampler):
 def _annotations(opened: OpenPair) -> list[Annotation]:
     found = opened.label.annotations()
     opened.release()  # a mask was read whole, in strips
+    trim_memory()
     return found
 
 

@@ -17,7 +17,7 @@ from samplers.patches import SamplerConfig
 from samplers.slide import DataError, ReadError, Slide
 from samplers.tissue import tissue_mask
 
-MAX_OPEN = 512  # slides; to open one and its label takes as long as to read several patches
+MAX_OPEN = 192  # slides; to open one and its label takes as long as to read several patches
 MAX_BYTES = 384 << 20  # of tiles that libvips keeps decoded, in all slides of a process
 MAX_THUMBNAIL = 4096  # pixels a side: a slide without a pyramid would be taken whole
 
@@ -88,7 +88,7 @@ class OpenPair:
         self.label.close()
 
 
-def _trim() -> None:
+def trim_memory() -> None:
     """What was freed, back to the system: glibc keeps it, and libvips' buffers would add up to gigabytes."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if malloc_trim is not None:
@@ -136,7 +136,6 @@ class PairReader:
                 self._count(other, 0)
                 if self._held_in_all < MAX_BYTES * 3 // 4:
                     break
-            _trim()
 
     def _count(self, pair: SlidePair, held: int) -> None:
         self._held_in_all += held - self._held.get(pair, 0)
@@ -156,7 +155,7 @@ class PairReader:
     def close(self) -> None:
         for pair in list(self._open):
             self._close(pair)
-        _trim()
+        trim_memory()
 
 
 @dataclass(frozen=True)
@@ -178,6 +177,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
     cell = (slide.width / width, slide.height / height)
     tumour = opened.label.thumbnail(width, height) > 0
     opened.release()  # a mask was read whole, in strips
+    trim_memory()
     # What is annotated is tissue, however pale.
     tissue = tissue_mask(thumbnail, slide.spacing * cell[0]) | tumour
     return Overview(thumbnail, tissue, tumour, cell)
