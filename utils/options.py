@@ -56,9 +56,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
 
     def error(self, message: str) -> NoReturn:
-        if launcher_rank()[0] == 0:
-            self.print_usage(sys.stderr)
-        sys.exit(report_user_error(UserError(message)))
+        sys.exit(report_user_error(UserError(f"{message} (all options: python train.py --help)")))
 
 
 def positive_int(text: str) -> int:
