@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 300  # seconds; nothing may hang
+TIMEOUT = 600  # seconds; nothing may hang, and a loaded machine is slow
 
 
 def launcher(ranks: int) -> list[str]:
