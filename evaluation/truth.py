@@ -15,6 +15,7 @@ from samplers.slide import DataError, Slide
 
 OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
 _SAME_LEVEL = 0.1  # levels are a factor of 2 apart; rounding of small slides' sizes explains less than this
+_STRIP_ROWS = 512  # of a mask's level 0 that are read at once
 _MARGIN = 8  # pixels around annotations where the slide's size is not known; lesions grow by less than 5
 
 
@@ -50,13 +51,13 @@ def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | No
     """Tumour (any class but 0) of a whole slide at a downsample of level 0: bool (h, w).
 
     Of a mask that has a level of this downsample it is this level, pixel by pixel, as the organisers read
-    it; else what is at the pixels' centres. Annotations do not say how large the slide is: without `slide`
+    it; else what level 0 has at the pixels' centres. Annotations do not say how large the slide is: without `slide`
     they are taken to end a little behind the last of them.
     """
     if path.suffix.lower() in MASK_SUFFIXES:
         with Slide(path, kind="label") as mask:
             if slide is None or (mask.width, mask.height) == _size_of(slide):
-                return _mask_at(path, mask, downsample, label_map)
+                return _mask_at(mask, downsample, label_map)
     if slide is not None:
         with Slide(slide) as opened:
             label = open_label(path, opened, label_map)
@@ -94,16 +95,24 @@ def _outlines(path: Path) -> list[Outline]:
     return (read_asap(path) if path.suffix.lower() == ".xml" else read_geojson(path))[0]
 
 
-def _mask_at(path: Path, mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
+def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
+    values = label_map.values()
     for level, real in enumerate(mask.downsamples):
         if abs(real / downsample - 1) < _SAME_LEVEL:
             pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
-            return np.asarray(cv2.LUT(pixels, label_map.values()) > 0)
-    label = open_label(path, mask, label_map)
-    try:
-        return label.read_at(0, 0, *_grid(label.size, downsample), downsample) > 0
-    finally:
-        label.close()
+            if pixels.max() == 255 and values[1:].all():
+                # Averages of a 0/255 mask: for the organisers only what is 255 is tumour.
+                return np.asarray(pixels == 255)
+            return np.asarray(cv2.LUT(pixels, values) > 0)
+    columns, rows = (
+        np.minimum(np.arange(count) * downsample + downsample // 2, limit - 1)
+        for count, limit in zip(_grid((mask.width, mask.height), downsample), (mask.width, mask.height))
+    )
+    strips = []
+    for part in np.array_split(rows, max(1, mask.height // _STRIP_ROWS)):
+        top, bottom = int(part[0]), int(part[-1]) + 1
+        strips.append(mask.read_level(0, top, mask.width, bottom - top, 0)[np.ix_(part - top, columns)])
+    return np.asarray(cv2.LUT(np.concatenate(strips), values) > 0)
 
 
 def _size_of(slide: Path) -> tuple[int, int]:
