@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import pyvips
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from evaluation.camelyon16 import main
 from evaluation.tables import read_detections, read_slide_scores
@@ -204,7 +205,9 @@ def test_annotations_are_the_masks(demo: Path) -> None:
     of_mask = tumour_at(mask, 32, LabelMap())
     of_xml = tumour_at(xml, 32, LabelMap(), slide)
     assert of_mask.shape == of_xml.shape == (48, 48)
-    assert np.count_nonzero(of_mask != of_xml) < 8  # the middle of 32 pixels is between two of them
+    # The middle of 32 pixels is between two of them: the two may differ on the outline, nowhere else.
+    outline = binary_dilation(of_xml) & ~binary_erosion(of_xml)
+    assert not ((of_mask != of_xml) & ~outline).any()
     alone = tumour_at(xml, 32, LabelMap())
     rows, columns = alone.any(1).nonzero()[0].max() + 1, alone.any(0).nonzero()[0].max() + 1
     np.testing.assert_array_equal(alone[:rows, :columns], of_xml[:rows, :columns])
