@@ -53,6 +53,10 @@ class _Worker:
                     # The cores belong to TensorFlow: libvips has one thread a worker, numpy's OpenBLAS too.
                     "VIPS_CONCURRENCY": "1",
                     "OMP_NUM_THREADS": "1",
+                    # A patch's buffers of some MB come from memory that is kept, not from the system and
+                    # back each time: page faults took a tenth of the processor time (glibc only).
+                    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+                    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
                 },
             )
         finally:
