@@ -17,13 +17,13 @@ import openslide
 import pyvips
 
 from samplers.formats import DataError, Level, ReadError, missing_tiles, one_line, vips_image
+from samplers.vips_errors import vips_faults
 
 # libvips keeps rows of decoded tiles a level, 300 MB for a width of 100 000 pixels. Above this the level is
 # opened anew, which takes less than a millisecond.
 MAX_LEVEL_BYTES = 64 << 20
 _CACHED_ROWS = 3.5  # measured: 37 MB for slides of 12 tiles a row of 0.79 MB, with the region's own 3 MB
 OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
-_PARALLEL_READ = "another read of this process failed at the same time"
 
 
 class _Handle:
@@ -34,39 +34,6 @@ class _Handle:
         self.region = pyvips.Region.new(image)
         self.tiles = 0.0  # about how many libvips keeps decoded
         self.held_bytes = 0
-
-
-class _Faults:
-    """Finds out whether libvips complained during a read.
-
-    It has one error buffer for all threads. Who finds a message in it empties it and counts up; other reads
-    during which the count went up may have been the cause, so they fail as well and are tried again.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def begin(self) -> int:
-        """Forgets old messages; what it returns is for `end`."""
-        self._take()
-        return self._count
-
-    def end(self, begun: int) -> str:
-        """What was complained about since; empty: nothing."""
-        return self._take() or (_PARALLEL_READ if self._count != begun else "")
-
-    def _take(self) -> str:
-        text = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
-        if not text:
-            return ""
-        with self._lock:
-            self._count += 1
-            pyvips.vips_lib.vips_error_clear()
-        return " ".join(text.decode(errors="replace").split())
-
-
-_faults = _Faults()
 
 
 class VipsReader:
@@ -109,14 +76,12 @@ class VipsReader:
             if level not in handles:
                 handles[level] = _Handle(vips_image(self.path, self.kind, self._levels[level].options))
             handle = handles[level]
-            begun = _faults.begin()
-            data = handle.region.fetch(x, y, width, height)
-            problem = _faults.end(begun)
-        except (pyvips.Error, DataError) as error:
-            problem = one_line(error)
-        if problem:
+            with vips_faults.watched():
+                data = handle.region.fetch(x, y, width, height)
+        except (pyvips.Error, DataError, RuntimeError) as error:
             handles.pop(level, None)  # it may keep the damaged tile, and give it without a word the next time
-            raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {problem}")
+            region = region_name(x, y, width, height, level)
+            raise ReadError(f"{self.path}: {region}: {one_line(error)}") from error
         self._count(handles, level, width, height)
         pixels = np.frombuffer(data, np.uint8).reshape(height, width, handle.bands)
         if self.kind == "label":

@@ -15,6 +15,8 @@ import openslide
 import pyvips
 import tifffile
 
+from samplers.vips_errors import vips_faults
+
 # Formats that libvips reads right (None: OpenSlide does not know it, such as PNG). Files of other vendors are
 # often TIFF as well, but with overlapping tiles, several scenes or giant JPEG strips.
 VIPS_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips", "trestle")
@@ -58,7 +60,8 @@ def vips_image(path: Path, kind: str, options: dict[str, int]) -> Any:
     """A level as libvips image of 8-bit RGB or grey, of a label with one band. DataError if it cannot be."""
     try:
         # Random access: sequential reading refuses to go back.
-        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="error", **options)
+        with vips_faults.opening():
+            image = pyvips.Image.new_from_file(str(path), access="random", fail_on="error", **options)
     except pyvips.Error as error:
         raise DataError(f"{path}: cannot be opened: {one_line(error)}") from error
     if kind == "label":
