@@ -3,6 +3,10 @@
 A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the
 cell. The patch is centred on the point and moved inside of the slide. round(batch_size · batch_tumor_ratio)
 patches of a batch, the first ones, contain tumour, the others none.
+
+A tumour patch is any that meets tumour, each with the same chance. Patches centred on tumour would teach that
+tumour is in the middle, and at 256 pixels that 4 of 5 pixels are tumour: with --batch_tumor_ratio 1 on
+camelyon16_like the model then calls most of the other tissue tumour as well.
 """
 
 from __future__ import annotations
@@ -27,15 +31,21 @@ class Regions:
     """Where on a slide patches can be centred, as pixels of its thumbnail."""
 
     cell: tuple[float, float]  # level-0 pixels (x, y) a thumbnail pixel
-    tumour: PixelSet  # cells that hold tumour
+    tumour: PixelSet  # cells around which a patch may meet tumour; of small patches: that hold tumour
     free: PixelSet  # cells of tissue around which a patch meets no tumour
 
 
 def find_regions(opened: OpenPair, level: int) -> Regions:
     view = overview(opened, level)
     slide_l0 = (opened.slide.width, opened.slide.height)
-    free = view.tissue & cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
-    return Regions(view.cell, PixelSet(view.tumour), PixelSet(free))
+    free = cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
+    tumour = view.tumour if _is_small(opened.size_l0, view.cell) else ~free
+    return Regions(view.cell, PixelSet(tumour), PixelSet(free & view.tissue))
+
+
+def _is_small(size_l0: int, cell: tuple[float, float]) -> bool:
+    """Whether too few of the patches around a cell with a little tumour would meet it (a 9th at the limit)."""
+    return size_l0 < max(cell)
 
 
 class SurfSampler(DrawingSampler):
@@ -96,12 +106,12 @@ class SurfSampler(DrawingSampler):
 def _point(
     opened: OpenPair, cell: tuple[float, float], cells: PixelSet, wanted: str, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """A random point, level 0, in one of the cells. None: the cell holds no tumour after all.
+    """A random point, level 0, in one of the cells; of small patches with tumour, one of its tumour pixels.
 
-    A patch that cannot hold all of the cell is centred on one of its tumour pixels, if tumour is wanted.
+    None: the cell holds no tumour after all.
     """
     x_t, y_t = cells.draw(rng)
-    if wanted == "none" or opened.size_l0 >= 2 * max(cell) + 2:
+    if wanted == "none" or not _is_small(opened.size_l0, cell):
         dx, dy = rng.random(2)
         return (x_t + dx) * cell[0], (y_t + dy) * cell[1]
     left, top = int(x_t * cell[0]), int(y_t * cell[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, training
 from samplers.patches import share_slides
 from samplers.reader import OpenPair
 from samplers.slide import ReadError, Slide
-from samplers.surf import SurfSampler
-from samplers.tissue import contrast_is_low
+from samplers.surf import Regions, SurfSampler, find_regions
+from samplers.tissue import PixelSet, contrast_is_low
 from tests.lesion_slides import HEIGHT, LESION_RED, LESIONS, SPACING, WIDTH, level, make_slide
 from tests.tiny_slides import write_levels
 
@@ -166,18 +165,31 @@ def test_pale_patches_are_drawn_again(tmp_path: Path) -> None:
     assert sum(patch.x_l0 < 200 for patch in patches) >= 34
 
 
-def test_proposals_are_right_before_they_are_checked(tmp_path: Path) -> None:
+def test_most_proposals_are_right_before_they_are_checked(tmp_path: Path) -> None:
     pair = make_slide(tmp_path, "tumor_1", [(560, 400, 563, 404)])  # less than one of the 9-pixel cells
-    for size, bb_level in ((8, 7), (16, 7), (64, 1), (64, 7)):
+    for size, bb_level, least in ((8, 7, 1), (9, 7, 0.1), (64, 1, 0.5), (64, 7, 0.5)):
         sampler = SurfSampler([pair], replace(CONFIG, img_size=size, bb_downsample=bb_level), 0, 1)
-        for slot, seed in itertools.product((0, 3), range(40)):
-            proposal = sampler.propose(np.random.default_rng(seed), slot, ())
-            assert proposal is not None
-            assert sampler.reader.read(pair, proposal.read) is not None
+        for slot, share in ((0, least), (3, 1)):
+            proposals = [sampler.propose(np.random.default_rng(seed), slot, ()) for seed in range(40)]
+            fit = [p is not None and sampler.reader.read(pair, p.read) is not None for p in proposals]
+            assert np.mean(fit) >= share
+
+
+def test_tumour_is_anywhere_in_the_patch(tmp_path: Path) -> None:
+    pair = make_slide(tmp_path, "tumor_1", [(560, 400, 580, 420)])
+    found = batches([pair], replace(CONFIG, batch_tumor_ratio=1.0), 200)
+    labels = np.stack([labels for _, labels, _ in found]).reshape(-1, 4, 16, 4, 16)
+    share = labels.mean(axis=(0, 2, 4))  # of tumour in each 16th of the patches
+    assert share.min() > 0.6 * share.max()
 
 
 def test_proposals_are_checked_on_the_label(pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samplers.surf.cells_without", lambda mask, *_: np.ones_like(mask))
+    def everywhere(opened: OpenPair, level: int) -> Regions:
+        regions = find_regions(opened, level)
+        cells = PixelSet(np.ones(regions.free.shape, bool))
+        return replace(regions, tumour=cells, free=cells)
+
+    monkeypatch.setattr("samplers.surf.find_regions", everywhere)
     for _, labels, patches in batches(pairs[:2], replace(CONFIG, img_size=150), 20):
         assert (
             [label.any() for label in labels]
