@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import json
 import math
 import os
 import signal
@@ -23,13 +24,13 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from samplers import Loader, PatchInfo, SamplerConfig, draw_samples, training_loader, validation_loader
+from samplers import Batch, Loader, PatchInfo, SamplerConfig, draw_samples, training_loader, validation_loader
 from samplers.dataset import SlidePair
-from utils.data import prepare_slides, sampler_config, write_splits
+from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -37,17 +38,18 @@ from utils.options import (
     UserError,
     configure_environment,
     launcher_rank,
+    option_values,
     parse_options,
     report_user_error,
-    write_options,
 )
+from utils.resume import find_checkpoint
 from utils.schedule import learning_rate
 
 if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
     from utils.distributed import World
     from utils.logs import RunLog
     from utils.metrics import Counts
-    from utils.training import Trainer
+    from utils.training import StepResult, Trainer
 
 PICTURES = 4  # validation patches that are shown
 
@@ -75,50 +77,52 @@ def run(options: argparse.Namespace) -> int:
     world = init_world(options.horovod)
     world.agree(lambda: select_devices(world, options.no_cuda))
 
-    # 2. Slides: found, checked and split before anything that takes long.
-    train_pairs, val_pairs, label_map = prepare_slides(options, world)
+    # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
+    checkpoint = world.broadcast(world.agree(lambda: find_checkpoint(options) if world.is_first else None))
+    train_pairs, val_pairs, label_map = prepare_slides(
+        options, world, options.log_dir if checkpoint is not None else None
+    )
 
     # 3. Model and optimizer; rank 0's values everywhere before the first step.
     trainer = world.agree(lambda: Trainer(options, label_map.num_classes, world))
-    if options.weights_path is not None:
+    state: dict[str, Any] = {}
+    if checkpoint is not None:
+        state = world.broadcast(world.agree(lambda: trainer.restore(checkpoint) if world.is_first else {}))
+    elif options.weights_path is not None:
         report = world.agree(lambda: trainer.load(options.weights_path) if world.is_first else "")
         sys.stdout.write(f"{report}\n" if world.is_first else "")
     trainer.synchronise()  # Horovod: rank 0's start, or what it loaded
 
     # 4. The folder of this run.
-    log_dir = prepare_log_dir(options, world)
+    log_dir = world.broadcast(world.agree(lambda: make_log_dir(options) if world.is_first else Path()))
     if world.is_first:
-        write_options(options, log_dir / "options.json")
-        write_splits(train_pairs, val_pairs, log_dir / "splits.json")
+        write_json(option_values(options), log_dir / "options.json")
+        write_json(split_values(train_pairs, val_pairs), log_dir / "splits.json")
 
     # 5. Train, validate, save, export.
     config = sampler_config(options, label_map)
+    start = Position.of(state, options.batch_size, world)
     with ExitStack() as stack:
-        log = stack.enter_context(RunLog(log_dir if world.is_first else None, options.num_steps))
-        train_loader, val_loader = (
-            stack.enter_context(make(pairs, config, world.rank, world.size, options.sample_processes))
-            for make, pairs in ((training_loader, train_pairs), (validation_loader, val_pairs))
+        log = stack.enter_context(RunLog(log_dir if world.is_first else None, options.num_steps, start.step))
+        shared = world.rank, world.size, options.sample_processes
+        train_loader = stack.enter_context(
+            training_loader(train_pairs, config, *shared, start.batch, start.dropped)
         )
+        val_loader = stack.enter_context(validation_loader(val_pairs, config, *shared))
         log.say(summary(options, world, trainer, train_pairs, val_pairs))
+        if state:
+            log.say(f"goes on at step {start.step} from {checkpoint}{start.remark}")
         return Loop(
-            options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir
+            options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir, start
         ).run()
 
 
-def prepare_log_dir(options: argparse.Namespace, world: World) -> Path:
-    """Collective: the folder of this run, made by rank 0, on every rank."""
-
-    def make() -> Path:
-        if not world.is_first:
-            return Path()
-        name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
-        log_dir = (options.log_dir or Path("logs") / name).absolute()
-        if (log_dir / "metrics.jsonl").exists():
-            raise UserError(f"--log_dir {log_dir} holds a run already: name another one")
-        log_dir.mkdir(parents=True, exist_ok=True)
-        return log_dir
-
-    return world.broadcast(world.agree(make))
+def make_log_dir(options: argparse.Namespace) -> Path:
+    """The folder of this run: the one asked for, or one named after the model and the time."""
+    name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
+    log_dir = (options.log_dir or Path("logs") / name).absolute()
+    log_dir.mkdir(parents=True, exist_ok=True)
+    return log_dir
 
 
 def summary(
@@ -132,14 +136,49 @@ def summary(
     )
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: at its begin, or as a checkpoint has it."""
+
+    step: int = 0  # images seen, over all ranks
+    batch: int = 0  # the rank's next one
+    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
+    miou: float = math.nan  # of the last validation
+    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
+    interval: dict[str, Any] = field(default_factory=dict)  # of rank 0: what was not logged yet
+    remark: str = ""
+
+    @classmethod
+    def of(cls, state: dict[str, Any], batch_size: int, world: World) -> Position:
+        if not state:
+            return cls()
+        step, ranks = state["step"], state["dropped"]
+        batch, dropped, remark = state["next_batch"], {}, ""
+        if (len(ranks), state["batch_size"]) == (world.size, batch_size):
+            dropped = {slide: tuple(value) for slide, value in ranks[world.rank].items()}
+        else:  # other patches for each rank: bad slides are found again
+            batch = -(-step // (world.size * batch_size))
+            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
+        interval = state["interval"] if world.is_first else {}
+        return cls(step, batch, tuple(state["best"]), state["miou"], dropped, interval, remark)
+
+
 @dataclass
 class Interval:
     """What is summed up between two logs."""
 
     counts: Counts
     start_step: int
-    start_wait: float
-    start_time: float = field(default_factory=time.perf_counter)
+    start_wait: float  # of the loader's clock
+    start_time: float
+
+    def state(self, total: Counts) -> dict[str, Any]:
+        """For a checkpoint, with the counts of all ranks."""
+        return {
+            "counts": total.packed().tolist(),
+            "start_step": self.start_step,
+            "seconds": time.perf_counter() - self.start_time,
+        }
 
 
 @dataclass
@@ -155,16 +194,20 @@ class Loop:
     val_loader: Loader
     log: RunLog
     log_dir: Path
-    step: int = 0  # images seen, over all ranks
-    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
+    start: Position
+    step: int = field(init=False)  # images seen, over all ranks
+    best: tuple[float, int] = field(init=False)
+    miou: float = field(init=False)
     drawn: list[PatchInfo] = field(default_factory=list)
     stop_requested: bool = False
+
+    def __post_init__(self) -> None:
+        self.step, self.best, self.miou = self.start.step, self.start.best, self.start.miou
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them before the time is up
             signal.signal(number, self.request_stop)
-        miou, stopped = self.train()
-        if stopped:
+        if self.step < self.options.num_steps and self.train():
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
         self.log.say("exporting the model ...")
@@ -172,23 +215,25 @@ class Loop:
         self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
         self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
         self.log.say(f"model:       {self.log_dir / 'model'}")
-        self.log.say(f"validation mIoU {miou:.4f} (step {self.step})")
+        self.log.say(f"validation mIoU {self.miou:.4f} (step {self.step})")
         return EXIT_DONE
 
-    def train(self) -> tuple[float, bool]:
-        """Trains to `num_steps`: the last validation's mIoU, and whether a signal ended it before."""
+    def train(self) -> bool:
+        """Trains to `num_steps`; whether a signal ended it before."""
         options, images = self.options, self.options.batch_size * self.world.size
         peak = options.learning_rate * self.world.size
-        interval, miou = self.new_interval(), float("nan")
+        interval = self.new_interval(self.start.interval)
         for batch in self.train_loader:
             rate = learning_rate(
                 self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule
             )
             frozen = self.step >= (1 - options.freeze_bn) * options.num_steps
-            result = self.trainer.train_step(batch.images, batch.labels, rate, frozen, self.stop_requested)
+            result = self.trainer.train_step(
+                batch.images, batch.labels, rate, batch.index, frozen, self.stop_requested
+            )
             self.step += images
             if not math.isfinite(result.loss):
-                raise FloatingPointError(f"the loss is {result.loss} at step {self.step}")
+                self.fail_on_loss(batch, result)
             interval.counts.add(*result.counts)
             self.drawn.extend(batch.patches if len(self.drawn) < 500 else [])
             self.log.progress(self.step, result.loss, interval.counts)
@@ -196,13 +241,29 @@ class Loop:
             if self.crossed(options.log_every) or done:
                 self.log_interval(interval, rate)
                 interval = self.new_interval()
-            if self.crossed(options.validate_every) or done or result.stop:
-                miou = self.validate() if not result.stop else miou
-                self.save(batch.index + 1)
-                interval = self.new_interval()
+            pause = time.perf_counter()
+            validates = self.crossed(options.validate_every) or done
+            if validates and (done or not result.stop):
+                self.validate()
+            if validates or result.stop or self.crossed(options.checkpoint_every or options.num_steps):
+                self.save(batch.index + 1, interval, must=done or result.stop)
+            interval.start_time += time.perf_counter() - pause
             if done or result.stop:
-                return miou, result.stop and not done
+                return not done
         raise AssertionError("the training loader is endless")
+
+    def fail_on_loss(self, batch: Batch, result: StepResult) -> NoReturn:
+        """All ranks are here at the same step. FloatingPointError, with the batch that did it in a file."""
+        path = self.log_dir / f"bad_batch_step_{self.step}_rank_{self.world.rank}.npz"
+        mine = result.counts[2]
+        where = f"of rank {self.world.rank} is {mine}"
+        if not math.isfinite(mine):
+            np.savez_compressed(path, images=batch.images, labels=batch.labels)
+            where += f": its patches {[str(patch) for patch in batch.patches]} are in {path}"
+        raise FloatingPointError(
+            f"the loss is {result.loss} at step {self.step}, that {where}. The last good checkpoint in "
+            f"{self.log_dir / 'checkpoints'} stays; a lower --learning_rate may help"
+        )
 
     def crossed(self, every: int) -> bool:
         """Whether the last batch crossed a multiple of `every` steps."""
@@ -211,10 +272,14 @@ class Loop:
     def request_stop(self, number: int, frame: Any) -> None:
         self.stop_requested = True
 
-    def new_interval(self) -> Interval:
+    def new_interval(self, state: dict[str, Any] | None = None) -> Interval:
         from utils.metrics import Counts
 
-        return Interval(Counts(self.trainer.num_classes), self.step, self.train_loader.wait_seconds)
+        counts, start_step, now = Counts(self.trainer.num_classes), self.step, time.perf_counter()
+        if state:  # of a checkpoint
+            counts = Counts.unpacked(np.array(state["counts"]), self.trainer.num_classes)
+            start_step, now = state["start_step"], now - state["seconds"]
+        return Interval(counts, start_step, self.train_loader.wait_seconds, now)
 
     def log_interval(self, interval: Interval, rate: float) -> None:
         """Collective: the training since the last log."""
@@ -232,8 +297,8 @@ class Loop:
             },
         )
 
-    def validate(self) -> float:
-        """Collective: mIoU in inference mode over the whole validation set, each rank its share."""
+    def validate(self) -> None:
+        """Collective: metrics in inference mode over the whole validation set, each rank its share."""
         from utils.metrics import Counts
         from utils.pictures import panel
 
@@ -264,10 +329,9 @@ class Loop:
             },
         )
         self.log.pictures(self.step, [picture for _, picture in shown])
-        miou = values["miou"]
-        self.best = max(self.best, (miou, self.step), key=lambda best: best[0])
+        self.miou = values["miou"]
+        self.best = max(self.best, (self.miou, self.step), key=lambda best: best[0])
         self.draw_patches()
-        return miou
 
     def draw_patches(self) -> None:
         """Collective: samples/<slide>.png, once, with the patches of all ranks' first batches."""
@@ -277,23 +341,46 @@ class Loop:
         if self.world.is_first:
             draw_samples(self.log_dir / "samples", self.train_pairs, self.config, patches)
 
-    def save(self, next_batch: int) -> None:
-        """Collective: a checkpoint of what all ranks hold, written by rank 0."""
+    def save(self, next_batch: int, interval: Interval, must: bool) -> None:
+        """Collective: a checkpoint of what all ranks hold, written by rank 0.
+
+        If it cannot be written (a full disk), the run goes on, unless it is at its end (`must`).
+        """
         from utils.checkpoint import prune_checkpoints, save_checkpoint
 
         self.trainer.average_statistics()  # Horovod
+        counts = self.trainer.summed(interval.counts)
+        dropped = self.world.gather(self.train_loader.dropped)
         if not self.world.is_first:
             return
         folder = self.log_dir / "checkpoints"
-        state = {"step": self.step, "next_batch": next_batch, "best": self.best, **self.trainer.state()}
-        save_checkpoint(folder, self.trainer.checkpoint, state)
-        prune_checkpoints(folder, self.options.keep_checkpoints, self.best[1])
+        state = {
+            "step": self.step,
+            "next_batch": next_batch,
+            "batch_size": self.options.batch_size,
+            "dropped": dropped,  # by rank
+            "best": self.best,
+            "miou": self.miou,
+            "interval": interval.state(counts),
+            **self.trainer.state(),
+        }
+        try:
+            save_checkpoint(folder, self.trainer.checkpoint, state)
+            prune_checkpoints(folder, self.options.keep_checkpoints, self.best[1])
+        except OSError as error:
+            if must:
+                raise
+            self.log.say(f"warning: no checkpoint at step {self.step}, the run goes on: {error}")
 
     def export(self) -> None:
         """Rank 0 writes <log_dir>/model: uint8 RGB in, class probabilities out, in inference mode."""
         if self.world.is_first:
             self.trainer.export(self.log_dir / "model")
         self.world.barrier()
+
+
+def write_json(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 if __name__ == "__main__":

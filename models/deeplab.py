@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 import tf_keras as keras
 
-from models.layers import Norm, act, conv_bn_act, float32
+from models.layers import Dropout, Norm, act, conv_bn_act, float32
 
 DECODER_EPSILON = 1e-5  # of batch normalization from the ASPP on; Xception has the default
 MIDDLE_UNITS = 16
@@ -138,7 +138,7 @@ def aspp(x: tf.Tensor, rates: tuple[int, int, int], norm: Norm) -> tf.Tensor:
     ]
     x = keras.layers.Concatenate(name="aspp_concat")(branches)
     x = conv_bn_act(x, conv2d(256, 1, "concat_projection"), norm, "concat_projection_BN", "relu")
-    return keras.layers.Dropout(0.1, name="concat_projection_dropout")(x)
+    return Dropout(0.1, name="concat_projection_dropout")(x)
 
 
 def decoder(x: tf.Tensor, skip: tf.Tensor, norm: Norm) -> tf.Tensor:

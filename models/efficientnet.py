@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.catalog import EfficientDetRow
-from models.layers import Norm, act, conv_bn_act
+from models.layers import Dropout, Norm, act, conv_bn_act
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def mbconv(x: tf.Tensor, block: Stage, survival_prob: float, norm: Norm, name: s
     if block.stride != 1 or filters_in != block.filters:
         return x
     if survival_prob < 1:  # stochastic depth (arXiv 1603.09382): a whole image's residual is kept or dropped
-        x = keras.layers.Dropout(
-            1 - survival_prob, noise_shape=(None, 1, 1, 1), name=f"{name}/stochastic_depth"
-        )(x)
+        x = Dropout(1 - survival_prob, noise_shape=(None, 1, 1, 1), name=f"{name}/stochastic_depth")(x)
     return keras.layers.Add(name=f"{name}/add")([x, inputs])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import tensorflow as tf
@@ -26,6 +29,35 @@ def act(x: tf.Tensor, activation: str, prefix: str) -> tf.Tensor:
 def float32(x: tf.Tensor, name: str) -> tf.Tensor:
     """Casts to float32, whatever the policy of mixed precision: logits and loss need the range."""
     return keras.layers.Activation("linear", dtype="float32", name=name)(x)
+
+
+_draws: list[tf.Tensor] = []  # the seed of the step that is being traced
+
+
+@contextlib.contextmanager
+def drawing(seed: tf.Tensor) -> Iterator[None]:
+    """What `Dropout` draws meanwhile is a function of `seed`, int32 (2,), and the layer's name.
+
+    So a resumed run draws what it would have drawn, and recomputed activations are the same.
+    """
+    _draws.append(seed)
+    try:
+        yield
+    finally:
+        _draws.pop()
+
+
+@keras.utils.register_keras_serializable("models")
+class Dropout(keras.layers.Dropout):
+    """Keras's own, but without hidden state within `drawing`."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        if not training or not _draws:
+            return super().call(inputs, training=training)
+        seed = tf.random.experimental.stateless_fold_in(_draws[-1], zlib.crc32(self.name.encode()) >> 1)
+        return tf.nn.experimental.stateless_dropout(
+            inputs, self.rate, seed=seed, noise_shape=self._get_noise_shape(inputs)
+        )
 
 
 @keras.utils.register_keras_serializable("models")

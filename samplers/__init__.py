@@ -8,7 +8,7 @@ with training_loader(pairs, config, rank, size, processes=1, start=0) as loader:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -37,17 +37,32 @@ __all__ = [
 
 
 def training_loader(
-    pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int, processes: int, start: int = 0
+    pairs: Sequence[SlidePair],
+    config: SamplerConfig,
+    rank: int,
+    size: int,
+    processes: int,
+    start: int = 0,
+    dropped: Mapping[str, tuple[str, int]] | None = None,
 ) -> Loader:
     """Endless batches of a rank, from batch `start` on; `pairs` are all training slides.
 
-    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process). Errors
-    that come up while drawing, such as that no slide has tumour, are raised by the iteration: SamplerError.
+    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process).
+    `dropped` is what the loader of a resumed run had dropped (`Loader.dropped`). Errors that come up while
+    drawing, such as that no slide has tumour, are raised by the iteration: SamplerError.
     """
     pairs = _absolute(pairs)
     allowed = config.bad_slides_allowed(len(share_slides(pairs, rank, size, config.seed)))
     make = partial(SAMPLERS[config.sampler], pairs, config, rank, size)
-    return Loader(make, config.batch_size, config.img_size, processes, start, bad_slides_allowed=allowed)
+    return Loader(
+        make,
+        config.batch_size,
+        config.img_size,
+        processes,
+        start,
+        bad_slides_allowed=allowed,
+        dropped=dropped,
+    )
 
 
 def validation_loader(

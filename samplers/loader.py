@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Pipe, wait
 from pathlib import Path
 
@@ -96,7 +96,8 @@ class Loader:
 
     A batch's arrays are views of shared memory: valid until the next batch is taken, copy them before.
     With `count`, each `iter()` begins with batch 0 and ends after `count` batches (validation); without, it
-    goes on without end at `next_index`, first `start` (training). One iteration at a time.
+    goes on without end at `next_index`, first `start` (training). One iteration at a time. `dropped`: those of
+    the loader that a resumed run goes on with.
 
     processes=0 draws in the calling process. SamplerError: a worker died (it is noticed at once, while
     waiting or with the next batch) or raised (its traceback is in the message), or more than
@@ -112,11 +113,12 @@ class Loader:
         start: int = 0,
         count: int | None = None,
         bad_slides_allowed: int = 1,
+        dropped: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self.next_index = start
         self.count = count
         self.wait_seconds = 0.0  # time that the consumer waited for batches
-        self.bad_slides: dict[str, str] = {}  # name → reason
+        self.dropped: dict[str, tuple[str, int]] = {}  # bad slide → reason, first batch without it
         self._allowed = bad_slides_allowed
         self._batch_size, self._img_size = batch_size, img_size
         self._make_sampler = make_sampler
@@ -129,8 +131,10 @@ class Loader:
         self._ready: dict[int, tuple[int, list[PatchInfo], dict[str, str]]] = {}
         if processes:
             self._spawn(processes)
-            if count is None:
-                self._start()  # the first batches are drawn while the caller builds its model
+        for slide, (reason, first) in (dropped or {}).items():
+            self._drop(slide, reason, first)
+        if processes and count is None:
+            self._start()  # the first batches are drawn while the caller builds its model
 
     def _spawn(self, processes: int) -> None:
         slots = ring.slot_count(self._batch_size, self._img_size, processes)
@@ -199,6 +203,8 @@ class Loader:
     def _fill_here(self, index: int) -> tuple[Batch, int, dict[str, str]]:
         if self._sampler is None:
             self._sampler = self._make_sampler()
+            for slide, (_, first) in self.dropped.items():
+                self._sampler.drop(slide, first)
         images = np.empty((self._batch_size, self._img_size, self._img_size, 3), np.uint8)
         labels = np.empty((self._batch_size, self._img_size, self._img_size), np.uint8)
         patches, failed = self._sampler.fill(index, images, labels)
@@ -232,20 +238,22 @@ class Loader:
 
     def _count_bad(self, index: int, failed: dict[str, str]) -> None:
         for slide, reason in failed.items():
-            if slide in self.bad_slides:
-                continue
-            self.bad_slides[slide] = reason
-            if self._sampler is not None:
-                self._sampler.drop(slide, index + DROP_AFTER)
-            for worker in self._workers:
-                self._send(worker, ("drop", slide, index + DROP_AFTER))
-        if len(self.bad_slides) > self._allowed:
+            if slide not in self.dropped:
+                self._drop(slide, reason, index + DROP_AFTER)
+        if len(self.dropped) > self._allowed:
             self.close()
-            listed = "\n".join(f"  {slide}: {reason}" for slide, reason in self.bad_slides.items())
+            listed = "\n".join(f"  {slide}: {reason}" for slide, (reason, _) in self.dropped.items())
             raise SamplerError(
-                f"{len(self.bad_slides)} slides could not be read, {self._allowed} are allowed "
+                f"{len(self.dropped)} slides could not be read, {self._allowed} are allowed "
                 f"(--max_bad_slides):\n{listed}"
             )
+
+    def _drop(self, slide: str, reason: str, first: int) -> None:
+        self.dropped[slide] = (reason, first)
+        if self._sampler is not None:
+            self._sampler.drop(slide, first)
+        for worker in self._workers:
+            self._send(worker, ("drop", slide, first))
 
     @property
     def worker_pids(self) -> list[int]:

@@ -23,6 +23,18 @@ def run_python(
     words: list[str | Path], ranks: int = 1, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python WORDS` on `ranks` ranks; stdout and stderr are kept as text."""
+    process = start_python(words, ranks, cwd, **environment)
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def start_python(
+    words: list[str | Path], ranks: int = 1, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """As `run_python`, without waiting for its end."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -33,6 +45,5 @@ def run_python(
         **environment,
     }
     command = [*launcher(ranks), sys.executable, *map(str, words)]
-    return subprocess.run(
-        command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd or ROOT, env=env, stdout=pipe, stderr=pipe, text=True)

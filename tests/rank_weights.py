@@ -26,7 +26,7 @@ if __name__ == "__main__":
     rng = np.random.default_rng(world.rank)
     for _ in range(3):
         images = rng.integers(0, 255, (1, 128, 128, 3)).astype(np.uint8)
-        result = trainer.train_step(images, (images[..., 0] > 127).astype(np.uint8), 1e-3)
+        result = trainer.train_step(images, (images[..., 0] > 127).astype(np.uint8), 1e-3, batch=0)
     trainer.average_statistics()
     digests = world.gather(
         {

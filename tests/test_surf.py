@@ -242,7 +242,7 @@ def test_a_slide_that_fails_is_counted_and_replaced(
         for batch, _ in zip(loader, range(8)):
             assert [p.tumour for p in batch.patches] == [True, True, False, False]
             assert "tumor_1" not in {p.slide for p in batch.patches}
-        assert "torn" in loader.bad_slides["tumor_1"]
+        assert "torn" in loader.dropped["tumor_1"][0]
     config = replace(CONFIG, max_bad_slides=0)
     loader = training_loader(pairs, config, 0, 1, processes=0)
     with pytest.raises(SamplerError, match=r"1 slides could not be read, 0 are allowed"):

@@ -20,7 +20,7 @@ VARIABLES = "variables"
 STATE = "state.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint that is torn, empty, or not of this suite."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,24 +12,26 @@ from samplers import SamplerConfig
 from samplers.dataset import SlidePair, check_pairs, find_pairs, split_pairs
 from samplers.labels import LabelMap
 from utils.options import UserError
+from utils.resume import read_splits
 
 if TYPE_CHECKING:
     from utils.distributed import World
 
 
 def prepare_slides(
-    options: argparse.Namespace, world: World
+    options: argparse.Namespace, world: World, resumed: Path | None = None
 ) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
     """Collective: training pairs, validation pairs and the label map, the same on every rank.
 
-    UserError that names every bad file, on every rank; with `--skip_bad_slides` a warning.
+    `resumed`: the log_dir of the run that goes on, whose split is taken. UserError that names every bad file,
+    on every rank; with `--skip_bad_slides` a warning.
     """
     label_map = LabelMap.parse(options.label_map)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
     train, val = world.broadcast(world.agree(lambda: _find(options) if world.is_first else ([], [])))
     good = set(_check(options, [*train, *val], label_map, world))
     train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
-    return (*world.agree(lambda: _split(options, train, val)), label_map)
+    return (*world.agree(lambda: _split(options, train, val, resumed)), label_map)
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
@@ -76,9 +77,11 @@ def _check(
 
 
 def _split(
-    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
+    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair], resumed: Path | None
 ) -> tuple[list[SlidePair], list[SlidePair]]:
-    if options.valid_slide_path is None:
+    if resumed is not None:
+        train, val = _split_as_before(resumed, [*train, *val])
+    elif options.valid_slide_path is None:
         train, val = split_pairs(train, options.val_split, options.seed)
     both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
     if both:
@@ -89,12 +92,32 @@ def _split(
     return train, val
 
 
-def write_splits(train: list[SlidePair], val: list[SlidePair], path: Path) -> None:
-    splits = {
-        name: [{"slide": str(p.slide), "label": p.label and str(p.label)} for p in pairs]
+def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlidePair], list[SlidePair]]:
+    """The slides of the run's splits.json; new ones are left out, so that the patches stay the same."""
+    found = {str(pair.slide.absolute()): pair for pair in pairs}
+    parts = []
+    for name, slides in read_splits(log_dir).items():
+        missing = [slide for slide in slides if slide not in found]
+        if missing:
+            raise UserError(
+                f"the run in {log_dir} has {len(missing)} {name} slides that are not there or not good any more, "
+                f"{missing[0]} first: bring them back, or begin with another --log_dir"
+            )
+        parts.append([found.pop(slide) for slide in slides])
+    if found:
+        sys.stderr.write(f"warning: {len(found)} slides are new since the run began and left out\n")
+    return parts[0], parts[1]
+
+
+def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list[dict[str, str | None]]]:
+    """What splits.json holds."""
+    return {
+        name: [
+            {"slide": str(p.slide.absolute()), "label": None if p.label is None else str(p.label.absolute())}
+            for p in pairs
+        ]
         for name, pairs in (("train", train), ("val", val))
     }
-    path.write_text(json.dumps(splits, indent=2) + "\n")
 
 
 def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerConfig:

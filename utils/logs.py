@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from utils.metrics import Counts, mean_iou
+from utils.resume import drop_later_metrics
 
 
 def _short(value: float | None, digits: int = 4) -> str:
@@ -29,11 +31,13 @@ class RunLog:
         self.bar: tqdm | None = None
         if log_dir is None:
             return
+        drop_later_metrics(log_dir / "metrics.jsonl", step)
         self.jsonl = (log_dir / "metrics.jsonl").open("a")
-        self.writers = {
-            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split))
-            for split in ("train", "val")
-        }
+        folders = {split: log_dir / "tensorboard" / split for split in ("train", "val")}
+        for folder in folders.values():
+            if folder.exists():
+                _forget_later_events(folder, step)
+        self.writers = {split: tf.summary.create_file_writer(str(path)) for split, path in folders.items()}
         self.bar = tqdm(
             total=num_steps,
             initial=step,
@@ -99,6 +103,17 @@ class RunLog:
         if self.log_dir is not None:
             tqdm.write(line)
             sys.stdout.flush()
+
+
+def _forget_later_events(folder: Path, step: int) -> None:
+    """Tells TensorBoard that the run starts again: it then leaves out what it has of later steps."""
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    with tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{int(time.time()):010d}.start")) as writer:
+        for event in (
+            tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"),
+            tf.compat.v1.Event(wall_time=time.time(), step=step + 1, session_log=start),
+        ):
+            writer.write(event.SerializeToString())
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:

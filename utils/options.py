@@ -6,12 +6,11 @@ The first group has the names, defaults, choices and meaning of the original sui
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from models.catalog import (
     FPN_MIN_LEVELS,
@@ -220,10 +219,26 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add(
+        "--checkpoint_every",
+        type=positive_int,
+        help="write a checkpoint every X steps (none: at each validation)",
+    )
+    add(
         "--keep_checkpoints",
         type=positive_int,
         default=2,
         help="newest checkpoints to keep, besides the best",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --log_dir, which also happens without it; begin if there is none",
+    )
+    add("--resume_force", action="store_true", help="go on although the options are other ones")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time on the same number of threads, slower",
     )
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 
@@ -324,7 +339,8 @@ def report_user_error(error: UserError) -> int:
     return EXIT_USAGE
 
 
-def write_options(options: argparse.Namespace, path: Path) -> None:
-    """The resolved options as JSON, beside the results."""
-    values = {name: str(v) if isinstance(v, Path) else v for name, v in sorted(vars(options).items())}
-    path.write_text(json.dumps(values, indent=2) + "\n")
+def option_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The resolved options as options.json holds them: paths absolute, in the order of their names."""
+    return {
+        name: os.path.abspath(v) if isinstance(v, Path) else v for name, v in sorted(vars(options).items())
+    }

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from models import build_model, load_weights, normalise, serving_model
+from models.layers import drawing
+from utils.checkpoint import restore_checkpoint
 from utils.distributed import World
 from utils.losses import make_loss
 from utils.metrics import Counts, batch_counts
@@ -32,7 +34,10 @@ class Trainer:
         self.world = world
         self.model_name = options.model
         self.num_classes = num_classes
+        self.seed = options.seed
         tf.keras.utils.set_random_seed(options.seed)
+        if options.deterministic:
+            tf.config.experimental.enable_op_determinism()
         policy = options.mixed_precision
         tf.keras.mixed_precision.set_global_policy(policy if policy == "float32" else f"mixed_{policy}")
         self.model = build_model(
@@ -84,6 +89,10 @@ class Trainer:
         """Pre-trained weights into this rank's model; says what was loaded. ValueError if they do not fit."""
         return str(load_weights(self.model, path))
 
+    def restore(self, path: Path) -> dict[str, Any]:
+        """This rank's model and optimizer from a checkpoint; its state. CheckpointError if it is another's."""
+        return restore_checkpoint(path, self.checkpoint)
+
     def average_statistics(self) -> None:
         """Collective: one model on all ranks, before it is validated, saved or exported."""
         self.world.average_variables(self.statistics)
@@ -93,19 +102,22 @@ class Trainer:
         images: np.ndarray,
         labels: np.ndarray,
         learning_rate: float,
+        batch: int,
         frozen: bool = False,
         stop: bool = False,
     ) -> StepResult:
         """Collective: one update from uint8 images (B, H, W, 3) and labels (B, H, W).
 
-        `frozen`: the network in inference mode. The first time, batch norm's averages become one over ranks.
+        `batch`: its index, of which the rank's dropout is a function. `frozen`: the network in inference mode.
+        The first time, batch norm's averages become one over ranks.
         """
         if frozen and not self.frozen:
             self.average_statistics()  # Horovod
         self.frozen = frozen
         self.optimizer.learning_rate = learning_rate
+        seed = np.random.SeedSequence((self.seed, self.world.rank, batch)).generate_state(2) >> 1
         shared, loss, confusion, histogram = self.train_graphs[frozen](
-            tf.constant(images), tf.constant(labels), tf.constant(float(stop))
+            tf.constant(images), tf.constant(labels), tf.constant(seed, tf.int32), tf.constant(float(stop))
         )
         mean_loss, stop_votes = shared.numpy()
         counts = (confusion.numpy(), histogram.numpy(), float(loss), len(images))
@@ -119,9 +131,9 @@ class Trainer:
         return (confusion.numpy(), histogram.numpy(), float(loss), len(images)), classes.numpy()
 
     def _train_step(
-        self, images: tf.Tensor, labels: tf.Tensor, stop: tf.Tensor, frozen: bool
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
     ) -> tuple[tf.Tensor, ...]:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, drawing(seed):
             logits = self.model(normalise(self.model_name, images), training=not frozen)
             loss = self.loss(labels, logits)
         # Horovod: minimize reduces the gradients (apply_gradients alone would not).

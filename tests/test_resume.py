@@ -1,0 +1,98 @@
+"""A run that was ended and started again ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.launch import TIMEOUT, run_python, start_python
+from utils.options import EXIT_STOPPED
+
+
+def command(demo: Path, log_dir: Path) -> list[str | Path]:
+    words = (
+        "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 24 --val_split 0.34 --validation_patches 4 "
+        "--log_every 6 --validate_every 12 --checkpoint_every 4 --keep_checkpoints 9 --fpn_min_level 3 "
+        "--deterministic"
+    )
+    return [
+        *("train.py", *words.split()),
+        *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
+    ]
+
+
+def variables(log_dir: Path, step: int) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(str(log_dir / "checkpoints" / f"step_{step:09d}" / "variables"))
+    names = [name for name in reader.get_variable_to_shape_map() if name != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def metrics(log_dir: Path) -> list[dict]:
+    """Without what depends on the clock."""
+    rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "sampler_wait")} for row in rows]
+
+
+def stop_after(words: list[str | Path], log_dir: Path, step: int, number: signal.Signals) -> int:
+    """Starts a run, sends the signal once the checkpoint of `step` is there, and waits for its end."""
+    process = start_python(words)
+    deadline = time.monotonic() + TIMEOUT
+    while not (log_dir / "checkpoints" / f"step_{step:09d}").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=TIMEOUT)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log_dir of a run from begin to end."""
+    log_dir = tmp_path_factory.mktemp("whole") / "log"
+    done = run_python(command(demo, log_dir))
+    assert done.returncode == 0, done.stderr
+    return log_dir
+
+
+def test_the_same_bits_after_kill_stop_and_a_torn_checkpoint(whole, demo, tmp_path):
+    log_dir = tmp_path / "log"
+    words = command(demo, log_dir)
+    assert stop_after(words, log_dir, 4, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_after(words, log_dir, 8, signal.SIGTERM) == EXIT_STOPPED
+    newest = max((log_dir / "checkpoints").iterdir())
+    data = next(newest.glob("variables.data*"))
+    data.write_bytes(data.read_bytes()[:1000])
+
+    refused = run_python([*words, "--learning_rate", "0.5"])
+    assert refused.returncode == 2
+    assert "--learning_rate was 0.001, is 0.5" in refused.stderr
+
+    done = run_python(words)
+    assert done.returncode == 0, done.stderr
+    assert f"not used: {newest}" in done.stderr
+    assert metrics(log_dir) == metrics(whole)
+    expected, found = variables(whole, 24), variables(log_dir, 24)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if expected[name].tobytes() != found[name].tobytes()] == []
+
+
+def test_a_finished_run_only_says_its_result(whole, demo):
+    done = run_python(command(demo, whole))
+    assert done.returncode == 0, done.stderr
+    assert "goes on at step 24" in done.stdout
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert done.stdout.splitlines()[-1] == f"validation mIoU {last['miou']:.4f} (step 24)"
+
+
+def test_resume_without_log_dir_is_refused(demo):
+    words = ["--slide_path", demo / "slides", "--label_path", demo / "masks"]
+    done = run_python(["train.py", *words, "--img_size", "128", "--resume"])
+    assert done.returncode == 2
+    assert "--resume needs the --log_dir" in done.stderr
