@@ -3,12 +3,16 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-# Sets up the environment if it is not there and trains with mpirun.
+# Sets up the environment if it is not there and trains with mpirun or mpiexec.hydra.
 #   sh run_train.sh                          the demo: makes its slides, trains, validates, exports
 #   NP=4 sh run_train.sh --slide_path ...    anything else goes to train.py
 #   sbatch -N 4 run_train.sh --slide_path .. ranks and nodes from the allocation
-# NP: ranks (2, or the allocation's tasks). MPIRUN_ARGS: more words for mpirun. MPI, DEVICE, PYTHON: see utils/env.sh.
+# NP: ranks (2, or the allocation's tasks). MPIRUN_ARGS: more words for the launcher. MPI=intel: mpiexec.hydra.
+# REQUEUE=1: a job that Slurm's signal has stopped goes back into the queue (name a --log_dir).
+# MPI, DEVICE, PYTHON: see utils/env.sh.
 set -eu
 cd "$(dirname "$0")"
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:?run_train.sh was copied away from its folder}" # sbatch copies it
@@ -27,9 +31,34 @@ if [ $# -eq 0 ]; then
 fi
 
 NP=${NP:-${SLURM_NTASKS:-2}}
-# As root (a container) Open MPI wants to be told twice; more ranks than cores want --oversubscribe.
-[ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-set -- mpirun -np "$NP" --bind-to none --oversubscribe ${MPIRUN_ARGS:-} \
-    -x LD_LIBRARY_PATH -x PATH -x TF_USE_LEGACY_KERAS "$VENV/bin/python" -u train.py "$@"
+if [ "$MPI" = intel ] || [ "$MPI" = mpich ]; then
+    # Intel MPI's own where its module is loaded (its libmpi.so.12 is first on LD_LIBRARY_PATH then).
+    HYDRA=$VENV/bin/mpiexec.hydra
+    [ ! -x "${I_MPI_ROOT:-}/bin/mpiexec.hydra" ] || HYDRA=$I_MPI_ROOT/bin/mpiexec.hydra
+    [ "$(uname -n)" != "${SLURM_JOB_NODELIST:-$(uname -n)}" ] || export FI_PROVIDER="${FI_PROVIDER:-tcp}"
+    set -- "$HYDRA" -np "$NP" ${MPIRUN_ARGS:-} "$VENV/bin/python" -u train.py "$@"
+else
+    # As root (a container) Open MPI wants to be told twice; more ranks than cores want --oversubscribe.
+    [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    set -- mpirun -np "$NP" --bind-to none --oversubscribe ${MPIRUN_ARGS:-} \
+        -x LD_LIBRARY_PATH -x PATH -x TF_USE_LEGACY_KERAS "$VENV/bin/python" -u train.py "$@"
+fi
 echo "+ $*"
-exec "$@"
+[ -n "${REQUEUE:-}" ] || exec "$@"
+
+# Slurm sends SIGUSR1 to this script when the time is nearly up: on to the launcher, which sends it to the ranks.
+"$@" &
+launcher=$!
+trap 'kill -USR1 $launcher' USR1
+trap 'kill -TERM $launcher' TERM
+status=0
+wait $launcher || status=$?
+while kill -0 $launcher 2>/dev/null; do # the wait was ended by a signal
+    status=0
+    wait $launcher || status=$?
+done
+if [ $status -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    echo "stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

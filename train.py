@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from utils.training import Trainer
 
     # 1. Ranks and devices.
-    world = init_world(options.horovod)
+    world = init_world(options.horovod, alone=options.accumulate_steps == 1)
     world.agree(lambda: select_devices(world, options.no_cuda))
 
     # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
     # 5. Train, validate, save, export.
     config = sampler_config(options, label_map)
-    start = Position.of(state, options.batch_size, world)
+    start = Position.of(state, options, world)
     with ExitStack() as stack:
         log = stack.enter_context(RunLog(log_dir if world.is_first else None, options.num_steps, start.step))
         shared = world.rank, world.size, options.sample_processes
@@ -149,15 +149,17 @@ class Position:
     remark: str = ""
 
     @classmethod
-    def of(cls, state: dict[str, Any], batch_size: int, world: World) -> Position:
+    def of(cls, state: dict[str, Any], options: argparse.Namespace, world: World) -> Position:
         if not state:
             return cls()
         step, ranks = state["step"], state["dropped"]
+        batch_size, accumulate_steps = options.batch_size, options.accumulate_steps
         batch, dropped, remark = state["next_batch"], {}, ""
         if (len(ranks), state["batch_size"]) == (world.size, batch_size):
             dropped = {slide: tuple(value) for slide, value in ranks[world.rank].items()}
         else:  # other patches for each rank: bad slides are found again
-            batch = -(-step // (world.size * batch_size))
+            update = world.size * batch_size * accumulate_steps
+            batch = -(-step // update) * accumulate_steps
             remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
         interval = state["interval"] if world.is_first else {}
         return cls(step, batch, tuple(state["best"]), state["miou"], dropped, interval, remark)
@@ -221,7 +223,8 @@ class Loop:
     def train(self) -> bool:
         """Trains to `num_steps`; whether a signal ended it before."""
         options, images = self.options, self.options.batch_size * self.world.size
-        peak = options.learning_rate * self.world.size
+        # Adasum's sum is as long as one rank's gradient where they agree, so its rate is one rank's.
+        peak = options.learning_rate * (1 if options.adasum else self.world.size)
         interval = self.new_interval(self.start.interval)
         for batch in self.train_loader:
             rate = learning_rate(
@@ -237,6 +240,8 @@ class Loop:
             interval.counts.add(*result.counts)
             self.drawn.extend(batch.patches if len(self.drawn) < 500 else [])
             self.log.progress(self.step, result.loss, interval.counts)
+            if (batch.index + 1) % options.accumulate_steps:
+                continue  # the weights are those of the last update, and gradients are no part of a checkpoint
             done = self.step >= options.num_steps
             if self.crossed(options.log_every) or done:
                 self.log_interval(interval, rate)
@@ -266,8 +271,9 @@ class Loop:
         )
 
     def crossed(self, every: int) -> bool:
-        """Whether the last batch crossed a multiple of `every` steps."""
-        return self.step // every > (self.step - self.options.batch_size * self.world.size) // every
+        """Whether the last update crossed a multiple of `every` steps."""
+        images = self.options.batch_size * self.options.accumulate_steps * self.world.size
+        return self.step // every > (self.step - images) // every
 
     def request_stop(self, number: int, frame: Any) -> None:
         self.stop_requested = True

@@ -1,40 +1,94 @@
-"""Run by test_distributed.py on 2 ranks: trains on different data on each rank and prints what each holds."""
+"""Started on one or several ranks: trains each case for some steps on fixed patches and writes the weights.
+
+    python rank_weights.py OUT.npz CASE ...
+
+A step's patches are the same for every number of ranks, which share them. OUT.npz has the variables of rank 0,
+"<case>/<number>", and a JSON line on stdout tells for each case how many of them differ between ranks.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-
 import numpy as np
+import tensorflow as tf
 
 from utils.distributed import World, init_world
 from utils.options import build_parser
 from utils.training import Trainer
 
-if __name__ == "__main__":
-    if "--unwrapped" in sys.argv:  # what would be if the optimizer were not Horovod's
-        World.wrap_optimizer = lambda self, optimizer, fp16_allreduce: optimizer
-    options = build_parser().parse_args([word for word in sys.argv[1:] if word != "--unwrapped"])
-    world = init_world(options.horovod)
+STEPS, PATCHES = 3, 4
+WORDS = ["--img_size", "128", "--fpn_min_level", "3"]
+CASES = {
+    "plain": [],
+    "unwrapped": [],
+    "frozen": [],
+    "sync": ["--sync_batch_norm"],
+    "fp16": ["--sync_batch_norm", "--fp16_allreduce"],
+    "accumulate": ["--accumulate_steps", "2"],
+    "adasum": ["--adasum"],
+    "float16": ["--mixed_precision", "float16"],
+}
+
+
+def patches(step: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    coarse = rng.integers(0, 255, (PATCHES, 8, 8, 3)).astype(np.uint8)
+    images = coarse.repeat(16, axis=1).repeat(16, axis=2)
+    return images, (images[..., 0] > 127).astype(np.uint8)
+
+
+def run(case: str, world: World) -> dict:
+    options = build_parser().parse_args([*WORDS, *CASES[case]])
     options.seed += 100 * world.rank  # other start weights on each rank, unless they are broadcast
+    wrap = World.wrap_optimizer
+    if case == "unwrapped":
+        World.wrap_optimizer = lambda self, optimizer, *_: optimizer
     trainer = Trainer(options, 2, world)
+    World.wrap_optimizer = wrap
     trainer.synchronise()
-    rng = np.random.default_rng(world.rank)
-    for _ in range(3):
-        images = rng.integers(0, 255, (1, 128, 128, 3)).astype(np.uint8)
-        result = trainer.train_step(images, (images[..., 0] > 127).astype(np.uint8), 1e-3, batch=0)
+    report: dict = {"start": [v.numpy() for v in trainer.model.variables]}
+    scale = getattr(trainer.optimizer, "_loss_scale", None)
+    if case == "float16":  # overflows, but not on rank 0
+        scale._current_loss_scale.assign(2.0**100)
+        if world.is_first:
+            trainer.loss = lambda labels, logits: 0.0 * tf.reduce_mean(logits)
+    frozen = case in ("frozen", "accumulate")
+    for step in range(STEPS):
+        images, labels = patches(step)
+        mine = slice(world.rank, None, world.size)
+        images, labels = images[mine], labels[mine]
+        for i in range(options.accumulate_steps):
+            part = slice(i, None, options.accumulate_steps)
+            loss = trainer.train_step(images[part], labels[part], 1e-3, step, frozen).loss
     trainer.average_statistics()
-    digests = world.gather(
-        {
-            v.name: zlib.crc32(v.numpy().tobytes())
-            for v in [*trainer.model.variables, *trainer.optimizer_variables]
-        }
-    )
-    losses = world.gather(result.loss)
+    variables = [*trainer.model.variables, *trainer.optimizer_variables]
+    digests = world.gather([zlib.crc32(v.numpy().tobytes()) for v in variables])
+    report["variables"] = len(digests[0])
+    report["different"] = sum(len(set(values)) > 1 for values in zip(*digests))
+    report["losses"] = world.gather(loss)
+    report["scales"] = world.gather(float(scale()) if case == "float16" else 1.0)
+    report["weights"] = [v.numpy() for v in trainer.model.variables]
+    report["names"] = [v.name for v in trainer.model.variables]
+    return report
+
+
+def main(out: str, *cases: str) -> None:
+    world = init_world(True, alone=False)
+    reports = {case: run(case, world) for case in cases}
     if world.is_first:
-        different = [name for name in digests[0] if len({d[name] for d in digests}) > 1]
-        print(json.dumps({"variables": len(digests[0]), "different": different, "losses": losses}))
+        arrays = {
+            f"{case}/{kind}/{name}": value
+            for case, report in reports.items()
+            for kind in ("start", "weights")
+            for name, value in zip(report["names"], report[kind])
+        }
+        np.savez(out, **arrays)
+        shown = ("variables", "different", "losses", "scales")
+        print(json.dumps({case: {k: report[k] for k in shown} for case, report in reports.items()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

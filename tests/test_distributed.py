@@ -1,36 +1,100 @@
-"""Two ranks under mpirun."""
+"""Ranks under mpirun (or mpiexec.hydra): equal to each other, and to one process with the same patches."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.launch import run_python
 
 SCRIPT = Path(__file__).parent / "rank_weights.py"
+ONE, TWO = ("plain", "frozen", "accumulate"), ("plain", "sync", "fp16", "accumulate", "unwrapped")
+
+pytestmark = pytest.mark.mpi
 
 
-def weights(*words: str) -> dict:
-    done = run_python([SCRIPT, *words], ranks=2)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Trained:
+    """What `rank_weights.py` printed and wrote."""
+
+    def __init__(self, folder: Path, ranks: int, cases: tuple[str, ...]) -> None:
+        done = run_python([SCRIPT, folder / f"{ranks}.npz", *cases], ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        self.report = json.loads(done.stdout.strip().splitlines()[-1])
+        with np.load(folder / f"{ranks}.npz") as arrays:
+            self.arrays = dict(arrays)
+
+    def vector(self, case: str, kind: str) -> np.ndarray:
+        """All variables, "start" or "weights", as one vector.
+
+        Without the biases in front of a batch norm: their gradient is 0 but for rounding, of which Adam makes
+        steps of full length.
+        """
+        prefix = f"{case}/{kind}/"
+        return np.concatenate(
+            [
+                value.ravel()
+                for name, value in self.arrays.items()
+                if name.startswith(prefix) and not name.endswith("conv/bias:0")
+            ]
+        )
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("words", [(), ("--fp16_allreduce",)])
-def test_ranks_hold_identical_weights_after_training(words):
-    result = weights(*words)
-    assert result["variables"] > 500
-    assert result["different"] == []
-    assert result["losses"][0] == result["losses"][1]
+def distance(a: Trained, case_a: str, b: Trained, case_b: str) -> float:
+    """Between the weights, relative to the way from the start."""
+    start, end_a, end_b = a.vector(case_a, "start"), a.vector(case_a, "weights"), b.vector(case_b, "weights")
+    np.testing.assert_array_equal(start, b.vector(case_b, "start"))
+    return float(np.linalg.norm(end_a - end_b) / np.linalg.norm(end_a - start))
 
 
-@pytest.mark.mpi
-def test_ranks_would_differ_without_horovods_optimizer():
-    assert len(weights("--unwrapped")["different"]) > 100
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("one"), 1, ONE)
 
 
-@pytest.mark.mpi
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("two"), 2, TWO)
+
+
+@pytest.mark.parametrize("case", ["plain", "sync", "fp16", "accumulate"])
+def test_ranks_hold_identical_weights_after_training(two, case):
+    report = two.report[case]
+    assert report["variables"] > 500
+    assert report["different"] == 0
+    assert report["losses"][0] == report["losses"][1]
+
+
+def test_ranks_would_differ_without_horovods_optimizer(two):
+    assert two.report["unwrapped"]["different"] > 100
+
+
+def test_two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch(one, two):
+    assert distance(one, "plain", two, "sync") < SAME
+    assert distance(one, "plain", two, "plain") > 10 * SAME  # the batch norms of the ranks differ
+
+
+def test_fp16_allreduce_changes_the_weights_within_its_precision(two):
+    assert 0 < distance(two, "sync", two, "fp16") < HALF
+
+
+def test_accumulated_batches_are_one_of_their_size(one, two):
+    assert distance(one, "frozen", one, "accumulate") < SAME
+    assert distance(one, "frozen", two, "accumulate") < SAME
+
+
+def test_adasum_and_what_overflows_on_one_rank_keep_ranks_equal(tmp_path):
+    trained = Trained(tmp_path, 2, ("adasum", "float16"))
+    assert trained.report["adasum"]["different"] == 0
+    assert trained.report["float16"]["different"] == 0
+    # Three steps of which each overflowed on rank 1 alone: skipped by both, with half the scale each time.
+    assert trained.report["float16"]["scales"] == [2.0**97, 2.0**97]
+    start, end = (trained.arrays[f"float16/{kind}/{KERNEL}"] for kind in ("start", "weights"))
+    np.testing.assert_array_equal(start, end)
+
+
 def test_no_horovod_under_a_launcher_is_refused(tmp_path):
     done = run_python(["train.py", "--no-horovod", "--slide_path", tmp_path], ranks=2)
     assert done.returncode == 2

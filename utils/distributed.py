@@ -10,18 +10,20 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import numpy as np
 import psutil
 import tensorflow as tf
 
-from utils.options import UserError, launcher_rank
+from utils.options import LAUNCHERS, UserError, launcher_mpi, launcher_rank
 
 try:
     import horovod.tensorflow as hvd
+    import horovod.tensorflow.keras as hvd_keras
 except ImportError:  # one process works without it
-    hvd = None
+    hvd = hvd_keras = None
 
 T = TypeVar("T")
 
@@ -84,14 +86,49 @@ class World:
 
     # --- training ---------------------------------------------------------------------------------------
     def wrap_optimizer(
-        self, optimizer: tf.keras.optimizers.Optimizer, fp16_allreduce: bool
+        self,
+        optimizer: tf.keras.optimizers.Optimizer,
+        variables: Sequence[tf.Variable],
+        fp16_allreduce: bool = False,
+        accumulate_steps: int = 1,
     ) -> tf.keras.optimizers.Optimizer:
-        """The optimizer whose `minimize` averages the gradients over ranks (in FP16 if asked)."""
+        """The optimizer whose `minimize` averages the gradients over ranks (in FP16 if asked).
+
+        With `accumulate_steps` it updates the variables every so many calls, by the mean of their gradients.
+        """
         if not self.horovod:
             return optimizer
-        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not.
-        compression = hvd.Compression.fp16 if fp16_allreduce else hvd.Compression.none
-        return hvd.DistributedOptimizer(optimizer, compression=compression, groups=GRADIENT_GROUPS)
+        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not. Keras's
+        # function: that of horovod.tensorflow takes `groups` and forgets them.
+        wrapped = hvd_keras.DistributedOptimizer(
+            optimizer,
+            compression=_compression(fp16_allreduce),
+            groups=GRADIENT_GROUPS,
+            backward_passes_per_step=accumulate_steps,
+            average_aggregated_gradients=accumulate_steps > 1,
+        )
+        if accumulate_steps > 1:
+            # Else they would be made while the first graph is traced, thrice.
+            wrapped._agg_helper.locally_aggregated_grads = {
+                i: tf.Variable(tf.zeros_like(variable), trainable=False)
+                for i, variable in enumerate(variables)
+            }
+        return wrapped
+
+    def adasum_tape(self, tape: tf.GradientTape, fp16_allreduce: bool) -> tf.GradientTape:
+        """A tape whose gradients are combined over ranks by Adasum (arXiv 2006.02924).
+
+        Horovod's Keras optimizer only averages, so this goes with one that is not wrapped.
+        """
+        return hvd.DistributedGradientTape(
+            tape, compression=_compression(fp16_allreduce), op=hvd.Adasum, groups=GRADIENT_GROUPS
+        )
+
+    def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
+        """The class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
+        if synchronised and self.size > 1:
+            return hvd.SyncBatchNormalization
+        return tf.keras.layers.BatchNormalization
 
     def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Collective: rank 0's values into every rank's variables."""
@@ -102,6 +139,10 @@ class World:
         """Collective: every (float) variable becomes its mean over ranks."""
         if self.size > 1:
             _replace(variables, lambda tensor: hvd.allreduce(tensor, op=hvd.Average))
+
+
+def _compression(fp16_allreduce: bool) -> Any:
+    return hvd.Compression.fp16 if fp16_allreduce else hvd.Compression.none
 
 
 def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor], tf.Tensor]) -> None:
@@ -117,8 +158,37 @@ def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor],
             variable.assign(part.reshape(variable.shape))
 
 
-def init_world(use_horovod: bool) -> World:
-    """Starts Horovod. UserError when it is missing, or sees other ranks than the launcher started."""
+def mpi_of_horovod() -> str | None:
+    """The MPI that Horovod was built with: "openmpi", "mpich" (Intel MPI's ABI is the same), None if neither."""
+    if hvd is None:
+        return None
+    library = Path(sys.modules[hvd.__name__].__file__ or "").parent
+    for path in library.glob("mpi_lib*.so"):
+        content = path.read_bytes()
+        for name, kind in ((b"libmpi.so.40", "openmpi"), (b"libmpi.so.12", "mpich")):
+            if name in content:
+                return kind
+    return None
+
+
+def check_launcher() -> None:
+    """UserError when Horovod was built for another MPI than the launcher's: each rank would train alone."""
+    launcher, built = launcher_mpi(), mpi_of_horovod()
+    if launcher is None or built is None or launcher == built:
+        return
+    other = "mpiexec.hydra" if built == "mpich" else "mpirun"
+    raise UserError(
+        f"started by {LAUNCHERS[launcher]}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
+        f"start it with the {other} of that environment, or take the other environment "
+        f"(MPI={'intel' if launcher == 'mpich' else 'openmpi'} sh run_train.sh)"
+    )
+
+
+def init_world(use_horovod: bool, alone: bool = True) -> World:
+    """Starts Horovod, in one process only if it cannot do without (`alone` is False).
+
+    UserError when it is missing, or sees other ranks than the launcher started.
+    """
     rank, launched = launcher_rank()
     if not use_horovod:
         if launched > 1:
@@ -127,10 +197,13 @@ def init_world(use_horovod: bool) -> World:
                 "--no-horovod or start one process"
             )
         return World()
-    if launched == 1:  # nothing to reduce, and Open MPI's wheel does not start without its mpirun
+    if launched == 1 and alone:
         return World()
     if hvd is None:
         raise UserError("Horovod is not installed: set up with `sh run_train.sh`, or start one process")
+    check_launcher()
+    if launched == 1:  # Open MPI's wheel does not start without its mpirun
+        os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
     hvd.init()
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
     if world.size != launched:

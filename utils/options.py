@@ -51,6 +51,19 @@ def launcher_rank() -> tuple[int, int]:
     return 0, 1
 
 
+LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
+
+
+def launcher_mpi() -> str | None:
+    """Whose launcher started this process, a key of LAUNCHERS; None: none, or none of an MPI."""
+    if os.environ.get("HOROVOD_CONTROLLER") == "gloo":  # horovodrun --gloo
+        return None
+    for variable, mpi in (("OMPI_COMM_WORLD_SIZE", "openmpi"), ("PMI_SIZE", "mpich")):
+        if variable in os.environ:
+            return mpi
+    return None
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
 
@@ -209,9 +222,26 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--freeze_bn",
         type=fraction,
-        default=0.25,
+        default=0.4,
         help="last part of the steps, trained with batch norm's moving averages as in inference: large patches "
         "mean small batches, whose statistics the exported model does not see",
+    )
+    add(
+        "--sync_batch_norm",
+        action="store_true",
+        help="batch norm's statistics over the batches of all ranks (Horovod's layer)",
+    )
+    add(
+        "--accumulate_steps",
+        type=positive_int,
+        default=1,
+        help="batches a rank whose gradients are averaged before they are reduced and the weights updated",
+    )
+    add(
+        "--adasum",
+        action="store_true",
+        help="combine gradients by Adasum (arXiv 2006.02924) instead of their mean; the learning rate is not "
+        "multiplied by the number of ranks",
     )
     add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
 
@@ -290,6 +320,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if options.loss == "dice" and options.pos_pixel_weight != options.neg_pixel_weight:
         parser.error("--loss dice takes no --pos_pixel_weight and --neg_pixel_weight")
+    if options.adasum and options.accumulate_steps > 1:
+        parser.error("--adasum does not go with --accumulate_steps")
+    if options.accumulate_steps > 1 and options.mixed_precision == "float16":
+        # Its loss scale would be lowered on the one rank whose batch overflows, before the reduction.
+        parser.error("--accumulate_steps does not go with --mixed_precision float16, take bfloat16")
+    if options.accumulate_steps > 1 and not options.horovod:
+        parser.error("--accumulate_steps is Horovod's: take off --no-horovod")
     if options.debug:
         options.num_steps = min(options.num_steps, DEBUG_IMAGES)
         options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)

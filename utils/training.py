@@ -17,6 +17,7 @@ from utils.checkpoint import restore_checkpoint
 from utils.distributed import World
 from utils.losses import make_loss
 from utils.metrics import Counts, batch_counts
+from utils.options import UserError
 
 
 class StepResult(NamedTuple):
@@ -48,14 +49,24 @@ class Trainer:
             fpn_cells=options.fpn_cells,
             output_stride=options.output_stride,
             bn_momentum=options.bn_momentum,
+            batch_norm=world.batch_norm(options.sync_batch_norm),
         )
         self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
         # Horovod: the wrapped optimizer reduces the gradients over ranks.
         # The older Adam is one fused kernel a variable. The newer one's dozen operations take half a minute
         # more until the first step of EfficientDet-D0, and a tenth of a 256² step.
-        self.optimizer = world.wrap_optimizer(
-            tf.keras.optimizers.legacy.Adam(options.learning_rate), options.fp16_allreduce
-        )
+        self.optimizer = tf.keras.optimizers.legacy.Adam(options.learning_rate)
+        self.accumulates = options.accumulate_steps > 1
+        self.adasum, self.fp16_allreduce = options.adasum and world.size > 1, options.fp16_allreduce
+        if self.adasum and world.size & (world.size - 1):
+            raise UserError(f"--adasum wants 2, 4, 8, … ranks, these are {world.size}")
+        if not self.adasum:
+            self.optimizer = world.wrap_optimizer(
+                self.optimizer,
+                self.model.trainable_variables,
+                options.fp16_allreduce,
+                options.accumulate_steps,
+            )
         if policy == "float16":
             # Around Horovod's: what overflows on one rank is infinite on all after the reduction, so all skip it.
             self.optimizer = tf.keras.mixed_precision.LossScaleOptimizer(self.optimizer)
@@ -136,8 +147,14 @@ class Trainer:
         with tf.GradientTape() as tape, drawing(seed):
             logits = self.model(normalise(self.model_name, images), training=not frozen)
             loss = self.loss(labels, logits)
+        if self.adasum:
+            tape = self.world.adasum_tape(tape, self.fp16_allreduce)  # Horovod
         # Horovod: minimize reduces the gradients (apply_gradients alone would not).
         self.optimizer.minimize(loss, self.model.trainable_variables, tape=tape)
+        if self.accumulates:
+            # Horovod counts batches as iterations; Adam's bias correction wants updates.
+            waits = self.optimizer._agg_helper.counter > 0
+            self.optimizer.iterations.assign_sub(tf.cast(waits, tf.int64))
         # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
         shared = self.world.mean_in_graph(tf.stack([loss, stop]))
         return (shared, loss, *batch_counts(labels, tf.nn.softmax(logits)))
