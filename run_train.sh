@@ -26,8 +26,8 @@ if [ $# -eq 0 ]; then
     stamp=$(date +%Y%m%d-%H%M%S)
     set -- --slide_path data/demo/training/slides --label_path data/demo/training/masks \
         --valid_slide_path data/demo/validation/slides --valid_label_path data/demo/validation/masks \
-        --data_sampler surf --img_size 256 --batch_size 4 --num_steps 560 --batch_tumor_ratio 0.5 \
-        --log_every 80 --validate_every 560 --validation_patches 160 --log_dir "logs/demo-$stamp"
+        --data_sampler surf --img_size 256 --batch_size 4 --num_steps 640 \
+        --log_every 80 --validate_every 640 --validation_patches 160 --log_dir "logs/demo-$stamp"
 fi
 
 NP=${NP:-${SLURM_NTASKS:-2}}

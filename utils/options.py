@@ -222,7 +222,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--freeze_bn",
         type=fraction,
-        default=0.4,
+        default=0.25,
         help="last part of the steps, trained with batch norm's moving averages as in inference: large patches "
         "mean small batches, whose statistics the exported model does not see",
     )
