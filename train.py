@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from samplers import Batch, Loader, PatchInfo, SamplerConfig, draw_samples, training_loader, validation_loader
+from samplers import (
+    Batch,
+    Loader,
+    PatchInfo,
+    SamplerConfig,
+    SamplerError,
+    draw_samples,
+    training_loader,
+    validation_loader,
+)
 from samplers.dataset import SlidePair
 from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import (
@@ -61,11 +70,17 @@ def main(argv: list[str] | None = None) -> int:
         return run(options)
     except UserError as error:
         return report_user_error(error)
-    except Exception:
-        # A rank that failed must not wait in Horovod's shutdown: gone, the launcher ends the others.
-        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed:\n{traceback.format_exc()}")
+    except Exception as error:
+        expected = isinstance(error, (FloatingPointError, SamplerError, CheckpointWriteError))
+        text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
+        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
         sys.stderr.flush()
+        # A rank that failed must not wait in Horovod's shutdown: gone, the launcher ends the others.
         os._exit(EXIT_FAILED)
+
+
+class CheckpointWriteError(OSError):
+    """The last checkpoint of a run cannot be written."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -212,8 +227,9 @@ class Loop:
         if self.step < self.options.num_steps and self.train():
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
-        self.log.say("exporting the model ...")
-        self.export()
+        if self.step > self.start.step or not (self.log_dir / "model").exists():
+            self.log.say("exporting the model ...")
+            self.export()
         self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
         self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
         self.log.say(f"model:       {self.log_dir / 'model'}")
@@ -375,7 +391,10 @@ class Loop:
             prune_checkpoints(folder, self.options.keep_checkpoints, self.best[1])
         except OSError as error:
             if must:
-                raise
+                raise CheckpointWriteError(
+                    f"no checkpoint at step {self.step}: {error}. Make room and start again: the run goes on from "
+                    f"the last one in {folder}"
+                ) from error
             self.log.say(f"warning: no checkpoint at step {self.step}, the run goes on: {error}")
 
     def export(self) -> None:

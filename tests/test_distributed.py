@@ -13,6 +13,10 @@ from tests.launch import run_python
 SCRIPT = Path(__file__).parent / "rank_weights.py"
 ONE, TWO = ("plain", "frozen", "accumulate"), ("plain", "sync", "fp16", "accumulate", "unwrapped")
 
+SAME, HALF = 1e-3, 0.1  # of the way: float32 in another order, gradients rounded to FP16
+LEFT_OUT = ("conv/bias:0", "moving_variance:0")
+KERNEL = "efficientnet-b0/stem/conv2d/kernel:0"
+
 pytestmark = pytest.mark.mpi
 
 
@@ -22,6 +26,7 @@ class Trained:
     def __init__(self, folder: Path, ranks: int, cases: tuple[str, ...]) -> None:
         done = run_python([SCRIPT, folder / f"{ranks}.npz", *cases], ranks=ranks)
         assert done.returncode == 0, done.stderr
+        self.ranks = ranks
         self.report = json.loads(done.stdout.strip().splitlines()[-1])
         with np.load(folder / f"{ranks}.npz") as arrays:
             self.arrays = dict(arrays)
@@ -30,14 +35,15 @@ class Trained:
         """All variables, "start" or "weights", as one vector.
 
         Without the biases in front of a batch norm: their gradient is 0 but for rounding, of which Adam makes
-        steps of full length.
+        steps of full length. And without moving variances: Keras's batch norm takes n / (n - 1) of the
+        variance, Horovod's the variance.
         """
         prefix = f"{case}/{kind}/"
         return np.concatenate(
             [
                 value.ravel()
                 for name, value in self.arrays.items()
-                if name.startswith(prefix) and not name.endswith("conv/bias:0")
+                if name.startswith(prefix) and not name.endswith(LEFT_OUT)
             ]
         )
 
@@ -46,7 +52,9 @@ def distance(a: Trained, case_a: str, b: Trained, case_b: str) -> float:
     """Between the weights, relative to the way from the start."""
     start, end_a, end_b = a.vector(case_a, "start"), a.vector(case_a, "weights"), b.vector(case_b, "weights")
     np.testing.assert_array_equal(start, b.vector(case_b, "start"))
-    return float(np.linalg.norm(end_a - end_b) / np.linalg.norm(end_a - start))
+    found = float(np.linalg.norm(end_a - end_b) / np.linalg.norm(end_a - start))
+    print(f"{case_a} of {a.ranks}, {case_b} of {b.ranks} ranks: {found:.2g} of the way")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def two(tmp_path_factory) -> Trained:
 @pytest.mark.parametrize("case", ["plain", "sync", "fp16", "accumulate"])
 def test_ranks_hold_identical_weights_after_training(two, case):
     report = two.report[case]
-    assert report["variables"] > 500
+    assert report["variables"] > 300
     assert report["different"] == 0
     assert report["losses"][0] == report["losses"][1]
 

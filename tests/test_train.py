@@ -117,5 +117,15 @@ def test_no_pairs_is_refused(tmp_path):
     refused(["--slide_path", tmp_path, "--label_path", tmp_path, *SMALL], str(tmp_path))
 
 
+def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(demo, tmp_path):
+    words = [*paths(demo), *SMALL, "--fpn_min_level", "3", "--num_steps", "24", "--val_split", "0.34"]
+    done = run_python(["train.py", *words, "--learning_rate", "1e30", "--log_dir", tmp_path / "log"])
+    assert done.returncode == 1
+    assert "[rank 0] failed: the loss is nan at step" in done.stderr
+    assert "Traceback" not in done.stderr
+    (batch,) = (tmp_path / "log").glob("bad_batch_step_*_rank_0.npz")
+    assert np.load(batch)["images"].shape == (2, 128, 128, 3)
+
+
 def test_slide_smaller_than_the_patch_is_refused(demo):
     refused([*paths(demo), "--data_sampler", "surf", "--img_size", "2048"], "1536")

@@ -118,11 +118,10 @@ class World:
     def adasum_tape(self, tape: tf.GradientTape, fp16_allreduce: bool) -> tf.GradientTape:
         """A tape whose gradients are combined over ranks by Adasum (arXiv 2006.02924).
 
-        Horovod's Keras optimizer only averages, so this goes with one that is not wrapped.
+        Horovod's Keras optimizer only averages, so this goes with one that is not wrapped; nor does Horovod
+        know groups of tensors with Adasum.
         """
-        return hvd.DistributedGradientTape(
-            tape, compression=_compression(fp16_allreduce), op=hvd.Adasum, groups=GRADIENT_GROUPS
-        )
+        return hvd.DistributedGradientTape(tape, compression=_compression(fp16_allreduce), op=hvd.Adasum)
 
     def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
         """The class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""

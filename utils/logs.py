@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,11 +32,11 @@ class RunLog:
             return
         drop_later_metrics(log_dir / "metrics.jsonl", step)
         self.jsonl = (log_dir / "metrics.jsonl").open("a")
-        folders = {split: log_dir / "tensorboard" / split for split in ("train", "val")}
-        for folder in folders.values():
-            if folder.exists():
-                _forget_later_events(folder, step)
-        self.writers = {split: tf.summary.create_file_writer(str(path)) for split, path in folders.items()}
+        # TensorBoard leaves out what it has of later steps when a step comes again.
+        self.writers = {
+            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split))
+            for split in ("train", "val")
+        }
         self.bar = tqdm(
             total=num_steps,
             initial=step,
@@ -103,17 +102,6 @@ class RunLog:
         if self.log_dir is not None:
             tqdm.write(line)
             sys.stdout.flush()
-
-
-def _forget_later_events(folder: Path, step: int) -> None:
-    """Tells TensorBoard that the run starts again: it then leaves out what it has of later steps."""
-    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-    with tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{int(time.time()):010d}.start")) as writer:
-        for event in (
-            tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"),
-            tf.compat.v1.Event(wall_time=time.time(), step=step + 1, session_log=start),
-        ):
-            writer.write(event.SerializeToString())
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:

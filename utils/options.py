@@ -6,6 +6,7 @@ The first group has the names, defaults, choices and meaning of the original sui
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -357,6 +358,7 @@ def configure_environment(options: argparse.Namespace) -> None:
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Horovod's optimizer does not work with Keras 3
     if not options.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
     # of a core. Steps take long here, 20 ms are nothing.
     if options.no_cuda or not Path("/proc/driver/nvidia").exists():

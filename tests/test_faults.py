@@ -1,0 +1,105 @@
+"""Kills at random moments: sh run_tests.sh -m faults (a few hours; -k "rank and 3" for one of them).
+
+Every time: an end within a minute with a non-zero code, and the next start goes on to the result of a run
+without faults, no step lost or counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch import TIMEOUT, run_python, start_python
+
+pytestmark = [pytest.mark.faults, pytest.mark.mpi]
+RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
+
+
+def command(demo: Path, log_dir: Path) -> list[str | Path]:
+    words = (
+        "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 48 --val_split 0.34 --validation_patches 4 "
+        "--log_every 8 --validate_every 24 --checkpoint_every 8 --fpn_min_level 3"
+    )
+    return [
+        *("train.py", *words.split()),
+        *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
+    ]
+
+
+def rows(log_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], float]:
+    """Metrics of a run without faults, and the seconds from its first log to its end."""
+    log_dir = tmp_path_factory.mktemp("whole") / "log"
+    process = start_python(command(demo, log_dir), RANKS)
+    wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    return rows(log_dir), time.monotonic() - began
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def descendants(process: subprocess.Popen, word: str) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return sorted(found, key=lambda child: child.pid)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("victim", ["rank", "worker", "job"])
+def test_the_next_start_goes_on(victim, seed, whole, demo, tmp_path):
+    expected, seconds = whole
+    chance = random.Random(f"{victim} {seed}")
+    log_dir = tmp_path / "log"
+    words = command(demo, log_dir)
+    process = start_python(words, RANKS)
+    wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
+    if victim == "job":  # while it writes a checkpoint, one of the later ones
+        number = chance.randrange(1, 5)
+        wait_for(lambda: list((log_dir / "checkpoints").glob(f"tmp_*{8 * (number + 1)}")), process)
+        time.sleep(chance.uniform(0, 0.15))
+        targets = [*descendants(process, "train.py"), psutil.Process(process.pid)]
+    else:
+        time.sleep(chance.uniform(0, 0.8 * seconds))
+        word = {"rank": "train.py", "worker": "samplers.worker"}[victim]
+        targets = [chance.choice(descendants(process, word))]
+    killed = time.monotonic()
+    for target in targets:
+        os.kill(target.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=ENDS_WITHIN)
+    assert process.returncode != 0, errors
+    assert time.monotonic() - killed < ENDS_WITHIN
+    checkpoints = sorted((log_dir / "checkpoints").glob("step_*"))
+    if victim == "job" and chance.random() < 0.5 and len(checkpoints) > 1:
+        data = next(checkpoints[-1].glob("variables.data*"))
+        data.write_bytes(data.read_bytes()[: chance.randrange(data.stat().st_size)])
+
+    done = run_python(words, RANKS)
+    assert done.returncode == 0, done.stderr
+    found = rows(log_dir)
+    assert [(row["split"], row["step"]) for row in found] == [(row["split"], row["step"]) for row in expected]
+    assert found[-1]["miou"] == pytest.approx(expected[-1]["miou"], abs=0.02)
