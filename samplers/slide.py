@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pyvips
 
 from samplers.backends import OpenSlideReader, VipsReader, region_name
 from samplers.formats import (
@@ -35,6 +36,20 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SPACING = 0.25  # µm/px, 40×
 _MAX_STRIP_PIXELS = 16 << 20  # read at once for a thumbnail
+
+
+def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Image, uint8 (h, w, 3), at a smaller size.
+
+    By whole numbers it is the mean of the covered pixels. Between them OpenCV's mean takes longer than reading
+    the patch (1475² to 1024²: 27 ms); libvips weighs what is covered by a triangle, in 8 ms.
+    """
+    rows, columns = pixels.shape[:2]
+    if rows % height == 0 and columns % width == 0:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels), columns, rows, 3, "uchar")
+    reduced = image.reduce(columns / width, rows / height, kernel="linear")
+    return np.frombuffer(reduced.write_to_memory(), np.uint8).reshape(height, width, 3)
 
 
 class Slide:
@@ -93,7 +108,8 @@ class Slide:
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, spacing: float) -> np.ndarray:
         """Region of `width` × `height` pixels of `spacing` µm/px, like `read`.
 
-        Taken from the next finer level and shrunk by area (a label: nearest); enlarged if finer than level 0.
+        Taken from the next finer level and shrunk by area, each pixel from all that it covers (a label:
+        nearest); enlarged if finer than level 0.
         """
         downsample = spacing / self.spacing
         if self.kind == "label":
@@ -104,8 +120,9 @@ class Slide:
         pixels = self.read(x_l0, y_l0, *source, level)
         if source == (width, height):
             return pixels
-        method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        return cv2.resize(pixels, (width, height), interpolation=method)
+        if scale < 1:
+            return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+        return _shrink(pixels, width, height)
 
     def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         """For labels, without interpolation: the pixels of the next finer level in which the centres
