@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.options import EXIT_USAGE, build_parser, parse_options, write_options
+from utils.options import EXIT_USAGE, build_parser, option_values, parse_options
 
 ORIGINAL = {
     "img_size": 1024, "batch_size": 2, "num_steps": 50000, "val_split": 0.15, "model": "effdetd0",
@@ -60,9 +60,26 @@ def test_surf_works_at_level_0_unless_a_resolution_is_given(tmp_path):
     assert parse_options(["--slide_path", str(tmp_path)]).resolution == 0.25
 
 
-def test_written_options_are_json(tmp_path):
-    write_options(parse_options(["--slide_path", str(tmp_path)]), tmp_path / "options.json")
-    assert json.loads((tmp_path / "options.json").read_text())["slide_path"] == str(tmp_path)
+def test_option_values_are_json_with_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    values = option_values(parse_options(["--slide_path", "slides"]))
+    assert json.loads(json.dumps(values))["slide_path"] == str(tmp_path / "slides")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adasum", "--accumulate_steps", "2"], "--adasum does not go with"),
+        (["--no-horovod", "--accumulate_steps", "2"], "take off --no-horovod"),
+        (["--mixed_precision", "float16", "--accumulate_steps", "2"], "take bfloat16"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_options(["--slide_path", str(tmp_path), *words])
+    assert ended.value.code == EXIT_USAGE
+    assert said in capsys.readouterr().err
 
 
 def test_help_and_errors_do_not_wait_for_tensorflow():
