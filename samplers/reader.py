@@ -99,7 +99,7 @@ class PairReader:
     """Opens pairs and reads from them; what fails is tried once more with the files opened anew.
 
     At most MAX_OPEN pairs stay open, those used last. Beyond MAX_BYTES of decoded tiles, those of the pairs
-    that were not used for longest are given back, a quarter of the limit at a time.
+    that were not used for longest are given back, an eighth of the limit at a time.
     """
 
     def __init__(self, config: SamplerConfig) -> None:
@@ -134,7 +134,7 @@ class PairReader:
             for other in [other for other in self._open if self._held[other]]:
                 self._open[other].release()
                 self._count(other, 0)
-                if self._held_in_all < MAX_BYTES * 3 // 4:
+                if self._held_in_all < MAX_BYTES * 7 // 8:
                     break
 
     def _count(self, pair: SlidePair, held: int) -> None:
