@@ -34,7 +34,8 @@ from samplers.radboud import WEIGHTINGS
 from samplers.ring import slot_count
 
 
-def build_parser() -> argparse.ArgumentParser:
+def sampler_parser() -> argparse.ArgumentParser:
+    """The options of both sampler benchmarks."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data_sampler", choices=list(SAMPLERS), default="surf")
@@ -44,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--label_format", default="tif")
     add("--img_size", type=int, default=1024)
     add("--batch_size", type=int, default=2)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = sampler_parser()
+    add = parser.add_argument
     add("--batch_tumor_ratio", type=float, default=1.0)
     add("--resolution", type=float, help="µm/px, none: level 0")
     add("--annotation_weighting", choices=WEIGHTINGS, default="balanced")

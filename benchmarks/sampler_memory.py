@@ -19,24 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 
-from samplers import SAMPLERS, SamplerConfig, SlidePair, training_loader
+from benchmarks.sampler import sampler_parser
+from samplers import SamplerConfig, SlidePair, training_loader
 from samplers.dataset import find_pairs
 
 TENTHS = 10
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--data_sampler", choices=list(SAMPLERS), default="surf")
-    add("--slide_path", type=Path, required=True)
-    add("--label_path", type=Path, required=True)
-    add("--slide_format", default="tif")
-    add("--label_format", default="tif")
-    add("--img_size", type=int, default=1024)
-    add("--batch_size", type=int, default=2)
-    add("--slides", type=int, default=300, help="links to open in turn")
-    add("--rounds", type=int, default=3, help="patches a slide, about")
+    parser = sampler_parser()
+    parser.add_argument("--slides", type=int, default=300, help="links to open in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="patches a slide, about")
     return parser
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any, Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds; nothing may hang, and a loaded machine is slow
@@ -50,3 +52,12 @@ def start_python(
     command = [*launcher(ranks), sys.executable, *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=cwd or ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Until `condition()` is true; the process must not end before, nor take longer than TIMEOUT."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

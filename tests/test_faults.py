@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import TIMEOUT, run_python, start_python
+from tests.launch import TIMEOUT, run_python, start_python, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
@@ -48,14 +48,6 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[di
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     return rows(log_dir), time.monotonic() - began
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def descendants(process: subprocess.Popen, word: str) -> list[psutil.Process]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.launch import TIMEOUT, run_python, start_python
+from tests.launch import TIMEOUT, run_python, start_python, wait_for
 from utils.options import EXIT_STOPPED
 
 
@@ -42,11 +41,7 @@ def metrics(log_dir: Path) -> list[dict]:
 def stop_after(words: list[str | Path], log_dir: Path, step: int, number: signal.Signals) -> int:
     """Starts a run, sends the signal once the checkpoint of `step` is there, and waits for its end."""
     process = start_python(words)
-    deadline = time.monotonic() + TIMEOUT
-    while not (log_dir / "checkpoints" / f"step_{step:09d}").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for((log_dir / "checkpoints" / f"step_{step:09d}").exists, process)
     process.send_signal(number)
     process.communicate(timeout=TIMEOUT)
     return process.returncode

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from utils.options import LAUNCHERS, UserError, launcher_mpi, launcher_rank
+from utils.options import COMMANDS, LAUNCHERS, UserError, launcher_mpi, launcher_rank
 
 try:
     import horovod.tensorflow as hvd
@@ -175,10 +175,9 @@ def check_launcher() -> None:
     launcher, built = launcher_mpi(), mpi_of_horovod()
     if launcher is None or built is None or launcher == built:
         return
-    other = "mpiexec.hydra" if built == "mpich" else "mpirun"
     raise UserError(
         f"started by {LAUNCHERS[launcher]}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
-        f"start it with the {other} of that environment, or take the other environment "
+        f"start it with the {COMMANDS[built]} of that environment, or take the other environment "
         f"(MPI={'intel' if launcher == 'mpich' else 'openmpi'} sh run_train.sh)"
     )
 

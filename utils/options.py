@@ -52,6 +52,7 @@ def launcher_rank() -> tuple[int, int]:
     return 0, 1
 
 
+COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
 
 
