@@ -39,18 +39,17 @@ from samplers import (
     validation_loader,
 )
 from samplers.dataset import SlidePair
-from utils.data import prepare_slides, sampler_config, split_values
-from utils.options import (
+from utils import last_words
+from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED,
     UserError,
-    configure_environment,
     launcher_rank,
-    option_values,
-    parse_options,
     report_user_error,
 )
+from utils.data import prepare_slides, sampler_config, split_values
+from utils.options import configure_environment, option_values, parse_options
 from utils.resume import find_checkpoint
 from utils.schedule import learning_rate
 
@@ -69,12 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(options)
     except UserError as error:
-        return report_user_error(error)
+        return report_user_error(error, "train.py")
     except Exception as error:
         expected = isinstance(error, (FloatingPointError, SamplerError, CheckpointWriteError))
         text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
         sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
         sys.stderr.flush()
+        last_words.cancel()
         # A rank that failed must not wait in Horovod's shutdown: gone, the launcher ends the others.
         os._exit(EXIT_FAILED)
 

@@ -49,34 +49,49 @@ def find_pairs(
     (tumour-free), or "error". `normal_*` slides of CAMELYON16 need none. Both folders may be the same.
     DataError: a folder is missing, a label has no slide, a slide two labels, or there is no pair.
     """
-    if unlabelled not in ("skip", "normal", "error"):
-        raise ValueError(f"unlabelled is {unlabelled!r}, must be skip, normal or error")
-    slide_files = _files(slide_path, slide_format)
-    label_files = _files(label_path, label_format) if label_path is not None else []
+    slide_files = files_of(slide_path, slide_format)
+    label_files = files_of(label_path, label_format) if label_path is not None else []
     if set(slide_files) & set(label_files):  # one folder for both: labels are those that are called so
         slide_files = [file for file in slide_files if not _is_decorated(file)]
         label_files = [file for file in label_files if _is_decorated(file)]
-    slides = _by_key(slide_files, lambda file: file.stem.casefold(), "slides of the same name")
-    labels = _by_key(label_files, _label_key, "labels for the same slide")
-    orphans = [file for key, file in labels.items() if key not in slides]
-    if orphans:
-        raise DataError(f"{len(orphans)} labels without a slide in {slide_path}: {_names(orphans)}")
-    pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
-    lacking = [
-        pair for pair in pairs if pair.label is None and not pair.name.casefold().startswith("normal_")
-    ]
-    warnings = []
-    if lacking and unlabelled != "normal":
-        message = f"{len(lacking)} slides without a label in {label_path}: {_names(p.slide for p in lacking)}"
-        if unlabelled == "error":
-            raise DataError(message)
-        warnings.append(f"left out, {message}")
-        pairs = [pair for pair in pairs if pair not in lacking]
+    pairs, warnings = pair_files(slide_files, label_files, unlabelled)
     if not pairs:
         raise DataError(
             f"no pair of a slide and a label: {len(slide_files)} .{slide_format.lstrip('.')} slides in "
             f"{slide_path}, {len(label_files)} .{label_format.lstrip('.')} labels in {label_path}"
         )
+    return pairs, warnings
+
+
+def pair_files(
+    slide_files: Sequence[Path],
+    label_files: Sequence[Path],
+    unlabelled: str = "skip",
+    orphans_allowed: bool = False,
+) -> tuple[list[SlidePair], list[str]]:
+    """As `find_pairs`, of files. With `orphans_allowed` a label without a slide is only a warning."""
+    if unlabelled not in ("skip", "normal", "error"):
+        raise ValueError(f"unlabelled is {unlabelled!r}, must be skip, normal or error")
+    slides = _by_key(slide_files, lambda file: file.stem.casefold(), "slides of the same name")
+    labels = _by_key(label_files, _label_key, "labels for the same slide")
+    orphans = [file for key, file in labels.items() if key not in slides]
+    warnings = []
+    if orphans:
+        message = f"{len(orphans)} labels without a slide: {name_some(orphans)}"
+        if not orphans_allowed:
+            raise DataError(message)
+        warnings.append(message)
+    pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
+    lacking = [
+        pair for pair in pairs if pair.label is None and not pair.name.casefold().startswith("normal_")
+    ]
+    if lacking and unlabelled != "normal":
+        message = f"{len(lacking)} slides without a label: {name_some(p.slide for p in lacking)}"
+        if unlabelled == "error":
+            raise DataError(message)
+        warnings.append(f"left out, {message}")
+        left_out = set(lacking)
+        pairs = [pair for pair in pairs if pair not in left_out]
     return pairs, warnings
 
 
@@ -105,8 +120,9 @@ def split_pairs(
 ) -> tuple[list[SlidePair], list[SlidePair]]:
     """Training and validation pairs: the part `val_split` of the slides, by `seed`, whatever their order.
 
-    All nodes of a CAMELYON17 patient are on one side. Slides with a label are divided apart from the others,
-    so that both sides have some if there are two. DataError if there is nothing to divide.
+    All nodes of a CAMELYON17 patient and all patches of a slide are on one side. Slides with a label are
+    divided apart from the others, so that both sides have some if there are two. DataError if there is nothing
+    to divide.
     """
     if not 0 <= val_split < 1:
         raise ValueError(f"the validation split is {val_split}, must be at least 0 and less than 1")
@@ -114,7 +130,7 @@ def split_pairs(
         return list(pairs), []
     groups: dict[str, list[SlidePair]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: (pair.name, str(pair.slide))):
-        groups[patient_of(pair) or str(pair.slide)].append(pair)
+        groups[patient_of(pair.name) or slide_of_patch(pair.name) or str(pair.slide)].append(pair)
     if len(groups) < 2:
         raise DataError(f"{len(groups)} slides or patients cannot be divided for validation, 2 are needed")
     rng = np.random.default_rng(seed)
@@ -130,13 +146,19 @@ def split_pairs(
     return [pair for pair in pairs if pair not in val], [pair for pair in pairs if pair in val]
 
 
-def patient_of(pair: SlidePair) -> str | None:
+def patient_of(name: str) -> str | None:
     """The patient in a CAMELYON17 name (`patient_017_node_4` gives "017"), also inside of a patch's name."""
-    found = re.search(r"patient_(\d+)_node_\d+", pair.name)
+    found = re.search(r"patient_(\d+)_node_\d+", name)
     return found.group(1) if found else None
 
 
-def _files(folder: str | Path, format: str) -> list[Path]:
+def slide_of_patch(name: str) -> str | None:
+    """The slide in the name of a preprocessed patch, `tumor_center_<center>_<slide>_<x>_<y>`."""
+    found = re.fullmatch(r"tumor_center_(?:\d+|na)_(.+)_\d+_\d+", name)
+    return found.group(1) if found else None
+
+
+def files_of(folder: str | Path, format: str) -> list[Path]:
     """Files of a folder with a suffix in any case (.tif and .tiff are the same), hidden ones not."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -159,17 +181,18 @@ def _is_decorated(file: Path) -> bool:
     return _label_key(file) != file.stem.casefold()
 
 
-def _by_key(files: list[Path], key: Callable[[Path], str], problem: str) -> dict[str, Path]:
+def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         found[key(file)].append(file)
     double = [file for same in found.values() if len(same) > 1 for file in same]
     if double:
-        raise DataError(f"{len(double)} {problem}: {_names(double)}")
+        raise DataError(f"{len(double)} {problem}: {name_some(double)}")
     return {name: same[0] for name, same in found.items()}
 
 
-def _names(files: Iterable[Path]) -> str:
+def name_some(files: Iterable[Path]) -> str:
+    """The first ten, and how many more."""
     files = list(files)
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return ", ".join(str(file) for file in files[:_NAMED]) + more

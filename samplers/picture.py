@@ -27,8 +27,7 @@ def draw_samples(
 ) -> list[Path]:
     """Writes `folder`/<slide>.png for the slides that the patches are of, at most `max_slides` of them.
 
-    Green: outline of the tissue, red: of the tumour, orange: patches with tumour, blue: others. Returns the
-    files. DataError or ReadError: a slide cannot be read.
+    Returns the files. DataError or ReadError: a slide cannot be read.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     of_slide: dict[str, list[PatchInfo]] = {}
@@ -36,11 +35,7 @@ def draw_samples(
         of_slide.setdefault(patch.slide, []).append(patch)
     written = []
     for pair in [pair for pair in pairs if pair.name in of_slide][:max_slides]:
-        opened = OpenPair(pair, config)
-        try:
-            picture = _picture(opened, config.bb_downsample, of_slide[pair.name])
-        finally:
-            opened.close()
+        picture = picture_of(pair, config, of_slide[pair.name])
         path = Path(folder) / f"{pair.name}.png"
         # Not cv2.imwrite: it only returns False where a file cannot be written.
         path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
@@ -48,11 +43,21 @@ def draw_samples(
     return written
 
 
-def _picture(opened: OpenPair, level: int, patches: Sequence[PatchInfo]) -> np.ndarray:
-    """uint8 RGB (h, w, 3)."""
-    view = overview(opened, level)  # the regions as the sampler sees them, on a picture of another size
-    picture = np.ascontiguousarray(opened.slide.thumbnail(SIDE))
-    scale = picture.shape[1] / opened.slide.width  # picture pixels a level-0 pixel
+def picture_of(
+    pair: SlidePair, config: SamplerConfig, patches: Sequence[PatchInfo], level: int | None = None
+) -> np.ndarray:
+    """Thumbnail with outlines and patches: uint8 RGB (h, w, 3). Regions as on `level`, of the config if None.
+
+    Green: outline of the tissue, red: of the tumour, orange: patches with tumour, blue: others. DataError or
+    ReadError: the slide cannot be read.
+    """
+    opened = OpenPair(pair, config)
+    try:
+        view = overview(opened, config.bb_downsample if level is None else level)
+        picture = np.ascontiguousarray(opened.slide.thumbnail(SIDE))
+        scale = picture.shape[1] / opened.slide.width  # picture pixels a level-0 pixel
+    finally:
+        opened.close()
     for mask, colour in ((view.tissue, TISSUE), (view.tumour, TUMOUR)):
         size = (picture.shape[1], picture.shape[0])
         enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)

@@ -31,6 +31,9 @@ class BadSlideError(Exception):
         super().__init__(f"{pair.name}: {reason}")
         self.pair, self.reason = pair, reason
 
+    def __reduce__(self) -> tuple[type[BadSlideError], tuple[SlidePair, str]]:
+        return type(self), (self.pair, self.reason)  # it comes from other processes, too
+
 
 class OpenPair:
     """An open slide with its label, and the geometry of the patches that are cut out of it.

@@ -6,7 +6,7 @@ import pytest
 
 from tests.launch import run_python
 from utils import doctor
-from utils.options import launcher_mpi
+from utils.cli import launcher_mpi
 
 GOOD = {"horovod": "MPI, GLOO", "mpi": None, "gpus": 0, "vips": "8", "openslide": "4"}
 VERSIONS = {"tf-keras": "2.18.0"}

@@ -1,4 +1,4 @@
-"""Kills at random moments: sh run_tests.sh -m faults (a few hours; -k "rank and 3" for one of them).
+"""Kills at random moments: sh run_tests.sh -m faults (two hours; -k "rank and 3" for one of them).
 
 Every time: an end within a minute with a non-zero code, and the next start goes on to the result of a run
 without faults, no step lost or counted twice.
@@ -23,13 +23,17 @@ pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
 
 
-def command(demo: Path, log_dir: Path) -> list[str | Path]:
+# Checkpoints of the real size are written long enough to be killed meanwhile.
+PROGRAMS = {"rank": "tests/toy_train.py", "worker": "tests/toy_train.py", "job": "train.py"}
+
+
+def command(program: str, demo: Path, log_dir: Path) -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 48 --val_split 0.34 --validation_patches 4 "
         "--log_every 8 --validate_every 24 --checkpoint_every 8 --fpn_min_level 3"
     )
     return [
-        *("train.py", *words.split()),
+        *(program, *words.split()),
         *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
     ]
 
@@ -38,11 +42,16 @@ def rows(log_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module", params=sorted(PROGRAMS))
+def victim(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], float]:
+def whole(victim: str, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], float]:
     """Metrics of a run without faults, and the seconds from its first log to its end."""
     log_dir = tmp_path_factory.mktemp("whole") / "log"
-    process = start_python(command(demo, log_dir), RANKS)
+    process = start_python(command(PROGRAMS[victim], demo, log_dir), RANKS)
     wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
     began = time.monotonic()
     _, errors = process.communicate(timeout=TIMEOUT)
@@ -61,13 +70,18 @@ def descendants(process: subprocess.Popen, word: str) -> list[psutil.Process]:
     return sorted(found, key=lambda child: child.pid)
 
 
+def rank_of(process: psutil.Process) -> str | None:
+    """As the launcher tells it to the process and its children."""
+    environment = process.environ()
+    return environment.get("OMPI_COMM_WORLD_RANK") or environment.get("PMI_RANK")
+
+
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("victim", ["rank", "worker", "job"])
 def test_the_next_start_goes_on(victim, seed, whole, demo, tmp_path):
     expected, seconds = whole
     chance = random.Random(f"{victim} {seed}")
     log_dir = tmp_path / "log"
-    words = command(demo, log_dir)
+    words = command(PROGRAMS[victim], demo, log_dir)
     process = start_python(words, RANKS)
     wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
     if victim == "job":  # while it writes a checkpoint, one of the later ones
@@ -79,12 +93,15 @@ def test_the_next_start_goes_on(victim, seed, whole, demo, tmp_path):
         time.sleep(chance.uniform(0, 0.8 * seconds))
         word = {"rank": "train.py", "worker": "samplers.worker"}[victim]
         targets = [chance.choice(descendants(process, word))]
+    ranks = {rank_of(target) for target in targets}
     killed = time.monotonic()
     for target in targets:
         os.kill(target.pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=ENDS_WITHIN)
     assert process.returncode != 0, errors
     assert time.monotonic() - killed < ENDS_WITHIN
+    if victim != "job":
+        assert f"[rank {ranks.pop()}]" in errors
     checkpoints = sorted((log_dir / "checkpoints").glob("step_*"))
     if victim == "job" and chance.random() < 0.5 and len(checkpoints) > 1:
         data = next(checkpoints[-1].glob("variables.data*"))

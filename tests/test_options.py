@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.options import EXIT_USAGE, build_parser, option_values, parse_options
+from utils.cli import EXIT_USAGE
+from utils.options import build_parser, option_values, parse_options
 
 ORIGINAL = {
     "img_size": 1024, "batch_size": 2, "num_steps": 50000, "val_split": 0.15, "model": "effdetd0",

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 
 from tests.launch import TIMEOUT, run_python, start_python, wait_for
-from utils.options import EXIT_STOPPED
+from utils.cli import EXIT_STOPPED
 
 
-def command(demo: Path, log_dir: Path) -> list[str | Path]:
+def command(demo: Path, log_dir: Path, program: str = "train.py") -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 24 --val_split 0.34 --validation_patches 4 "
         "--log_every 6 --validate_every 12 --checkpoint_every 4 --keep_checkpoints 9 --fpn_min_level 3 "
         "--deterministic"
     )
     return [
-        *("train.py", *words.split()),
+        *(program, *words.split()),
         *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
     ]
+
+
+TOY = "tests/toy_train.py"
 
 
 def variables(log_dir: Path, step: int) -> dict[str, np.ndarray]:
@@ -38,11 +43,20 @@ def metrics(log_dir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "sampler_wait")} for row in rows]
 
 
-def stop_after(words: list[str | Path], log_dir: Path, step: int, number: signal.Signals) -> int:
-    """Starts a run, sends the signal once the checkpoint of `step` is there, and waits for its end."""
-    process = start_python(words)
+def stop_after(
+    words: list[str | Path], log_dir: Path, step: int, number: signal.Signals, ranks: int = 1
+) -> int:
+    """Starts a run, sends the signal once the checkpoint of `step` is there, and waits for its end.
+
+    With several ranks, one of them gets it.
+    """
+    process = start_python(words, ranks)
     wait_for((log_dir / "checkpoints" / f"step_{step:09d}").exists, process)
-    process.send_signal(number)
+    if ranks == 1:
+        process.send_signal(number)
+    else:
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if TOY in child.cmdline()).send_signal(number)
     process.communicate(timeout=TIMEOUT)
     return process.returncode
 
@@ -91,3 +105,25 @@ def test_resume_without_log_dir_is_refused(demo):
     done = run_python(["train.py", *words, "--img_size", "128", "--resume"])
     assert done.returncode == 2
     assert "--resume needs the --log_dir" in done.stderr
+
+
+@pytest.mark.mpi
+def test_two_ranks_go_on_after_a_signal_to_one_of_them_or_one_rank_does(demo, tmp_path):
+    whole, log_dir, alone = tmp_path / "whole", tmp_path / "log", tmp_path / "alone"
+    done = run_python(command(demo, whole, TOY), ranks=2)
+    assert done.returncode == 0, done.stderr
+
+    assert stop_after(command(demo, log_dir, TOY), log_dir, 8, signal.SIGUSR1, ranks=2) == EXIT_STOPPED
+    shutil.copytree(log_dir, alone)
+    done = run_python(command(demo, log_dir, TOY), ranks=2)
+    assert done.returncode == 0, done.stderr
+    for row, expected in zip(metrics(log_dir), metrics(whole)):
+        assert row == pytest.approx(expected, rel=1e-3)
+    expected, found = variables(whole, 24), variables(log_dir, 24)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+    done = run_python(command(demo, alone, TOY))
+    assert done.returncode == 0, done.stderr
+    assert "it had 2 ranks with batch 2: the order of the patches differs" in done.stdout
+    assert metrics(alone)[-1]["step"] == 24

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from samplers import SamplerConfig
 from samplers.dataset import SlidePair, check_pairs, find_pairs, split_pairs
 from samplers.labels import LabelMap
-from utils.options import UserError
+from utils.cli import UserError
 from utils.resume import read_splits
 
 if TYPE_CHECKING:

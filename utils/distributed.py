@@ -17,7 +17,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from utils.options import COMMANDS, LAUNCHERS, UserError, launcher_mpi, launcher_rank
+from utils import last_words
+from utils.cli import COMMANDS, LAUNCHERS, UserError, launcher_mpi, launcher_rank
 
 try:
     import horovod.tensorflow as hvd
@@ -203,6 +204,7 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
     if launched == 1:  # Open MPI's wheel does not start without its mpirun
         os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
     hvd.init()
+    last_words.announce(rank)
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
     if world.size != launched:
         raise UserError(

@@ -9,9 +9,8 @@ import argparse
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from models.catalog import (
     FPN_MIN_LEVELS,
@@ -23,9 +22,9 @@ from models.catalog import (
 )
 from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.labels import LabelMap
+from utils.cli import Parser, fraction, launcher_rank, non_negative_float, positive_float, positive_int
 
 DEBUG_IMAGES = 100
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
 
 # What a later issue brings: given, it ends the program instead of being ignored.
 NOT_YET = {
@@ -34,71 +33,6 @@ NOT_YET = {
     "train_centers": "--train_centers does not work yet: name the folders with --slide_path and --label_path",
     "val_centers": "--val_centers does not work yet: use --valid_slide_path and --valid_label_path",
 }
-
-
-class UserError(ValueError):
-    """Something that the user has to mend: the message says what. Ends the program with exit code 2."""
-
-
-def launcher_rank() -> tuple[int, int]:
-    """(rank, size) as the launcher's environment tells them, (0, 1) without a launcher."""
-    for rank, size in (
-        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-        ("PMI_RANK", "PMI_SIZE"),
-        ("HOROVOD_RANK", "HOROVOD_SIZE"),
-    ):
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
-    return 0, 1
-
-
-COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
-LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
-
-
-def launcher_mpi() -> str | None:
-    """Whose launcher started this process, a key of LAUNCHERS; None: none, or none of an MPI."""
-    if os.environ.get("HOROVOD_CONTROLLER") == "gloo":  # horovodrun --gloo
-        return None
-    for variable, mpi in (("OMPI_COMM_WORLD_SIZE", "openmpi"), ("PMI_SIZE", "mpich")):
-        if variable in os.environ:
-            return mpi
-    return None
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(report_user_error(UserError(f"{message} (all options: python train.py --help)")))
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -367,16 +301,6 @@ def configure_environment(options: argparse.Namespace) -> None:
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-
-
-def report_user_error(error: UserError) -> int:
-    """Rank 0 says what is wrong; the others give it the time, since a launcher ends all when one has ended."""
-    if launcher_rank()[0] == 0:
-        sys.stderr.write(f"train.py: error: {error}\n")
-        sys.stderr.flush()
-    else:
-        time.sleep(2)
-    return EXIT_USAGE
 
 
 def option_values(options: argparse.Namespace) -> dict[str, Any]:

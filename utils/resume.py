@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.options import UserError, option_values
+from utils.cli import UserError
+from utils.options import option_values
 
 # What may differ without a word: it changes what is seen of a run, not what is learnt.
 FREE = {

@@ -14,10 +14,10 @@ import tensorflow as tf
 from models import build_model, load_weights, normalise, serving_model
 from models.layers import drawing
 from utils.checkpoint import restore_checkpoint
+from utils.cli import UserError
 from utils.distributed import World
 from utils.losses import make_loss
 from utils.metrics import Counts, batch_counts
-from utils.options import UserError
 
 
 class StepResult(NamedTuple):
@@ -88,9 +88,12 @@ class Trainer:
 
     @property
     def optimizer_variables(self) -> list[tf.Variable]:
-        """Adam's moments and its count of updates."""
+        """Adam's moments and its count of updates; of float16 also the loss scale and its count."""
         variables = self.optimizer.variables  # a method in Keras, a list once Horovod has wrapped it
-        return list(variables() if callable(variables) else variables)
+        found = list(variables() if callable(variables) else variables)
+        if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+            found += [self.optimizer._loss_scale.current_loss_scale, self.optimizer.dynamic_counter]
+        return found
 
     def synchronise(self) -> None:
         """Collective: rank 0's model and optimizer on every rank."""

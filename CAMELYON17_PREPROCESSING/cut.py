@@ -1,0 +1,132 @@
+"""What the worker processes do: find the places of a slide, cut patches at some of them, draw its picture."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from CAMELYON17_PREPROCESSING import store
+from CAMELYON17_PREPROCESSING.grid import Place, is_background, places
+from CAMELYON17_PREPROCESSING.settings import Folders, Row, Settings, Source
+from samplers.patches import PatchInfo, SamplerConfig, name_seed
+from samplers.picture import picture_of
+from samplers.reader import OpenPair, PairReader, overview
+
+OVERVIEW_UM = 8.0  # µm/px, at which regions are found
+
+_PR_SET_PDEATHSIG = 1
+_readers: dict[Settings, PairReader] = {}
+
+
+@dataclass
+class Cut:
+    """What came of `places` places of a slide. Discarded: how many, by reason."""
+
+    places: int = 0
+    rows: dict[str, list[Row]] = field(default_factory=lambda: {kind: [] for kind in store.KINDS})
+    discarded: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Cut) -> None:
+        for kind, rows in other.rows.items():
+            self.rows[kind] += rows
+        self.discarded += other.discarded
+
+    @property
+    def patches(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+
+def start_worker(parent: int) -> None:
+    """A worker ends with the process that started it: killed, that one cannot tell it to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    cv2.setNumThreads(1)
+    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before that
+        os._exit(1)
+
+
+def _config(settings: Settings) -> SamplerConfig:
+    return SamplerConfig("surf", settings.patch_size, batch_size=1, resolution=settings.spacing)
+
+
+def _reader(settings: Settings) -> PairReader:
+    """Of this process, with the slides that it has open."""
+    if settings not in _readers:
+        _readers[settings] = PairReader(_config(settings))
+    return _readers[settings]
+
+
+def _level(opened: OpenPair) -> int:
+    return opened.slide.level_at_least(OVERVIEW_UM / opened.slide.spacing)
+
+
+def plan(source: Source, settings: Settings) -> list[Place]:
+    """The places of the grid that may give a patch. BadSlideError: the slide or its label cannot be used."""
+
+    def of(opened: OpenPair) -> list[Place]:
+        view = overview(opened, _level(opened))
+        size = (opened.slide.width, opened.slide.height)
+        stride_l0 = settings.stride * (1.0 if opened.native else opened.downsample)
+        # Without negatives only what has tumour is looked at.
+        min_tissue = settings.min_tissue if settings.save_neg else 2.0
+        return places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
+
+    found = _reader(settings).read(source.pair, of)
+    if settings.max_patches is not None:  # a choice over the whole slide, the same in each run
+        rng = np.random.default_rng((settings.seed, name_seed(source.name)))
+        found = [found[i] for i in rng.permutation(len(found))]
+    return found
+
+
+def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Place]) -> Cut:
+    """Writes the patches at these places. BadSlideError: one cannot be read; OutputError: or written."""
+    result, reader = Cut(len(chunk)), _reader(settings)
+    limit = settings.max_patches
+    full = {"positive": False, "negative": not settings.save_neg}
+    for place in chunk:
+        corner = place.x_l0, place.y_l0
+        mask = reader.read(source.pair, lambda opened: opened.read_label(*corner)) > 0  # noqa: B023
+        tumour = float(mask.mean())
+        kind = "positive" if tumour else "negative"
+        if tumour and tumour < settings.min_tumor:
+            result.discarded["less tumour than --min_tumor"] += 1
+            continue
+        if full[kind] or (not tumour and place.tissue < settings.min_tissue):
+            continue
+        image = reader.read(source.pair, lambda opened: opened.read_image(*corner))  # noqa: B023
+        if is_background(image):
+            result.discarded["background" + (" with tumour" if tumour else "")] += 1
+            continue
+        name, spacing = source.patch_name(*corner), reader.read(source.pair, lambda opened: opened.spacing)
+        white = mask.astype(np.uint8) * 255
+        folder = folders.positive if tumour else folders.negative
+        store.save_patch(folder, name, image, white, settings.output_format, spacing)
+        center = "" if source.center == "na" else source.center
+        where = (name, source.name, source.patient, center, *corner, settings.patch_size, spacing)
+        result.rows[kind].append(Row(*where, round(tumour, 6), place.tissue))
+        full[kind] = full[kind] or len(result.rows[kind]) == limit
+        if all(full.values()):
+            break
+    return result
+
+
+def draw(source: Source, settings: Settings, folders: Folders, rows: dict[str, list[Row]]) -> None:
+    """slides/<slide>.png: outlines of tissue and tumour on a thumbnail, with the patches that were cut."""
+    size_l0 = _reader(settings).geometry(source.pair)[0]
+    patches = [
+        PatchInfo(source.name, row.x, row.y, size_l0, kind == "positive")
+        for kind in rows
+        for row in rows[kind]
+    ]
+    level = _reader(settings).read(source.pair, _level)
+    picture = picture_of(source.pair, _config(settings), patches, level)
+    path = folders.positive / "slides" / f"{source.name}.png"
+    store.write(path, store.encode(picture, "png", 1.0))

@@ -1,0 +1,61 @@
+"""Which places of a slide a patch is cut at: numpy, without IO.
+
+Level-0 pixels are `_l0`; `_t` are pixels of the thumbnail, cells of `cell` level-0 pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from samplers.tissue import contrast_is_low, window_sums
+
+MAX_BLACK = 0.1  # part of a patch: more is the scanner's border, or was never scanned
+BLACK = 20  # of 255, in all channels
+
+
+class Place(NamedTuple):
+    """A corner of the grid in level-0 pixels, and the part of the patch that is tissue on the thumbnail."""
+
+    x_l0: int
+    y_l0: int
+    tissue: float
+
+
+def places(
+    tissue: np.ndarray,
+    tumour: np.ndarray,
+    cell: tuple[float, float],
+    slide_l0: tuple[int, int],
+    size_l0: int,
+    stride_l0: float,
+    min_tissue: float,
+) -> list[Place]:
+    """The grid over the tissue regions, row by row: patches with tumour, or with enough tissue.
+
+    tissue, tumour: bool (h, w) of the thumbnail, tumour where any part of a pixel is. One grid for the whole
+    slide, from its corner on: regions may touch the same patch, and it is cut once.
+    """
+    starts_l0 = [
+        (np.arange(int((extent - size_l0) / stride_l0 + 1e-9) + 1) * stride_l0).round().astype(int)
+        for extent in (slide_l0[1], slide_l0[0])
+    ]  # rows, columns
+    starts_t, stops_t = [], []
+    for start_l0, extent_t, side in zip(starts_l0, tissue.shape, (cell[1], cell[0])):
+        starts_t.append(np.minimum((start_l0 / side).astype(int), extent_t - 1))
+        stops_t.append(np.minimum(np.ceil((start_l0 + size_l0) / side).astype(int), extent_t))
+    area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
+    part = window_sums(tissue, starts_t, stops_t) / area_t
+    wanted = (window_sums(tumour, starts_t, stops_t) > 0) | (part >= min_tissue)
+    return [
+        Place(int(starts_l0[1][column]), int(starts_l0[0][row]), round(float(part[row, column]), 4))
+        for row, column in np.argwhere(wanted)
+    ]
+
+
+def is_background(image: np.ndarray) -> bool:
+    """Whether a patch, uint8 RGB (H, W, 3), shows nothing: low contrast, or more than a tenth of it black."""
+    black = cv2.countNonZero(cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK)))
+    return black > MAX_BLACK * image.shape[0] * image.shape[1] or contrast_is_low(image)

@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Cuts slides into patches with masks, positive where there is tumour, as training data.
+
+    sh run_prepro.sh --root /data/CAMELYON17 --patch_size 1024 --save_neg
+    python -m CAMELYON17_PREPROCESSING.preprocess --train_tumor_wsi_path slides --train_tumor_mask_path xml
+
+Can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others
+are done), or files could not be written; 2 wrong options or unusable input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from CAMELYON17_PREPROCESSING import store
+from CAMELYON17_PREPROCESSING.schedule import Outcome, process
+from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
+from samplers.camelyon import camelyon16, camelyon17, of_centers
+from samplers.dataset import SlidePair, files_of, find_pairs
+from samplers.slide import DataError
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    Parser,
+    UserError,
+    fraction,
+    positive_float,
+    positive_int,
+    report_user_error,
+)
+
+if TYPE_CHECKING:
+    from utils.distributed import World
+
+PROGRAM = "preprocess.py"
+INTERRUPTED = 130
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} slides [{elapsed}<{remaining}{postfix}]"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Cut the slides of CAMELYON16 or 17 into patches with masks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument_group("options of the original suite").add_argument
+    add("--patch_size", type=positive_int, default=1024, help="side of a patch in pixels")
+    add("--num_threads", type=positive_int, default=4, help="worker processes (a rank)")
+    add("--save_neg", action="store_true", help="save tumour-free patches, too")
+    add("--save_png", action="store_true", help="save a picture of each slide's regions and patches")
+    add("--proc_center", type=int, nargs="+", default=[-1], help="centres to process, -1 for all")
+    add("--train_tumor_wsi_path", type=Path, help="folder of slides, instead of --root")
+    add("--train_tumor_mask_path", type=Path, help="folder of their annotations (xml) or masks")
+    add(
+        "--save_positive_path",
+        type=Path,
+        help="where patches with tumour go (none: data/<dataset>_patches_…)",
+    )
+    add("--save_tumor_negative_path", type=Path, help="where tumour-free patches go (none: beside these)")
+    add("--format", default="tif", help="format (file ending) of the slides")
+    add = parser.add_argument_group("ours").add_argument
+    add("--root", type=Path, help="folder of CAMELYON16 or 17 in its public layout")
+    add("--spacing", type=positive_float, help="of the patches in µm/px (none: level 0)")
+    add("--stride", type=positive_int, help="pixels from one patch to the next (none: --patch_size)")
+    add("--min_tumor", type=fraction, default=0.01, help="least part of a positive patch that is tumour")
+    add("--min_tissue", type=fraction, default=0.5, help="least part of a negative patch that is tissue")
+    add("--max_patches", type=positive_int, help="most patches of each kind a slide, chosen at random")
+    add("--seed", type=int, default=0, help="of that choice")
+    add("--output_format", choices=["png", "jpg"], default="png", help="of the patches; masks are always png")
+    return parser
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options with their paths resolved; ends with exit code 2 for what is wrong."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if (options.root is None) == (options.train_tumor_wsi_path is None):
+        parser.error("give either --root or --train_tumor_wsi_path, where the slides are")
+    if options.train_tumor_mask_path is not None and options.train_tumor_wsi_path is None:
+        parser.error("--train_tumor_mask_path goes with --train_tumor_wsi_path")
+    for name in ("root", "train_tumor_wsi_path", "train_tumor_mask_path"):
+        path = getattr(options, name)
+        if path is not None and not path.is_dir():
+            parser.error(f"--{name}: there is no folder {path}")
+    if options.max_patches is None and options.seed != parser.get_default("seed"):
+        parser.error("--seed goes with --max_patches")
+    if options.save_tumor_negative_path is not None and not options.save_neg:
+        parser.error("--save_tumor_negative_path goes with --save_neg")
+    data: Path = options.root or options.train_tumor_wsi_path
+    base = Path("data") / f"{data.resolve().name}_patches_{options.patch_size}"
+    options.save_positive_path = options.save_positive_path or base / "positive"
+    options.save_tumor_negative_path = (
+        options.save_tumor_negative_path or options.save_positive_path.parent / "negative"
+    )
+    return options
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    return Settings(
+        patch_size=options.patch_size,
+        stride=options.stride or options.patch_size,
+        spacing=options.spacing,
+        min_tumor=options.min_tumor,
+        min_tissue=options.min_tissue,
+        max_patches=options.max_patches,
+        save_neg=options.save_neg,
+        save_png=options.save_png,
+        output_format=options.output_format,
+        seed=options.seed,
+    )
+
+
+def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
+    """The slides, largest first so that ranks get about the same, and warnings. DataError: there are none."""
+    if options.root is not None:
+        pairs, warnings = _of_root(options.root, options.format)
+    else:
+        labels = options.train_tumor_mask_path
+        label_format = "xml" if labels is None or files_of(labels, "xml") else "tif"
+        pairs, warnings = find_pairs(
+            options.train_tumor_wsi_path, labels, options.format, label_format, "normal"
+        )
+    if -1 not in options.proc_center:
+        pairs = of_centers(pairs, options.proc_center)
+        if not pairs:
+            raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
+    pairs.sort(key=lambda pair: (-pair.slide.stat().st_size, pair.name))
+    return [Source(pair) for pair in pairs], warnings
+
+
+def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
+    """By its layout: CAMELYON17's if there are centres or patients, else CAMELYON16's training slides."""
+    training = root / "training"
+    if any(training.glob("center_*")) or (training / "patients").is_dir():
+        return camelyon17(root, format, "xml", "normal")
+    problems = []
+    for label_format in ("xml", "tif"):
+        try:
+            return camelyon16(root, format, label_format, "normal")[0]
+        except DataError as error:
+            problems.append(str(error))
+    raise DataError(f"{root} has neither CAMELYON17's layout nor CAMELYON16's: {'; '.join(problems)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
+    from utils.distributed import init_world
+
+    try:
+        return run(options, init_world(True))
+    except UserError as error:
+        return report_user_error(error, PROGRAM)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: the same command goes on\n")
+        return INTERRUPTED
+
+
+def run(options: argparse.Namespace, world: World) -> int:
+    """Collective: each rank does its slides."""
+    settings = settings_of(options)
+    folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
+    sources, warnings = world.broadcast(
+        world.agree(lambda: find_sources(options) if world.is_first else ([], []))
+    )
+    world.agree(lambda: store.prepare(folders, settings) if world.is_first else None)
+    mine = sources[world.rank :: world.size]
+    pending = [source for source in mine if not store.record_of(folders, source.name).exists()]
+    counts = world.gather(len(pending))
+    if world.is_first:
+        sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
+        print(f"{len(sources)} slides, {len(sources) - sum(counts)} of them are finished already", flush=True)
+    error, outcome, start = "", Outcome(), time.monotonic()
+    try:
+        store.remove_unfinished(folders, pending)
+        if pending:
+            outcome = _process(pending, settings, folders, options.num_threads, world.is_first)
+    except store.OutputError as failure:
+        error = f"{failure}. Make room, and the same command goes on"
+    except BrokenProcessPool:
+        error = (
+            "a worker process was killed (out of memory? try fewer --num_threads); the same command goes on"
+        )
+    return _finish(world, folders, outcome, error, time.monotonic() - start)
+
+
+def _process(
+    pending: list[Source], settings: Settings, folders: Folders, processes: int, shown: bool
+) -> Outcome:
+    patches, start = 0, time.monotonic()
+    with tqdm(
+        total=len(pending), desc="preprocessing", bar_format=BAR, disable=None if shown else True
+    ) as bar:
+
+        def advance(slides: float, new: int) -> None:
+            nonlocal patches
+            patches += new
+            bar.set_postfix_str(f"{patches / (time.monotonic() - start):.1f} patches/s", refresh=False)
+            bar.update(slides)
+
+        return process(pending, settings, folders, processes, advance)
+
+
+def _finish(world: World, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:
+    """Collective: tables and summary by rank 0. A rank whose slides were bad must not end before the others."""
+    outcomes = world.gather(outcome)
+    errors = [f"[rank {rank}] {text}" for rank, text in enumerate(world.gather(error)) if text]
+    bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}
+    done = sum(sum(part.patches.values()) for part in outcomes)
+
+    def summarise() -> None:
+        totals = store.write_tables(folders)
+        for reason in sorted({reason for part in outcomes for reason in part.discarded}):
+            count = sum(part.discarded.get(reason, 0) for part in outcomes)
+            print(f"discarded, {reason}: {count}")
+        if done:
+            print(f"{done} patches in {seconds:.1f} s, {done / seconds:.1f}/s")
+        elif not bad and not errors:
+            print("all slides are finished: nothing to do")
+        print(f"positive: {totals['positive']} patches in {folders.positive}")
+        print(f"negative: {totals['negative']} patches in {folders.negative}", flush=True)
+        for slide, reason in sorted(bad.items()):
+            sys.stderr.write(f"bad slide, left out: {slide}: {reason}\n")
+        for line in errors:
+            sys.stderr.write(f"{PROGRAM}: error: {line}\n")
+        if bad:
+            sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
+
+    world.agree(lambda: summarise() if world.is_first else None)
+    world.barrier()
+    return EXIT_FAILED if bad or errors else EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What is cut out of the slides, and what is noted of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from samplers.camelyon import center_of
+from samplers.dataset import SlidePair, patient_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the patches of a folder have in common; preprocessing.json in the folder of positives has it."""
+
+    patch_size: int = 1024  # pixels
+    stride: int = 1024  # pixels of the patch from one to the next
+    spacing: float | None = None  # µm/px, None: level 0
+    min_tumor: float = 0.01  # part of a positive patch
+    min_tissue: float = 0.5  # part of a negative patch
+    max_patches: int | None = None  # of each kind and slide
+    save_neg: bool = False
+    save_png: bool = False
+    output_format: str = "png"
+    seed: int = 0  # of the choice for max_patches
+
+    def values(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Folders(NamedTuple):
+    """Where patches go; both may be the same."""
+
+    positive: Path
+    negative: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of patches.csv. x, y: corner in level-0 pixels; size in pixels of `spacing` µm/px."""
+
+    patch: str
+    slide: str
+    patient: str
+    center: str
+    x: int
+    y: int
+    size: int
+    spacing: float
+    tumor_fraction: float
+    tissue_fraction: float
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A slide, its label, and how its patches are called."""
+
+    pair: SlidePair
+
+    @property
+    def name(self) -> str:
+        return self.pair.name
+
+    @property
+    def center(self) -> str:
+        center = center_of(self.pair.slide)
+        return "na" if center is None else str(center)
+
+    @property
+    def patient(self) -> str:
+        return patient_of(self.name) or ""
+
+    def patch_name(self, x_l0: int, y_l0: int) -> str:
+        return f"tumor_center_{self.center}_{self.name}_{x_l0}_{y_l0}"
