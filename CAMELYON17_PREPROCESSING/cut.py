@@ -110,6 +110,7 @@ def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Pl
         folder = folders.positive if tumour else folders.negative
         store.save_patch(folder, name, image, white, settings.output_format, spacing)
         center = "" if source.center == "na" else source.center
+        spacing = round(spacing, 6)
         where = (name, source.name, source.patient, center, *corner, settings.patch_size, spacing)
         result.rows[kind].append(Row(*where, round(tumour, 6), place.tissue))
         full[kind] = full[kind] or len(result.rows[kind]) == limit
@@ -123,7 +124,7 @@ def draw(source: Source, settings: Settings, folders: Folders, rows: dict[str, l
     size_l0 = _reader(settings).geometry(source.pair)[0]
     patches = [
         PatchInfo(source.name, row.x, row.y, size_l0, kind == "positive")
-        for kind in rows
+        for kind in ("negative", "positive")  # that is drawn over the other
         for row in rows[kind]
     ]
     level = _reader(settings).read(source.pair, _level)

@@ -16,7 +16,6 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -32,13 +31,12 @@ from utils.cli import (
     Parser,
     UserError,
     fraction,
+    launcher_rank,
     positive_float,
     positive_int,
     report_user_error,
 )
-
-if TYPE_CHECKING:
-    from utils.distributed import World
+from utils.ranks import Ranks
 
 PROGRAM = "preprocess.py"
 INTERRUPTED = 130
@@ -152,13 +150,8 @@ def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
-    from utils.distributed import init_world
-
     try:
-        return run(options, init_world(True))
+        return run(options, _ranks())
     except UserError as error:
         return report_user_error(error, PROGRAM)
     except KeyboardInterrupt:
@@ -166,7 +159,19 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def run(options: argparse.Namespace, world: World) -> int:
+def _ranks() -> Ranks:
+    """The ranks of an MPI launcher, through Horovod."""
+    if launcher_rank()[1] == 1:
+        return Ranks()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
+    from utils.distributed import init_world
+
+    return init_world(True)
+
+
+def run(options: argparse.Namespace, world: Ranks) -> int:
     """Collective: each rank does its slides."""
     settings = settings_of(options)
     folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
@@ -211,7 +216,7 @@ def _process(
         return process(pending, settings, folders, processes, advance)
 
 
-def _finish(world: World, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:
+def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:
     """Collective: tables and summary by rank 0. A rank whose slides were bad must not end before the others."""
     outcomes = world.gather(outcome)
     errors = [f"[rank {rank}] {text}" for rank, text in enumerate(world.gather(error)) if text]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samplers import SamplerConfig
-from samplers.dataset import SlidePair, check_pairs, find_pairs, split_pairs
+from samplers.camelyon import Found, camelyon16, camelyon17, of_centers
+from samplers.dataset import SlidePair, check_pairs, find_pairs, patient_of, split_pairs
 from samplers.labels import LabelMap
 from utils.cli import UserError
 from utils.resume import read_splits
@@ -29,26 +30,56 @@ def prepare_slides(
     label_map = LabelMap.parse(options.label_map)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
     train, val = world.broadcast(world.agree(lambda: _find(options) if world.is_first else ([], [])))
+    apart = bool(val)  # else they are split off
     good = set(_check(options, [*train, *val], label_map, world))
     train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
-    return (*world.agree(lambda: _split(options, train, val, resumed)), label_map)
+    return (*world.agree(lambda: _split(options, train, val, resumed, apart)), label_map)
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
-    found: list[list[SlidePair]] = []
-    for prefix in ("", "valid_"):
-        slides, labels, slide_format, label_format = (
-            getattr(options, prefix + name)
-            for name in ("slide_path", "label_path", "slide_format", "label_format")
-        )
-        if slides is None:
-            found.append([])
-            continue
-        pairs, warnings = find_pairs(slides, labels, slide_format, label_format, options.unlabelled)
-        for warning in warnings:
-            sys.stderr.write(f"warning: {warning}\n")
-        found.append(pairs)
-    return found[0], found[1]
+    """Training and validation pairs, these empty if they are split off later; paths win over --dataset."""
+    train: Found = ([], [])
+    val: Found = ([], [])
+    formats = options.slide_format, options.label_format, options.unlabelled
+    if options.dataset == "16" and options.slide_path is None:
+        train, val = camelyon16(options.data_root, *formats)
+    elif options.dataset == "17" and options.slide_path is None:
+        train = camelyon17(options.data_root, *formats)
+    else:
+        train = find_pairs(options.slide_path, options.label_path, *formats)
+    if options.valid_slide_path is not None:
+        formats = options.valid_slide_format, options.valid_label_format, options.unlabelled
+        val = find_pairs(options.valid_slide_path, options.valid_label_path, *formats)
+    for warning in (*train[1], *val[1]):
+        sys.stderr.write(f"warning: {warning}\n")
+    return _of_centers(options, train[0], val[0])
+
+
+def _of_centers(
+    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
+) -> tuple[list[SlidePair], list[SlidePair]]:
+    """What --train_centers and --val_centers leave; one side's -1 is what the other one does not name."""
+    first, second = (
+        None if -1 in centers else set(centers) for centers in (options.train_centers, options.val_centers)
+    )
+    if not val and first is not None and first == second:
+        return of_centers(train, first), []  # divided by --val_split
+    if not val and (first or second):
+        train, val = _side(train, first, second), _side(train, second, first)
+    else:
+        train, val = _side(train, first, None), _side(val, second, None)
+    if not train or ((first or second) and not val):
+        centers = options.val_centers if train else options.train_centers
+        raise UserError(f"no slides are left by --{'val' if train else 'train'}_centers {centers}")
+    return train, val
+
+
+def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None) -> list[SlidePair]:
+    """The pairs of these centres; None: of all but the others."""
+    if mine is not None:
+        return of_centers(pairs, mine)
+    left_out = set(of_centers(pairs, others)) if others is not None else set()
+    return [pair for pair in pairs if pair not in left_out]
 
 
 def _check(
@@ -77,19 +108,32 @@ def _check(
 
 
 def _split(
-    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair], resumed: Path | None
+    options: argparse.Namespace,
+    train: list[SlidePair],
+    val: list[SlidePair],
+    resumed: Path | None,
+    apart: bool,
 ) -> tuple[list[SlidePair], list[SlidePair]]:
     if resumed is not None:
         train, val = _split_as_before(resumed, [*train, *val])
-    elif options.valid_slide_path is None:
+    elif not apart:
         train, val = split_pairs(train, options.val_split, options.seed)
     both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
     if both:
         raise UserError(f"{len(both)} slides are in training and validation, {min(both)} first")
+    patients = _patients(train) & _patients(val)
+    if patients:
+        raise UserError(
+            f"{len(patients)} patients are in training and validation: {', '.join(sorted(patients))}"
+        )
     for name, pairs in (("training", train), ("validation", val)):
         if not pairs:
             raise UserError(f"no {name} slides are left")
     return train, val
+
+
+def _patients(pairs: list[SlidePair]) -> set[str]:
+    return {patient for patient in (patient_of(pair.name) for pair in pairs) if patient is not None}
 
 
 def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlidePair], list[SlidePair]]:

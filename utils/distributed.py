@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from utils import last_words
 from utils.cli import COMMANDS, LAUNCHERS, UserError, launcher_mpi, launcher_rank
+from utils.ranks import Ranks
 
 try:
     import horovod.tensorflow as hvd
@@ -34,51 +35,22 @@ GRADIENT_GROUPS = 8
 
 
 @dataclass(frozen=True)
-class World:
+class World(Ranks):
     """The ranks of this run: `rank` of `size`, `local_rank` of `local_size` on this node."""
 
-    rank: int = 0
-    size: int = 1
     local_rank: int = 0
     local_size: int = 1
     horovod: bool = False
 
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    # --- Python objects and arrays ------------------------------------------------------------------
     def gather(self, value: T) -> list[T]:
-        """Collective: the values of all ranks, by rank, on every rank."""
         return hvd.allgather_object(value) if self.size > 1 else [value]
 
     def broadcast(self, value: T) -> T:
-        """Collective: rank 0's value on every rank."""
         return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Collective: the sum over ranks, same shape and dtype (int64 or float64: exact counts)."""
         return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
-
-    def barrier(self) -> None:
-        """Collective: returns when all ranks are here."""
-        self.gather(None)
-
-    def agree(self, check: Callable[[], T]) -> T:
-        """Collective: what `check` returns; when it fails on any rank, a UserError on every rank.
-
-        A rank must not end alone over bad input: the others would wait for it, or be killed by the
-        launcher before rank 0 has printed the message.
-        """
-        value, message = None, ""
-        try:
-            value = check()
-        except (UserError, ValueError, OSError) as error:
-            message = str(error)
-        messages = dict.fromkeys(m for m in self.gather(message) if m)  # each once, by rank
-        if messages:
-            raise UserError("\n".join(messages))
-        return value  # type: ignore[return-value]
 
     # --- inside a tf.function -------------------------------------------------------------------------
     def mean_in_graph(self, tensor: tf.Tensor) -> tf.Tensor:

@@ -29,9 +29,6 @@ DEBUG_IMAGES = 100
 # What a later issue brings: given, it ends the program instead of being ignored.
 NOT_YET = {
     "hard_mining": "--hard_mining does not work yet",
-    "dataset": "--dataset does not work yet: name the folders with --slide_path and --label_path",
-    "train_centers": "--train_centers does not work yet: name the folders with --slide_path and --label_path",
-    "val_centers": "--val_centers does not work yet: use --valid_slide_path and --valid_label_path",
 }
 
 
@@ -65,9 +62,10 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
         help="distributed training via Horovod",
     )
     add("--fp16_allreduce", action="store_true", help="reduce gradients in FP16")
-    add("--dataset", choices=["16", "17"], help="CAMELYON16 or 17 in its public folder layout")
-    add("--train_centers", type=int, nargs="+", default=[-1], help="centres for training, -1 for all")
-    add("--val_centers", type=int, nargs="+", default=[-1], help="centres for validation, -1 for all")
+    add("--dataset", choices=["16", "17"], help="CAMELYON16 or 17 in its public layout, in --data_root")
+    all_others = "-1 for all that the other option does not name"
+    add("--train_centers", type=int, nargs="+", default=[-1], help=f"centres for training, {all_others}")
+    add("--val_centers", type=int, nargs="+", default=[-1], help=f"centres for validation, {all_others}")
     add("--hard_mining", action="store_true", help="use hard mining")
     add("--slide_path", type=Path, help="folder of the training slides")
     add("--label_path", type=Path, help="folder of their labels")
@@ -96,6 +94,7 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
+    add("--data_root", type=Path, help="folder of the --dataset (none: the environment's CAMELYON_ROOT)")
     add("--seed", type=int, default=0, help="of the split, the weights, the patches and the augmentation")
     add(
         "--augment",
@@ -235,11 +234,19 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         LabelMap.parse(options.label_map)
     except ValueError as error:
         parser.error(f"--label_map: {error}")
-    if options.slide_path is None:
-        parser.error("--slide_path is missing: the folder of the training slides")
+    if options.dataset is not None and options.data_root is None:
+        options.data_root = Path(os.environ["CAMELYON_ROOT"]) if "CAMELYON_ROOT" in os.environ else None
+        if options.data_root is None and options.slide_path is None:
+            parser.error("--dataset wants its folder: --data_root, or CAMELYON_ROOT in the environment")
+    elif options.dataset is None and options.data_root is not None:
+        parser.error("--data_root goes with --dataset 16 or 17")
+    if options.slide_path is None and options.dataset is None:
+        parser.error("--slide_path is missing, the folder of the training slides (or --dataset, --data_root)")
+    if options.slide_path is None and options.label_path is not None:
+        parser.error("--label_path goes with --slide_path")
     if (options.valid_slide_path is None) != (options.valid_label_path is None):
         parser.error("--valid_slide_path and --valid_label_path go together")
-    for name in ("slide_path", "label_path", "valid_slide_path", "valid_label_path"):
+    for name in ("data_root", "slide_path", "label_path", "valid_slide_path", "valid_label_path"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name}: there is no {path}")
