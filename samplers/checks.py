@@ -23,6 +23,7 @@ from samplers.tissue import tissue_mask
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # have no spacing to tell
 _GRID = 4  # by 4 regions are decoded at level 0
 _REGION = 64  # pixels a side
+_PATCH_UM = 1000.0  # smaller is no slide but a patch: its tissue was found on the slide, by larger kernels
 _THUMBNAIL = 1024  # pixels of the longer side, for finding tissue
 
 
@@ -65,6 +66,8 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
     if min(slide.width, slide.height) < size_l0:
         size = f"{slide.width} × {slide.height}"
         reasons.append(f"{slide.path}: {size} pixels are smaller than a patch of {size_l0} × {size_l0}")
+    if max(slide.width, slide.height) * slide.spacing < _PATCH_UM:
+        return reasons
     thumbnail = slide.thumbnail(_THUMBNAIL)
     if not tissue_mask(thumbnail, slide.spacing * slide.width / thumbnail.shape[1]).any():
         reasons.append(f"{slide.path}: no tissue")
