@@ -108,7 +108,10 @@ def test_truncated_plain_images(tmp_path: Path, suffix: str) -> None:
 
 
 def test_no_tissue(tmp_path: Path) -> None:
-    assert "no tissue" in reason(write_jpeg(tmp_path / "s.tif", np.full((400, 500, 3), 243, np.uint8)))
+    blank = np.full((400, 500, 3), 243, np.uint8)
+    assert "no tissue" in reason(write_jpeg(tmp_path / "s.tif", blank, spacing=4.0), resolution=4.0)
+    patch = write_jpeg(tmp_path / "patch.tif", blank)  # a tenth of a millimetre
+    assert check_pair(patch, None, MAP, 128, 0.25) == []
 
 
 def test_spacing_missing(tmp_path: Path) -> None:
