@@ -3,8 +3,9 @@
     python benchmarks/preprocessing.py --root /data/CAMELYON17 --patch_size 256 --num_threads 1 2
 
 The bare rate is that of `pyvips.Region.fetch` and the PNG encoding of the same patches, without masks, in one
-thread. Other options go to the preprocessing. Bare and preprocessing take turns, `--rounds` times; ratios are medians over the rounds. Workers start
-in each round, which takes a second and is counted. One JSON object a case as the last lines.
+thread. Other options go to the preprocessing. Bare and preprocessing take turns, `--rounds` times; ratios are
+medians over the rounds. Workers start in each round, which takes a second and is counted. One JSON object a
+case as the last lines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kills at random moments: sh run_tests.sh -m faults (two hours; -k "rank and 3" for one of them).
+"""Kills at random moments: sh run_tests.sh -m faults (an hour; -k "rank and 3" for one of them).
 
 Every time: an end within a minute with a non-zero code, and the next start goes on to the result of a run
 without faults, no step lost or counted twice.
@@ -23,17 +23,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
 
 
-# Checkpoints of the real size are written long enough to be killed meanwhile.
-PROGRAMS = {"rank": "tests/toy_train.py", "worker": "tests/toy_train.py", "job": "train.py"}
+VICTIMS = ("rank", "worker", "job")
 
 
-def command(program: str, demo: Path, log_dir: Path) -> list[str | Path]:
+def command(demo: Path, log_dir: Path) -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 48 --val_split 0.34 --validation_patches 4 "
         "--log_every 8 --validate_every 24 --checkpoint_every 8 --fpn_min_level 3"
     )
     return [
-        *(program, *words.split()),
+        *("tests/toy_train.py", *words.split()),
         *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
     ]
 
@@ -42,16 +41,11 @@ def rows(log_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=sorted(PROGRAMS))
-def victim(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def whole(victim: str, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], float]:
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], float]:
     """Metrics of a run without faults, and the seconds from its first log to its end."""
     log_dir = tmp_path_factory.mktemp("whole") / "log"
-    process = start_python(command(PROGRAMS[victim], demo, log_dir), RANKS)
+    process = start_python(command(demo, log_dir), RANKS)
     wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
     began = time.monotonic()
     _, errors = process.communicate(timeout=TIMEOUT)
@@ -77,17 +71,18 @@ def rank_of(process: psutil.Process) -> str | None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_the_next_start_goes_on(victim, seed, whole, demo, tmp_path):
     expected, seconds = whole
     chance = random.Random(f"{victim} {seed}")
     log_dir = tmp_path / "log"
-    words = command(PROGRAMS[victim], demo, log_dir)
+    words = command(demo, log_dir)
     process = start_python(words, RANKS)
     wait_for(lambda: (log_dir / "metrics.jsonl").exists() and rows(log_dir), process)
     if victim == "job":  # while it writes a checkpoint, one of the later ones
         number = chance.randrange(1, 5)
         wait_for(lambda: list((log_dir / "checkpoints").glob(f"tmp_*{8 * (number + 1)}")), process)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 0.06))
         targets = [*descendants(process, "train.py"), psutil.Process(process.pid)]
     else:
         time.sleep(chance.uniform(0, 0.8 * seconds))
