@@ -123,7 +123,9 @@ class DrawingSampler:
     ) -> None:
         if self.config.augment:
             # A generator of its own: with and without augmentation, the same patches are drawn.
-            augmentation = Augmentation.draw(np.random.default_rng((SEED_AUGMENT, *place)))
+            augmentation = Augmentation.draw(
+                np.random.default_rng((SEED_AUGMENT, *place)), self.config.stain_jitter
+            )
             augmentation.image(image, image_out)
             augmentation.label(label, label_out)
         else:

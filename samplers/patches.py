@@ -38,6 +38,7 @@ class SamplerConfig:
     label_map: LabelMap = field(default_factory=LabelMap)
     seed: int = 0
     augment: bool = False
+    stain_jitter: str = "light"  # of the augmentation, a key of augment.JITTERS
     annotation_weighting: str = "balanced"
     max_bad_slides: float = 0.01
     max_validation_patches: int = 512

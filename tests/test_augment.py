@@ -64,3 +64,14 @@ def test_colours_keep_their_order_and_change_a_little() -> None:
     assert 3 < np.abs(change).mean() < 20
     assert abs(change.mean()) < 3
     assert np.abs(change[:, 0] - change[:, 1]).mean() > 2  # and not all channels alike
+
+
+def test_strong_jitter_moves_channels_apart_and_none_leaves_them() -> None:
+    def spread(stain_jitter: str) -> float:
+        rng = np.random.default_rng(0)
+        tables = np.array([Augmentation.draw(rng, stain_jitter).table[0] for _ in range(200)]).astype(int)
+        assert (np.diff(tables, axis=1) >= 0).all()
+        return float(np.abs(tables[:, 150, 0] - tables[:, 150, 2]).mean())
+
+    assert spread("none") == 0
+    assert spread("strong") > 2.5 * spread("light")

@@ -175,6 +175,7 @@ def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerC
         label_map=label_map,
         seed=options.seed,
         augment=options.augment,
+        stain_jitter=options.stain_jitter,
         annotation_weighting=options.annotation_weighting,
         max_bad_slides=options.max_bad_slides,
         max_validation_patches=options.validation_patches,

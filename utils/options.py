@@ -21,6 +21,7 @@ from models.catalog import (
     multiple_of,
 )
 from models.weight_files import WeightsError, find_weights, guess_model
+from samplers.augment import JITTERS
 from samplers.labels import LabelMap
 from utils.cli import Parser, fraction, launcher_rank, non_negative_float, positive_float, positive_int
 
@@ -100,7 +101,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="flips, quarter turns and colour jitter of the training patches",
+        help="flips, quarter turns and stain jitter of the training patches",
+    )
+    add(
+        "--stain_jitter",
+        choices=list(JITTERS),
+        default="light",
+        help="of the augmentation; strong for other centres than those of the training slides",
     )
     add(
         "--unlabelled",
@@ -261,6 +268,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
             f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: "
             f"take {nearest}"
         )
+    if not options.augment and "stain_jitter" in given:
+        parser.error("--stain_jitter does not go with --no-augment")
     if options.loss == "dice" and options.pos_pixel_weight != options.neg_pixel_weight:
         parser.error("--loss dice takes no --pos_pixel_weight and --neg_pixel_weight")
     if options.adasum and options.accumulate_steps > 1:
