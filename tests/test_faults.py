@@ -29,7 +29,7 @@ VICTIMS = ("rank", "worker", "job")
 def command(demo: Path, log_dir: Path) -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 48 --val_split 0.34 --validation_patches 4 "
-        "--log_every 8 --validate_every 24 --checkpoint_every 8 --fpn_min_level 3"
+        "--log_every 8 --validate_every 24 --checkpoint_every 8 --fpn_min_level 3 --freeze_bn 0"
     )
     return [
         *("tests/toy_train.py", *words.split()),
