@@ -13,7 +13,6 @@ input; 1 failed; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import math
 import os
@@ -21,12 +20,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import psutil
 
 from samplers import (
     Batch,
@@ -51,15 +52,14 @@ from utils.cli import (
 from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import configure_environment, option_values, parse_options
 from utils.resume import find_checkpoint
-from utils.schedule import learning_rate
+from utils.schedule import SCALINGS, learning_rate
 
 if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
     from utils.distributed import World
     from utils.logs import RunLog
-    from utils.metrics import Counts
+    from utils.mining import HardMiner
+    from utils.position import Interval, Position
     from utils.training import StepResult, Trainer
-
-PICTURES = 4  # validation patches that are shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +86,7 @@ class CheckpointWriteError(OSError):
 def run(options: argparse.Namespace) -> int:
     from utils.distributed import init_world, select_devices
     from utils.logs import RunLog
+    from utils.position import Position
     from utils.training import Trainer
 
     # 1. Ranks and devices.
@@ -118,7 +119,9 @@ def run(options: argparse.Namespace) -> int:
     config = sampler_config(options, label_map)
     start = Position.of(state, options, world)
     with ExitStack() as stack:
-        log = stack.enter_context(RunLog(log_dir if world.is_first else None, options.num_steps, start.step))
+        log = stack.enter_context(
+            RunLog(log_dir if world.is_first else None, options.num_steps, start.step, options.profile)
+        )
         shared = world.rank, world.size, options.sample_processes
         train_loader = stack.enter_context(
             training_loader(train_pairs, config, *shared, start.batch, start.dropped)
@@ -127,9 +130,12 @@ def run(options: argparse.Namespace) -> int:
         log.say(summary(options, world, trainer, train_pairs, val_pairs))
         if state:
             log.say(f"goes on at step {start.step} from {checkpoint}{start.remark}")
-        return Loop(
+        else:
+            log.hparams(option_values(options))
+        loop = Loop(
             options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir, start
-        ).run()
+        )
+        return loop.run()
 
 
 def make_log_dir(options: argparse.Namespace) -> Path:
@@ -151,53 +157,6 @@ def summary(
     )
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a run is: at its begin, or as a checkpoint has it."""
-
-    step: int = 0  # images seen, over all ranks
-    batch: int = 0  # the rank's next one
-    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
-    miou: float = math.nan  # of the last validation
-    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
-    interval: dict[str, Any] = field(default_factory=dict)  # of rank 0: what was not logged yet
-    remark: str = ""
-
-    @classmethod
-    def of(cls, state: dict[str, Any], options: argparse.Namespace, world: World) -> Position:
-        if not state:
-            return cls()
-        step, ranks = state["step"], state["dropped"]
-        batch_size, accumulate_steps = options.batch_size, options.accumulate_steps
-        batch, dropped, remark = state["next_batch"], {}, ""
-        if (len(ranks), state["batch_size"]) == (world.size, batch_size):
-            dropped = {slide: tuple(value) for slide, value in ranks[world.rank].items()}
-        else:  # other patches for each rank: bad slides are found again
-            update = world.size * batch_size * accumulate_steps
-            batch = -(-step // update) * accumulate_steps
-            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
-        interval = state["interval"] if world.is_first else {}
-        return cls(step, batch, tuple(state["best"]), state["miou"], dropped, interval, remark)
-
-
-@dataclass
-class Interval:
-    """What is summed up between two logs."""
-
-    counts: Counts
-    start_step: int
-    start_wait: float  # of the loader's clock
-    start_time: float
-
-    def state(self, total: Counts) -> dict[str, Any]:
-        """For a checkpoint, with the counts of all ranks."""
-        return {
-            "counts": total.packed().tolist(),
-            "start_step": self.start_step,
-            "seconds": time.perf_counter() - self.start_time,
-        }
-
-
 @dataclass
 class Loop:
     """The training loop. All ranks run it in step: what is collective happens at the same step on each."""
@@ -214,49 +173,62 @@ class Loop:
     start: Position
     step: int = field(init=False)  # images seen, over all ranks
     best: tuple[float, int] = field(init=False)
+    validations: int = field(init=False)  # since the best one
     miou: float = field(init=False)
     drawn: list[PatchInfo] = field(default_factory=list)
+    miner: HardMiner = field(init=False)
+    longest_pause: float = 0.0  # seconds of a validation and its checkpoint
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
         self.step, self.best, self.miou = self.start.step, self.start.best, self.start.miou
+        self.validations = self.start.validations
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them before the time is up
             signal.signal(number, self.request_stop)
-        if self.step < self.options.num_steps and self.train():
+        if self.step < self.options.num_steps and not self.stops_early() and self.train():
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
-        if self.step > self.start.step or not (self.log_dir / "model").exists():
+        if self.step > self.start.step or not self.has("model"):
             self.log.say("exporting the model ...")
             self.export()
+        if self.options.debug:
+            from utils.forecast import forecast
+
+            parameters = self.trainer.model.count_params()
+            self.log.say(forecast(self.options, self.world, self.log_dir, parameters))
         self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
         self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
+        self.log.say(f"report:      {self.log_dir / 'report.html'}")
         self.log.say(f"model:       {self.log_dir / 'model'}")
         self.log.say(f"validation mIoU {self.miou:.4f} (step {self.step})")
         return EXIT_DONE
 
     def train(self) -> bool:
-        """Trains to `num_steps`; whether a signal ended it before."""
+        """Trains to `num_steps`, or as --early_stopping says; whether a signal or the time ended it before."""
         options, images = self.options, self.options.batch_size * self.world.size
         # Adasum's sum is as long as one rank's gradient where they agree, so its rate is one rank's.
-        peak = options.learning_rate * (1 if options.adasum else self.world.size)
+        scale = SCALINGS["none" if options.adasum else options.lr_scaling](self.world.size)
+        peak = options.learning_rate * scale
         interval = self.new_interval(self.start.interval)
-        for batch in self.train_loader:
+        batches = self.mined() if options.hard_mining else self.train_loader
+        for number, batch in enumerate(batches, 1):
             rate = learning_rate(
                 self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule
             )
             frozen = self.step >= (1 - options.freeze_bn) * options.num_steps
-            result = self.trainer.train_step(
-                batch.images, batch.labels, rate, batch.index, frozen, self.stop_requested
-            )
+            self.log.profile(self.step)
+            stop = self.stop_requested or self.time_is_up()
+            result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)
             self.step += images
             if not math.isfinite(result.loss):
                 self.fail_on_loss(batch, result)
             interval.counts.add(*result.counts)
             self.drawn.extend(batch.patches if len(self.drawn) < 500 else [])
-            self.log.progress(self.step, result.loss, interval.counts)
-            if (batch.index + 1) % options.accumulate_steps:
+            wait = self.train_loader.wait_seconds - interval.start_wait
+            self.log.progress(self.step, result.loss, interval.counts, wait / interval.seconds)
+            if number % options.accumulate_steps:
                 continue  # the weights are those of the last update, and gradients are no part of a checkpoint
             done = self.step >= options.num_steps
             if self.crossed(options.log_every) or done:
@@ -266,12 +238,38 @@ class Loop:
             validates = self.crossed(options.validate_every) or done
             if validates and (done or not result.stop):
                 self.validate()
+                done = done or self.stops_early()
             if validates or result.stop or self.crossed(options.checkpoint_every or options.num_steps):
                 self.save(batch.index + 1, interval, must=done or result.stop)
-            interval.start_time += time.perf_counter() - pause
+            pause = time.perf_counter() - pause
+            self.longest_pause = max(self.longest_pause, pause)
+            interval.start_time += pause
             if done or result.stop:
                 return not done
         raise AssertionError("the training loader is endless")
+
+    def mined(self) -> Iterator[Batch]:
+        from utils.mining import HardMiner
+
+        options = self.options
+        self.miner = HardMiner(
+            iter(self.train_loader), self.trainer, options.hard_mining_threshold, options.hard_mining_tries
+        )
+        return iter(self.miner)
+
+    def stops_early(self) -> bool:
+        """Whether the last validations, the same on all ranks, brought nothing better."""
+        return 0 < self.options.early_stopping <= self.validations
+
+    def time_is_up(self) -> bool:
+        """Whether it is time to write a checkpoint and stop, by this rank's clock."""
+        limit = self.options.time_limit
+        reserve = max(30.0, 2 * self.longest_pause)
+        return limit is not None and time.time() - psutil.Process().create_time() + reserve > limit
+
+    def has(self, name: str) -> bool:
+        """Collective: whether rank 0 sees this in log_dir; on a shared file system others may see it later."""
+        return self.world.broadcast((self.log_dir / name).exists())
 
     def fail_on_loss(self, batch: Batch, result: StepResult) -> NoReturn:
         """All ranks are here at the same step. FloatingPointError, with the batch that did it in a file."""
@@ -294,70 +292,45 @@ class Loop:
     def request_stop(self, number: int, frame: Any) -> None:
         self.stop_requested = True
 
-    def new_interval(self, state: dict[str, Any] | None = None) -> Interval:
-        from utils.metrics import Counts
-
-        counts, start_step, now = Counts(self.trainer.num_classes), self.step, time.perf_counter()
-        if state:  # of a checkpoint
-            counts = Counts.unpacked(np.array(state["counts"]), self.trainer.num_classes)
-            start_step, now = state["start_step"], now - state["seconds"]
-        return Interval(counts, start_step, self.train_loader.wait_seconds, now)
-
     def log_interval(self, interval: Interval, rate: float) -> None:
         """Collective: the training since the last log."""
-        seconds = time.perf_counter() - interval.start_time
-        counts = self.trainer.summed(interval.counts)
+        seconds = interval.seconds
+        values = self.trainer.summed(interval.counts).summary()
         wait = max(self.world.gather(self.train_loader.wait_seconds - interval.start_wait))
-        self.log.record(
-            self.step,
-            "train",
-            {
-                **counts.summary(),
-                "images_per_second": (self.step - interval.start_step) / seconds,
-                "sampler_wait": wait / seconds,
-                "learning_rate": rate,
-            },
-        )
+        values["images_per_second"] = (self.step - interval.start_step) / seconds
+        values.update(sampler_wait=wait / seconds, learning_rate=rate)
+        if self.options.hard_mining:
+            found = self.world.gather((self.miner.rejected, self.miner.candidates))
+            values["rejected"] = sum(part[0] for part in found) / sum(part[1] for part in found)
+            self.miner.rejected = self.miner.candidates = 0
+        self.log.record(self.step, "train", values)
+
+    def new_interval(self, state: dict[str, Any] | None = None) -> Interval:
+        from utils.position import Interval
+
+        return Interval.begin(self.trainer.num_classes, self.step, self.train_loader.wait_seconds, state)
 
     def validate(self) -> None:
-        """Collective: metrics in inference mode over the whole validation set, each rank its share."""
-        from utils.metrics import Counts
-        from utils.pictures import panel
+        """Collective: metrics in inference mode over the whole validation set."""
+        from utils.report import write_report
+        from utils.validate import validate
 
-        start, wait = time.perf_counter(), self.val_loader.wait_seconds
-        self.trainer.average_statistics()  # Horovod
-        counts = Counts(self.trainer.num_classes)
-        shown: list[tuple[float, np.ndarray]] = []  # the patches with most of both, tumour and other
-        for batch in self.val_loader:
-            batch_counts, classes = self.trainer.evaluate_batch(batch.images, batch.labels)
-            counts.add(*batch_counts)
-            for image, label, predicted in zip(batch.images, batch.labels, classes):
-                interest = float(np.var(label > 0))
-                if len(shown) < PICTURES or interest > shown[-1][0]:
-                    shown.append((interest, panel(image, label, predicted)))
-                    shown = heapq.nlargest(PICTURES, shown, key=lambda pair: pair[0])
-        counts = self.trainer.summed(counts)
-        seconds = time.perf_counter() - start
-        values = counts.summary()
-        wait = max(self.world.gather(self.val_loader.wait_seconds - wait)) / seconds
-        self.log.record(
-            self.step,
-            "val",
-            {
-                **values,
-                "images_per_second": counts.images / seconds,
-                "sampler_wait": wait,
-                "learning_rate": None,
-            },
-        )
-        self.log.pictures(self.step, [picture for _, picture in shown])
-        self.miou = values["miou"]
+        found = validate(self.trainer, self.val_loader)
+        values = found.values()
+        self.log.record(self.step, "val", values)
+        self.log.pictures(self.step, [shown.picture for shown in found.mixed])
+        self.miou, before = values["miou"], self.best
         self.best = max(self.best, (self.miou, self.step), key=lambda best: best[0])
+        self.validations = 0 if self.best != before else self.validations + 1
         self.draw_patches()
+        if self.options.histograms:
+            self.log.histograms(self.step, self.trainer.model.trainable_variables)
+        if self.world.is_first:
+            write_report(self.log_dir, found)
 
     def draw_patches(self) -> None:
         """Collective: samples/<slide>.png, once, with the patches of all ranks' first batches."""
-        if (self.log_dir / "samples").exists():
+        if self.has("samples"):
             return
         patches = [patch for rank in self.world.gather(self.drawn) for patch in rank]
         if self.world.is_first:
@@ -372,16 +345,16 @@ class Loop:
 
         self.trainer.average_statistics()  # Horovod
         counts = self.trainer.summed(interval.counts)
-        dropped = self.world.gather(self.train_loader.dropped)
+        ranks = self.world.gather({"next_batch": next_batch, "dropped": self.train_loader.dropped})
         if not self.world.is_first:
             return
         folder = self.log_dir / "checkpoints"
         state = {
             "step": self.step,
-            "next_batch": next_batch,
+            "ranks": ranks,
             "batch_size": self.options.batch_size,
-            "dropped": dropped,  # by rank
             "best": self.best,
+            "validations": self.validations,
             "miou": self.miou,
             "interval": interval.state(counts),
             **self.trainer.state(),

@@ -76,6 +76,29 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def hours_minutes(text: str) -> int:
+    """Seconds of HH:MM."""
+    hours, colon, minutes = text.partition(":")
+    if not (colon and hours.isdecimal() and minutes.isdecimal() and int(minutes) < 60):
+        raise argparse.ArgumentTypeError(f"{text} is not HH:MM")
+    return 3600 * int(hours) + 60 * int(minutes)
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """(START, STOP) of START:STOP."""
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text} is not START:STOP with START < STOP")
+    return int(start), int(stop)
+
+
 def report_user_error(error: UserError, program: str) -> int:
     """Rank 0 says what is wrong; the others give it the time, since a launcher ends all when one has ended."""
     if launcher_rank()[0] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 from utils.metrics import Counts, mean_iou
@@ -24,10 +26,14 @@ def _short(value: float | None, digits: int = 4) -> str:
 class RunLog:
     """Writes to `log_dir`; with `None` (all ranks but the first) it does nothing. A context manager."""
 
-    def __init__(self, log_dir: Path | None, num_steps: int, step: int = 0) -> None:
+    def __init__(
+        self, log_dir: Path | None, num_steps: int, step: int = 0, profiled: tuple[int, int] | None = None
+    ) -> None:
         self.log_dir = log_dir
         self.tty = log_dir is not None and sys.stderr.isatty()
         self.bar: tqdm | None = None
+        self.profiled = profiled  # first step and the one after the last
+        self.profiling = False
         if log_dir is None:
             return
         drop_later_metrics(log_dir / "metrics.jsonl", step)
@@ -52,19 +58,52 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop_profile()
         if self.bar is not None:
             self.bar.close()
             self.jsonl.close()
             for writer in self.writers.values():
                 writer.close()
 
-    def progress(self, step: int, loss: float, counts: Counts) -> None:
-        """Moves the bar to `step`, with the loss of this batch and the mIoU since the last log."""
+    def progress(self, step: int, loss: float, counts: Counts, wait: float) -> None:
+        """Moves the bar to `step`, with the loss of this batch, and the mIoU and the part of the time that was
+        waited for data since the last log.
+        """
         if self.bar is not None and self.tty:
             self.bar.update(min(step, self.bar.total) - self.bar.n)
-            self.bar.set_postfix(
-                loss=f"{loss:.4f}", mIoU=_short(mean_iou(counts.confusion), 3), refresh=False
-            )
+            miou = _short(mean_iou(counts.confusion), 3)
+            self.bar.set_postfix(loss=f"{loss:.4f}", mIoU=miou, wait=f"{wait:.1%}", refresh=False)
+
+    def profile(self, step: int) -> None:
+        """Before each step: starts and stops TensorFlow's profiler."""
+        if self.log_dir is None or self.profiled is None:
+            return
+        start, stop = self.profiled
+        if not self.profiling and start <= step < stop:
+            tf.profiler.experimental.start(str(self.log_dir / "tensorboard"))
+            self.profiling = True
+        elif self.profiling and step >= stop:
+            self.stop_profile()
+
+    def stop_profile(self) -> None:
+        if self.profiling:
+            tf.profiler.experimental.stop()
+            self.profiling, self.profiled = False, None
+
+    def histograms(self, step: int, variables: Sequence[tf.Variable]) -> None:
+        if self.log_dir is None:
+            return
+        with self.writers["val"].as_default(step):
+            for variable in variables:
+                tf.summary.histogram(variable.name.partition(":")[0], variable)
+
+    def hparams(self, options: dict[str, Any]) -> None:
+        """The options, for TensorBoard's table of runs."""
+        if self.log_dir is None:
+            return
+        shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
+        with self.writers["val"].as_default(0):
+            hparams.hparams(shown, trial_id=self.log_dir.name)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """One object of metrics.jsonl and its TensorBoard scalars; a plain line where there is no bar."""

@@ -55,15 +55,51 @@ class Counts:
         """`loss`, `miou`, `iou` and `dice` per class, `auc`, as metrics.jsonl has them.
 
         A class that is neither in the labels nor predicted has no IoU (None) and does not count in the mean.
+        `calibration_error`: expected calibration error of the tumour probability over pixels.
         """
-        ious = iou(self.confusion)
+        ious, hits = iou(self.confusion), np.diag(self.confusion)
         return {
             "loss": self.loss / self.images if self.images else None,
             "miou": mean_iou(self.confusion),
             "iou": [None if np.isnan(v) else float(v) for v in ious],
             "dice": [None if np.isnan(v) else float(2 * v / (1 + v)) for v in ious],
+            "precision": _ratios(hits, self.confusion.sum(0)),
+            "recall": _ratios(hits, self.confusion.sum(1)),
             "auc": auc(self.histogram),
+            "calibration_error": calibration(self.histogram)[1],
         }
+
+
+def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
+    return [float(part / whole) if whole else None for part, whole in zip(parts, wholes)]
+
+
+def calibration(histogram: np.ndarray, bins: int = 16) -> tuple[np.ndarray, float | None]:
+    """Reliability of the tumour probability from (2, AUC_BINS) counts of label 0 and 1.
+
+    Returns float (bins, 3): pixels, mean probability, part that is tumour (NaN where there are no pixels), and
+    the expected calibration error (Guo et al., arXiv 1706.04599, equation 3), None without pixels.
+    """
+    middle = (np.arange(AUC_BINS) + 0.5) / AUC_BINS
+    pixels = histogram.sum(0).reshape(bins, -1).sum(1).astype(float)
+    probability = (histogram.sum(0) * middle).reshape(bins, -1).sum(1)
+    tumour = histogram[1].reshape(bins, -1).sum(1)
+    rows = np.full((bins, 3), np.nan)
+    rows[:, 0], some = pixels, pixels > 0
+    rows[some, 1], rows[some, 2] = probability[some] / pixels[some], tumour[some] / pixels[some]
+    error = np.abs(probability - tumour).sum() / pixels.sum() if some.any() else None
+    return rows, None if error is None else float(error)
+
+
+def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """Of each patch, uint8 labels and predicted classes (B, H, W): int64 (C, C), rows = label."""
+    cells = num_classes**2
+    return [
+        np.bincount((label.astype(np.int64) * num_classes + found).ravel(), minlength=cells).reshape(
+            num_classes, num_classes
+        )
+        for label, found in zip(labels, classes)
+    ]
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from models.catalog import (
     FPN_MIN_LEVELS,
     LOSSES,
     MODELS,
+    OPTIMIZERS,
     OUTPUT_STRIDES,
     lookup,
     multiple_of,
@@ -23,14 +24,20 @@ from models.catalog import (
 from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.augment import JITTERS
 from samplers.labels import LabelMap
-from utils.cli import Parser, fraction, launcher_rank, non_negative_float, positive_float, positive_int
+from utils.cli import (
+    Parser,
+    fraction,
+    hours_minutes,
+    launcher_rank,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    step_range,
+)
+from utils.schedule import SCALINGS, SCHEDULES
 
 DEBUG_IMAGES = 100
-
-# What a later issue brings: given, it ends the program instead of being ignored.
-NOT_YET = {
-    "hard_mining": "--hard_mining does not work yet",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,7 +74,7 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
     all_others = "-1 for all that the other option does not name"
     add("--train_centers", type=int, nargs="+", default=[-1], help=f"centres for training, {all_others}")
     add("--val_centers", type=int, nargs="+", default=[-1], help=f"centres for validation, {all_others}")
-    add("--hard_mining", action="store_true", help="use hard mining")
+    add("--hard_mining", action="store_true", help="replace patches that the model gets right by new draws")
     add("--slide_path", type=Path, help="folder of the training slides")
     add("--label_path", type=Path, help="folder of their labels")
     add("--valid_slide_path", type=Path, help="folder of the validation slides")
@@ -157,7 +164,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, multiplied by their number")
+    add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, see --lr_scaling")
     add("--loss", choices=LOSSES, default="cross_entropy", help="dice takes no pixel weights")
     add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
     add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
@@ -185,11 +192,65 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="combine gradients by Adasum (arXiv 2006.02924) instead of their mean; the learning rate is not "
         "multiplied by the number of ranks",
     )
-    add("--lr_schedule", choices=["cosine", "constant"], default="cosine", help="after the warm-up")
+    add("--lr_schedule", choices=list(SCHEDULES), default="cosine", help="after the warm-up")
+    add(
+        "--lr_scaling",
+        choices=list(SCALINGS),
+        default="linear",
+        help="what the learning rate is multiplied by: the number of ranks, its square root, or 1",
+    )
+    add(
+        "--hard_mining_threshold",
+        type=fraction,
+        default=0.95,
+        help="mIoU from which on a patch is easy",
+    )
+    add("--hard_mining_tries", type=positive_int, default=3, help="most rounds of new draws for a batch")
+    add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="sgd has a momentum of 0.9")
+    usual = ", ".join(f"{name} {decay:g}" for name, decay in OPTIMIZERS.items() if decay)
+    add(
+        "--weight_decay",
+        type=non_negative_float,
+        help=f"decoupled, of kernels only, times the learning rate (none: {usual}, others 0)",
+    )
+    add(
+        "--clip_norm",
+        type=positive_float,
+        help="longest gradient, of all weights after the reduction (none: any)",
+    )
+    add(
+        "--ema",
+        type=fraction,
+        default=0.0,
+        help="decay of a moving average of the weights that is validated and exported, such as 0.999; 0: none",
+    )
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
+    add(
+        "--early_stopping",
+        type=non_negative_int,
+        default=0,
+        help="end after X validations in a row without a better mIoU, 0: never",
+    )
+    add(
+        "--time_limit",
+        type=hours_minutes,
+        metavar="HH:MM",
+        help="stop with a checkpoint and exit code 75 before this time is over, since the start (none: no limit)",
+    )
+    add(
+        "--histograms",
+        action="store_true",
+        help="histograms of the weights in TensorBoard, at each validation",
+    )
+    add(
+        "--profile",
+        type=step_range,
+        metavar="START:STOP",
+        help="steps to profile for TensorBoard's profiler (none: no step)",
+    )
     add(
         "--checkpoint_every",
         type=positive_int,
@@ -232,9 +293,6 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(argv)
     given = given_options(argv)
-    for name, message in NOT_YET.items():
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(message)
     if options.data_sampler == "surf" and "resolution" not in given:
         options.resolution = None
     try:
@@ -272,6 +330,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--stain_jitter does not go with --no-augment")
     if options.loss == "dice" and options.pos_pixel_weight != options.neg_pixel_weight:
         parser.error("--loss dice takes no --pos_pixel_weight and --neg_pixel_weight")
+    if options.optimizer == "adam" and options.weight_decay:
+        parser.error("--weight_decay does not go with --optimizer adam, take adamw")
+    for name in ("hard_mining_threshold", "hard_mining_tries"):
+        if name in given and not options.hard_mining:
+            parser.error(f"--{name} goes with --hard_mining")
+    if options.ema == 1:
+        parser.error("--ema 1 would never learn anything")
     if options.adasum and options.accumulate_steps > 1:
         parser.error("--adasum does not go with --accumulate_steps")
     if options.accumulate_steps > 1 and options.mixed_precision == "float16":
@@ -280,6 +345,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     if options.accumulate_steps > 1 and not options.horovod:
         parser.error("--accumulate_steps is Horovod's: take off --no-horovod")
     if options.debug:
+        options.planned_steps = options.num_steps
+        options.planned_validation_patches = options.validation_patches
         options.num_steps = min(options.num_steps, DEBUG_IMAGES)
         options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)
     if options.warmup_steps < 0:

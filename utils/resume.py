@@ -14,7 +14,7 @@ from utils.options import option_values
 # What may differ without a word: it changes what is seen of a run, not what is learnt.
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
-    *("log_every", "checkpoint_every", "keep_checkpoints"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
 }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Callable
 
+CYCLES = 4
+POWER = 0.9
+
 
 def constant(progress: float) -> float:
     return 1.0
@@ -15,7 +18,29 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "constant": constant}
+def polynomial(progress: float) -> float:
+    """(1 - progress)^0.9, as DeepLab was trained (arXiv 1606.00915, section 4.1)."""
+    return max(0.0, 1 - progress) ** POWER
+
+
+def cyclic(progress: float) -> float:
+    """Four triangles between 0.1 and 1, each half as high as the one before (arXiv 1506.01186, "triangular2")."""
+    cycle = min(CYCLES - 1, int(progress * CYCLES))
+    place = progress * CYCLES - cycle  # 0 to 1
+    return 0.1 + 0.9 * (1 - abs(2 * place - 1)) / 2**cycle
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": cosine,
+    "constant": constant,
+    "polynomial": polynomial,
+    "cyclic": cyclic,
+}
+SCALINGS: dict[str, Callable[[int], float]] = {
+    "linear": float,  # Goyal et al., arXiv 1706.02677
+    "sqrt": math.sqrt,  # with Adam's kind (arXiv 1404.5997)
+    "none": lambda ranks: 1.0,
+}
 
 
 def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from utils.cli import UserError
 from utils.distributed import World
 from utils.losses import make_loss
 from utils.metrics import Counts, batch_counts
+from utils.optimizers import make_optimizer
 
 
 class StepResult(NamedTuple):
@@ -53,9 +56,9 @@ class Trainer:
         )
         self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
         # Horovod: the wrapped optimizer reduces the gradients over ranks.
-        # The older Adam is one fused kernel a variable. The newer one's dozen operations take half a minute
-        # more until the first step of EfficientDet-D0, and a tenth of a 256² step.
-        self.optimizer = tf.keras.optimizers.legacy.Adam(options.learning_rate)
+        self.optimizer = make_optimizer(
+            options.optimizer, options.learning_rate, options.weight_decay, options.clip_norm
+        )
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = options.adasum and world.size > 1, options.fp16_allreduce
         if self.adasum and world.size & (world.size - 1):
@@ -73,7 +76,10 @@ class Trainer:
         self.frozen = False  # whether the last step was with frozen batch norm
         # Slots now: they are broadcast, and restored, before the first step.
         self.optimizer._create_all_weights(self.model.trainable_variables)
-        self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        self.ema = options.ema
+        self.averages = [tf.Variable(v, trainable=False) for v in self.model.trainable_variables if self.ema]
+        tracked = {"averages": self.averages} if self.ema else {}
+        self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, **tracked)
         # No Python control flow in these graphs, and autograph would take long over Horovod's and Keras's.
         self.train_graphs = {
             frozen: tf.function(functools.partial(self._train_step, frozen=frozen), autograph=False)
@@ -97,11 +103,14 @@ class Trainer:
 
     def synchronise(self) -> None:
         """Collective: rank 0's model and optimizer on every rank."""
-        self.world.broadcast_variables([*self.model.variables, *self.optimizer_variables])
+        self.world.broadcast_variables([*self.model.variables, *self.optimizer_variables, *self.averages])
 
     def load(self, path: Path) -> str:
         """Pre-trained weights into this rank's model; says what was loaded. ValueError if they do not fit."""
-        return str(load_weights(self.model, path))
+        report = str(load_weights(self.model, path))
+        for average, variable in zip(self.averages, self.model.trainable_variables):
+            average.assign(variable)
+        return report
 
     def restore(self, path: Path) -> dict[str, Any]:
         """This rank's model and optimizer from a checkpoint; its state. CheckpointError if it is another's."""
@@ -144,6 +153,10 @@ class Trainer:
         loss, confusion, histogram, classes = self.eval_graph(tf.constant(images), tf.constant(labels))
         return (confusion.numpy(), histogram.numpy(), float(loss), len(images)), classes.numpy()
 
+    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Not collective: classes (B, H, W) uint8 in inference mode."""
+        return self.evaluate_batch(images, labels)[1]
+
     def _train_step(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
     ) -> tuple[tf.Tensor, ...]:
@@ -154,13 +167,37 @@ class Trainer:
             tape = self.world.adasum_tape(tape, self.fp16_allreduce)  # Horovod
         # Horovod: minimize reduces the gradients (apply_gradients alone would not).
         self.optimizer.minimize(loss, self.model.trainable_variables, tape=tape)
+        waits = tf.constant(False)  # for the other batches of an update
         if self.accumulates:
             # Horovod counts batches as iterations; Adam's bias correction wants updates.
             waits = self.optimizer._agg_helper.counter > 0
             self.optimizer.iterations.assign_sub(tf.cast(waits, tf.int64))
+        if self.ema:
+            self._average_weights(waits)
         # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
         shared = self.world.mean_in_graph(tf.stack([loss, stop]))
         return (shared, loss, *batch_counts(labels, tf.nn.softmax(logits)))
+
+    def _average_weights(self, waits: tf.Tensor) -> None:
+        """Moves the averages to the weights, further in the first updates: they began at the random start."""
+        updates = tf.cast(self.optimizer.iterations, tf.float32)
+        decay = tf.minimum(self.ema, (1 + updates) / (10 + updates))
+        part = tf.where(waits, 0.0, 1 - decay)
+        for average, variable in zip(self.averages, self.model.trainable_variables):
+            average.assign_add(part * (variable - average))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, if there are any."""
+        variables = self.model.trainable_variables[: len(self.averages)]
+        kept = [variable.numpy() for variable in variables]
+        for variable, average in zip(variables, self.averages):
+            variable.assign(average)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, kept):
+                variable.assign(value)
 
     def _eval_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
         logits = self.model(normalise(self.model_name, images), training=False)
@@ -178,7 +215,10 @@ class Trainer:
         shutil.rmtree(temporary, ignore_errors=True)
         # Nobody trains it on: without the gradients of every swish the export takes a third less time.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        serving_model(self.model_name, self.model).save(temporary, include_optimizer=False, options=options)
+        with self.averaged():
+            serving_model(self.model_name, self.model).save(
+                temporary, include_optimizer=False, options=options
+            )
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
 

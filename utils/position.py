@@ -1,0 +1,79 @@
+"""Where a run is, as its checkpoints have it, and what it sums up between two logs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from utils.metrics import Counts
+from utils.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: at its begin, or as a checkpoint has it."""
+
+    step: int = 0  # images seen, over all ranks
+    batch: int = 0  # the rank's next one
+    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
+    validations: int = 0  # since the best one
+    miou: float = math.nan  # of the last validation
+    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
+    interval: dict[str, Any] = field(default_factory=dict)  # of rank 0: what was not logged yet
+    remark: str = ""
+
+    @classmethod
+    def of(cls, state: dict[str, Any], options: argparse.Namespace, world: Ranks) -> Position:
+        """As the checkpoint's state has it; the begin if there is none."""
+        if not state:
+            return cls()
+        step, ranks = state["step"], state["ranks"]
+        batch_size, accumulate_steps = options.batch_size, options.accumulate_steps
+        if (len(ranks), state["batch_size"]) == (world.size, batch_size):
+            batch = ranks[world.rank]["next_batch"]
+            dropped = {slide: tuple(value) for slide, value in ranks[world.rank]["dropped"].items()}
+            remark = ""
+        else:  # other patches for each rank: bad slides are found again
+            update = world.size * batch_size * accumulate_steps
+            batch, dropped = -(-step // update) * accumulate_steps, {}
+            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
+        interval = state["interval"] if world.is_first else {}
+        best, miou = tuple(state["best"]), state["miou"]
+        return cls(step, batch, best, state["validations"], miou, dropped, interval, remark)
+
+
+@dataclass
+class Interval:
+    """What is summed up between two logs."""
+
+    counts: Counts
+    start_step: int
+    start_wait: float  # of the loader's clock
+    start_time: float
+
+    @property
+    def seconds(self) -> float:
+        """Since its begin, without the pauses that were taken off."""
+        return time.perf_counter() - self.start_time
+
+    @classmethod
+    def begin(cls, num_classes: int, step: int, wait: float, state: dict[str, Any] | None = None) -> Interval:
+        """From now on, or as a checkpoint's `state` has it."""
+        now = time.perf_counter()
+        if not state:
+            return cls(Counts(num_classes), step, wait, now)
+        counts = Counts.unpacked(np.array(state["counts"]), num_classes)
+        return cls(counts, state["start_step"], wait, now - state["seconds"])
+
+    def state(self, total: Counts) -> dict[str, Any]:
+        """For a checkpoint, with the counts of all ranks."""
+        return {
+            "counts": total.packed().tolist(),
+            "start_step": self.start_step,
+            "seconds": self.seconds,
+        }
