@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.metrics import confusion_matrix, jaccard_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score, roc_auc_score
 
-from utils.metrics import AUC_BINS, Counts, auc, batch_counts, iou, mean_iou
+from utils.metrics import AUC_BINS, Counts, auc, batch_counts, calibration, iou, mean_iou, patch_confusions
 
 
 def batch(rng: np.random.Generator, n: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -55,3 +55,32 @@ def test_absent_class_does_not_count():
     assert mean_iou(np.array([[6, 2, 0], [0, 4, 0], [0, 0, 0]])) == pytest.approx((6 / 8 + 4 / 6) / 2)
     assert mean_iou(np.zeros((2, 2))) is None
     assert auc(np.zeros((2, AUC_BINS))) is None
+
+
+def test_precision_and_recall_equal_sklearn():
+    labels, probabilities = batch(np.random.default_rng(4), 4)
+    confusion, histogram = batch_counts(labels, probabilities)
+    counts = Counts(3)
+    counts.add(confusion.numpy(), histogram.numpy(), 0.0, 4)
+    predicted = probabilities.argmax(-1).ravel()
+    summary = counts.summary()
+    assert summary["precision"] == pytest.approx(precision_score(labels.ravel(), predicted, average=None))
+    assert summary["recall"] == pytest.approx(recall_score(labels.ravel(), predicted, average=None))
+
+
+def test_calibration_by_hand():
+    histogram = np.zeros((2, AUC_BINS), np.int64)
+    histogram[0, 0], histogram[1, 0] = 3, 1  # probability 0.001, a quarter is tumour
+    histogram[1, -1] = 4  # 0.999, all of it
+    rows, error = calibration(histogram)
+    low, high = 0.5 / AUC_BINS, 1 - 0.5 / AUC_BINS
+    np.testing.assert_allclose(rows[[0, -1]], [[4, low, 0.25], [4, high, 1]])
+    assert np.isnan(rows[1:-1, 1:]).all()
+    assert error == pytest.approx((0.25 - low + 1 - high) / 2)
+    assert calibration(np.zeros((2, AUC_BINS), np.int64))[1] is None
+
+
+def test_confusions_of_patches_sum_to_the_batchs():
+    labels, probabilities = batch(np.random.default_rng(5), 4)
+    parts = patch_confusions(labels, probabilities.argmax(-1).astype(np.uint8), 3)
+    np.testing.assert_array_equal(sum(parts), batch_counts(labels, probabilities)[0])

@@ -1,6 +1,7 @@
 """The command line: the original's options, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.cli import EXIT_USAGE
-from utils.options import build_parser, option_values, parse_options
+from utils.options import build_parser, configure_environment, option_values, parse_options
 
 ORIGINAL = {
     "img_size": 1024, "batch_size": 2, "num_steps": 50000, "val_split": 0.15, "model": "effdetd0",
@@ -74,6 +75,13 @@ def test_option_values_are_json_with_absolute_paths(tmp_path, monkeypatch):
         (["--adasum", "--accumulate_steps", "2"], "--adasum does not go with"),
         (["--no-horovod", "--accumulate_steps", "2"], "take off --no-horovod"),
         (["--mixed_precision", "float16", "--accumulate_steps", "2"], "take bfloat16"),
+        (["--optimizer", "adam", "--weight_decay", "0.1"], "take adamw"),
+        (["--hard_mining_tries", "2"], "goes with --hard_mining"),
+        (["--no-augment", "--stain_jitter", "strong"], "--no-augment"),
+        (["--data_root", "."], "--dataset"),
+        (["--ema", "1"], "--ema 1"),
+        (["--time_limit", "90"], "HH:MM"),
+        (["--profile", "9:3"], "START:STOP"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, said, tmp_path, capsys):
@@ -81,6 +89,79 @@ def test_options_that_do_not_go_together_are_refused(words, said, tmp_path, caps
         parse_options(["--slide_path", str(tmp_path), *words])
     assert ended.value.code == EXIT_USAGE
     assert said in capsys.readouterr().err
+
+
+def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch):
+    for name in (
+        "TF_CPP_MIN_LOG_LEVEL",
+        "CUDA_VISIBLE_DEVICES",
+        "HOROVOD_CYCLE_TIME",
+        "OMPI_MCA_mpi_yield_when_idle",
+    ):
+        monkeypatch.setenv(name, "")  # put back after the test
+        monkeypatch.delenv(name)
+    words = ["--slide_path", str(tmp_path)]
+    configure_environment(parse_options([*words, "--verbose"]))
+    assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    configure_environment(parse_options([*words, "--no_cuda"]))
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+
+
+# Where each option is tested: by a test that fails if it is ignored.
+TESTED = {
+    "train": "last_line_is_the_validation_miou: img_size batch_size num_steps data_sampler log_every validate_every "
+    "log_dir validation_patches val_split",
+    "data": "validation_slides_are_split_off_by_the_seed: slide_path label_path, "
+    "validation_slides_of_their_own_in_another_format: valid_slide_path valid_label_path valid_slide_format "
+    "valid_label_format, bad_slides_are_an_error_or_left_out: skip_bad_slides, "
+    "unlabelled_slides_as_asked: unlabelled, the_samplers_get_what_was_asked_for: bb_downsample "
+    "batch_tumor_ratio resolution label_map seed augment stain_jitter annotation_weighting max_bad_slides",
+    "dataset": "decorations_case_and_long_suffixes_are_taken_off: slide_format label_format",
+    "camelyon": "centres_divide_the_slides: dataset data_root train_centers val_centers",
+    "loader": "order_is_the_same_for_every_number_of_processes: sample_processes",
+    "options": "what_has_to_be_set_before_tensorflow_is_imported: no_cuda verbose",
+    "distributed": "no_horovod_under_a_launcher_is_refused: horovod, "
+    "fp16_allreduce_changes_the_weights_within_its_precision: fp16_allreduce, "
+    "two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch: sync_batch_norm, "
+    "accumulated_batches_are_one_of_their_size: accumulate_steps, "
+    "adasum_and_what_overflows_on_one_rank_keep_ranks_equal: adasum mixed_precision",
+    "models": "every_trainable_variable_has_a_gradient_with_batch_1: model",
+    "efficientdet": "the_bifpn_starts_at_the_level_asked_for: fpn_min_level, "
+    "fpn_cells_overrides_the_number_of_cells: fpn_cells",
+    "deeplab": "output_stride_8_has_the_same_weights_and_twice_the_rates: output_stride",
+    "pretrained": "own_weights_give_equal_outputs: weights_path",
+    "schedule": "warm_up_rises_to_the_peak_and_cosine_falls_to_zero: warmup_steps, "
+    "cyclic_has_four_peaks_of_half_the_height: lr_schedule, scaling_by_ranks: lr_scaling",
+    "optimizers": "only_kernels_decay: weight_decay",
+    "mining": "threshold_decides_what_is_easy: hard_mining_threshold, "
+    "after_the_last_try_what_is_easy_stays: hard_mining_tries",
+    "resume": "the_same_bits_after_kill_stop_and_a_torn_checkpoint: deterministic, "
+    "resume_without_log_dir_is_refused: resume, resume_force_goes_on_with_other_options: resume_force",
+    "training_options": "debug_is_a_whole_run_of_100_images_and_says_what_the_real_one_takes: debug, "
+    "hard_mining_logs_what_it_rejects: hard_mining, "
+    "histograms_profile_and_hparams_are_there_for_tensorboard: histograms profile, "
+    "checkpoints_are_written_and_kept_as_asked: checkpoint_every keep_checkpoints, "
+    "early_stopping_ends_the_run_with_a_model_and_does_not_go_on: early_stopping, "
+    "time_limit_stops_with_a_checkpoint: time_limit, "
+    "moving_average_of_the_weights_is_validated_and_exported_and_loaded: ema, "
+    "the_optimizer_is_the_one_asked_for_with_its_clipping: optimizer clip_norm, "
+    "frozen_batch_norm_keeps_its_averages_and_else_they_move_with_the_momentum: freeze_bn bn_momentum, "
+    "pixel_weights_and_loss_are_those_asked_for: pos_pixel_weight neg_pixel_weight loss, "
+    "the_learning_rate_is_the_one_of_the_step: learning_rate",
+}
+
+
+def test_every_option_has_a_test():
+    listed: list[str] = []
+    for file, entries in TESTED.items():
+        text = (Path(__file__).parent / f"test_{file}.py").read_text()
+        for entry in entries.split(", "):
+            name, options = entry.split(": ")
+            assert f"def test_{name}(" in text, f"test_{file}.py has no test_{name}"
+            listed += options.split()
+    assert sorted(listed) == sorted(set(vars(build_parser().parse_args([]))))
 
 
 def test_help_and_errors_do_not_wait_for_tensorflow():

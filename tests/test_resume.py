@@ -13,7 +13,10 @@ import pytest
 import tensorflow as tf
 
 from tests.launch import TIMEOUT, run_python, start_python, wait_for
-from utils.cli import EXIT_STOPPED
+from train import write_json
+from utils.cli import EXIT_STOPPED, UserError
+from utils.options import option_values, parse_options
+from utils.resume import find_checkpoint
 
 
 def command(demo: Path, log_dir: Path, program: str = "train.py") -> list[str | Path]:
@@ -98,6 +101,18 @@ def test_a_finished_run_only_says_its_result(whole, demo):
     assert "goes on at step 24" in done.stdout
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     assert done.stdout.splitlines()[-1] == f"validation mIoU {last['miou']:.4f} (step 24)"
+
+
+def test_resume_force_goes_on_with_other_options(demo, tmp_path, capsys):
+    folders = ["--slide_path", str(demo / "slides"), "--log_dir", str(tmp_path)]
+    write_json(option_values(parse_options(folders)), tmp_path / "options.json")
+    assert find_checkpoint(parse_options(folders)) is None
+    other = [*folders, "--learning_rate", "0.5"]
+    with pytest.raises(UserError, match=r"--learning_rate was 0.001, is 0.5"):
+        find_checkpoint(parse_options(other))
+    capsys.readouterr()
+    assert find_checkpoint(parse_options([*other, "--resume_force"])) is None
+    assert "warning: the run in" in capsys.readouterr().err
 
 
 def test_resume_without_log_dir_is_refused(demo):
