@@ -9,6 +9,7 @@
 # Sets up the environment if it is not there and trains with mpirun or mpiexec.hydra.
 #   sh run_train.sh                          the demo: makes its slides, trains, validates, exports
 #   NP=4 sh run_train.sh --slide_path ...    anything else goes to train.py
+#   sh run_train.sh --tensorboard [DIR]      TensorBoard of the runs in logs, or in DIR
 #   sbatch -N 4 run_train.sh --slide_path .. ranks and nodes from the allocation
 # NP: ranks (2, or the allocation's tasks). MPIRUN_ARGS: more words for the launcher. MPI=intel: mpiexec.hydra.
 # REQUEUE=1: a job that Slurm's signal has stopped goes back into the queue (name a --log_dir).
@@ -21,6 +22,9 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${MODULES:-}" ] && command -v module >/de
 fi
 . utils/env.sh
 
+if [ "${1:-}" = --tensorboard ]; then
+    exec "$VENV/bin/python" -m tensorboard.main --logdir "${2:-logs}"
+fi
 if [ $# -eq 0 ]; then
     "$VENV/bin/python" -m utils.demo_slides --output data/demo
     stamp=$(date +%Y%m%d-%H%M%S)

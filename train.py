@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     # 1. Ranks and devices.
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
-    world.agree(lambda: select_devices(world, options.no_cuda))
+    devices = world.agree(lambda: select_devices(world, options.no_cuda))
 
     # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
     checkpoint = world.broadcast(world.agree(lambda: find_checkpoint(options) if world.is_first else None))
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
             training_loader(train_pairs, config, *shared, start.batch, start.dropped)
         )
         val_loader = stack.enter_context(validation_loader(val_pairs, config, *shared))
-        log.say(summary(options, world, trainer, train_pairs, val_pairs))
+        log.say(summary(options, world, trainer, devices, train_pairs, val_pairs))
         if state:
             log.say(f"goes on at step {start.step} from {checkpoint}{start.remark}")
         else:
@@ -147,12 +147,18 @@ def make_log_dir(options: argparse.Namespace) -> Path:
 
 
 def summary(
-    options: argparse.Namespace, world: World, trainer: Trainer, train: list[SlidePair], val: list[SlidePair]
+    options: argparse.Namespace,
+    world: World,
+    trainer: Trainer,
+    gpus: list[Any],
+    train: list[SlidePair],
+    val: list[SlidePair],
 ) -> str:
+    where = "a GPU each" if gpus else "CPU"
     return (
         f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes; "
-        f"{world.size} rank{'s' * (world.size > 1)} with batch {options.batch_size} of {options.img_size}² "
-        f"patches ({options.data_sampler}); {len(train)} training and {len(val)} validation slides; "
+        f"{world.size} rank{'s' * (world.size > 1)} on {where} with batch {options.batch_size} of "
+        f"{options.img_size}² patches ({options.data_sampler}); {len(train)} training and {len(val)} validation slides; "
         f"{options.num_steps} steps"
     )
 
