@@ -158,8 +158,8 @@ def summary(
     return (
         f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes; "
         f"{world.size} rank{'s' * (world.size > 1)} on {where} with batch {options.batch_size} of "
-        f"{options.img_size}² patches ({options.data_sampler}); {len(train)} training and {len(val)} validation slides; "
-        f"{options.num_steps} steps"
+        f"{options.img_size}² patches ({options.data_sampler}); {len(train)} training and {len(val)} validation "
+        f"slides; {options.num_steps} steps"
     )
 
 
