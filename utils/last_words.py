@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import platform
 import subprocess
@@ -25,7 +26,5 @@ def cancel() -> None:
     """This process ends by its own will."""
     while _watchers:
         watcher = _watchers.pop()
-        if watcher.stdin is not None:
-            watcher.stdin.write(b"done\n")
-            watcher.stdin.close()
-        watcher.wait()
+        with contextlib.suppress(BrokenPipeError):  # a signal to all processes has ended it before
+            watcher.communicate(b"done\n")
