@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,22 @@ def test_adasum_and_what_overflows_on_one_rank_keep_ranks_equal(tmp_path):
     assert trained.report["float16"]["scales"] == [2.0**97, 2.0**97]
     start, end = (trained.arrays[f"float16/{kind}/{KERNEL}"] for kind in ("start", "weights"))
     np.testing.assert_array_equal(start, end)
+
+
+def test_a_killed_rank_is_named_and_ends_the_job():
+    code = (
+        "import os, signal\n"
+        "from utils.distributed import init_world\n"
+        "world = init_world(True)\n"
+        "world.barrier()\n"
+        "if world.rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "world.barrier()"
+    )
+    start = time.monotonic()
+    done = run_python(["-c", code], ranks=2)
+    assert done.returncode != 0
+    assert "[rank 1] process" in done.stderr
+    assert time.monotonic() - start < 60
 
 
 def test_no_horovod_under_a_launcher_is_refused(tmp_path):
