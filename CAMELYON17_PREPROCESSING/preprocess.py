@@ -23,7 +23,7 @@ from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.schedule import Outcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
 from samplers.camelyon import camelyon16, camelyon17, of_centers
-from samplers.dataset import SlidePair, files_of, find_pairs
+from samplers.dataset import SlidePair, files_of, pair_files
 from samplers.slide import DataError
 from utils.cli import (
     EXIT_DONE,
@@ -121,17 +121,28 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format)
     else:
+        slides = _files(options.train_tumor_wsi_path, options.format)
         labels = options.train_tumor_mask_path
-        label_format = "xml" if labels is None or files_of(labels, "xml") else "tif"
-        pairs, warnings = find_pairs(
-            options.train_tumor_wsi_path, labels, options.format, label_format, "normal"
-        )
+        label_files = [] if labels is None else _files(labels, "xml") or _files(labels, "tif")
+        # CAMELYON's annotations lie in one folder, for all centres.
+        pairs, warnings = pair_files(slides, label_files, "normal", orphans_allowed=True)
+        if not slides or (labels is not None and not any(pair.label for pair in pairs)):
+            raise DataError(
+                f"{len(slides)} .{options.format} slides in {options.train_tumor_wsi_path} and "
+                f"{len(label_files)} annotations or masks in {labels}: none belong together"
+            )
     if -1 not in options.proc_center:
         pairs = of_centers(pairs, options.proc_center)
         if not pairs:
             raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
     pairs.sort(key=lambda pair: (-pair.slide.stat().st_size, pair.name))
     return [Source(pair) for pair in pairs], warnings
+
+
+def _files(folder: Path, format: str) -> list[Path]:
+    """Of a folder and those in it, such as center_0."""
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return [file for inner in folders for file in files_of(inner, format)]
 
 
 def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:

@@ -183,6 +183,19 @@ def test_masks_and_camelyon16_names(demo, tmp_path):
     assert not list((tmp_path / "negative").glob("*.png"))
 
 
+def test_two_folders_with_the_centres_in_one(demo17, whole, tmp_path):
+    root = demo17 / "training"
+    out = ["--train_tumor_wsi_path", str(root), "--train_tumor_mask_path", str(root / "lesion_annotations")]
+    assert main([*out, "--save_positive_path", str(tmp_path / "positive"), *ARGUMENTS]) == 0
+    assert digests(tmp_path) == digests(whole)
+
+
+def test_folders_that_do_not_fit_end_with_2(demo17, demo, tmp_path, capsys):
+    out = ["--train_tumor_wsi_path", str(demo17 / "training"), "--train_tumor_mask_path", str(demo / "masks")]
+    assert main([*out, "--save_positive_path", str(tmp_path / "positive")]) == 2
+    assert "none belong together" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_written_ends_with_1(demo17, tmp_path, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise store.OutputError("no space left on device")
