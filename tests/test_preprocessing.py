@@ -19,6 +19,8 @@ import pytest
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.grid import is_background, places
 from CAMELYON17_PREPROCESSING.preprocess import main, parse_options
+from samplers import SamplerConfig, training_loader
+from samplers.dataset import find_pairs
 from samplers.labels import LabelMap, open_label
 from samplers.slide import Slide
 from tests.launch import ROOT, run_python, start_python
@@ -78,6 +80,27 @@ def test_every_patch_and_mask_is_what_is_at_its_place(demo17, whole):
             assert (mask.mean() >= 0.01) == (kind == "positive")
             assert int(row["center"]) == int(row["patient"]) // 20
             assert row["patch"] == f"tumor_center_{row['center']}_{row['slide']}_{row['x']}_{row['y']}"
+
+
+@pytest.mark.parametrize("sampler", ["surf", "radboud"])
+@pytest.mark.parametrize("img_size", [64, 128])
+def test_both_samplers_train_on_whole_patches_and_on_crops(sampler, img_size, whole):
+    pairs, _ = find_pairs(whole / "positive", whole / "positive", "png", "png")
+    assert len(pairs) == len(table(whole / "positive"))
+    resolution = 0.25 if sampler == "radboud" else None
+    config = SamplerConfig(sampler, img_size, batch_size=2, resolution=resolution)
+    drawn = set()
+    with training_loader(pairs, config, 0, 1, processes=0) as loader:
+        for batch, _ in zip(loader, range(12)):
+            assert batch.images.shape == (2, img_size, img_size, 3)
+            for image, label, patch in zip(batch.images, batch.labels, batch.patches):
+                drawn.add(patch.slide)
+                with Slide(whole / "positive" / f"{patch.slide}.png") as slide:
+                    np.testing.assert_array_equal(
+                        slide.read(patch.x_l0, patch.y_l0, img_size, img_size), image
+                    )
+                assert label.any()
+    assert len(drawn) > 5
 
 
 def test_slides_without_annotation_give_negatives_only(demo17, whole):
