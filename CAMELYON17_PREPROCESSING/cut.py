@@ -45,7 +45,6 @@ class Cut:
 
 def start_worker(parent: int) -> None:
     """A worker ends with the process that started it: killed, that one cannot tell it to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     cv2.setNumThreads(1)
     if hasattr(ctypes.CDLL(None), "prctl"):  # Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -85,7 +86,12 @@ class _Schedule:
         return self.outcome
 
     def _submit(self, job: _Job, step: str, function: Callable[..., Any], *arguments: Any) -> None:
-        future = self.pool.submit(function, *arguments)
+        # This may start a worker. A Ctrl-C goes to all processes, and this one alone answers it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            future = self.pool.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         job.waiting.add(future)
         self.jobs[future] = (job, step)
 
