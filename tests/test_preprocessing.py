@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -289,11 +288,16 @@ def test_both_scripts_pass_their_arguments_on(tmp_path):
 
 
 def test_ctrl_c_ends_with_130(demo17, tmp_path):
-    process = start_python(["-m", "CAMELYON17_PREPROCESSING.preprocess", *words(demo17, tmp_path)])
+    # A shell that runs in the background has it ignored, and so would what is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = start_python(["-m", "CAMELYON17_PREPROCESSING.preprocess", *words(demo17, tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (tmp_path / "positive" / "slides").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
-    assert sys.executable not in errors  # no traceback
+    assert "Traceback" not in errors
