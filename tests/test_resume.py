@@ -22,11 +22,10 @@ from utils.resume import find_checkpoint
 TOY = "tests/toy_train.py"
 
 
-def command(demo: Path, log_dir: Path) -> list[str | Path]:
+def command(demo: Path, log_dir: Path, last: str = "--deterministic") -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 24 --val_split 0.34 --validation_patches 4 "
-        "--log_every 6 --validate_every 12 --checkpoint_every 4 --keep_checkpoints 9 --fpn_min_level 3 "
-        "--deterministic"
+        f"--log_every 6 --validate_every 12 --checkpoint_every 4 --keep_checkpoints 9 --fpn_min_level 3 {last}"
     )
     return [
         *(TOY, *words.split()),
@@ -127,12 +126,13 @@ def test_resume_without_log_dir_is_refused(demo):
 
 @pytest.mark.mpi
 def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path):
+    last = "--freeze_bn 0"
     whole, log_dir = tmp_path / "whole", tmp_path / "log"
-    done = run_python(command(demo, whole), ranks=2)
+    done = run_python(command(demo, whole, last), ranks=2)
     assert done.returncode == 0, done.stderr
 
-    assert stop_after(command(demo, log_dir), log_dir, 8, signal.SIGUSR1, ranks=2) == EXIT_STOPPED
-    done = run_python(command(demo, log_dir), ranks=2)
+    assert stop_after(command(demo, log_dir, last), log_dir, 8, signal.SIGUSR1, ranks=2) == EXIT_STOPPED
+    done = run_python(command(demo, log_dir, last), ranks=2)
     assert done.returncode == 0, done.stderr
     for row, expected in zip(metrics(log_dir), metrics(whole)):
         assert row == pytest.approx(expected, rel=1e-3)
