@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     devices = world.agree(lambda: select_devices(world, options.no_cuda))
 
     # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
-    checkpoint = world.broadcast(world.agree(lambda: find_checkpoint(options) if world.is_first else None))
+    checkpoint = world.of_first(lambda: find_checkpoint(options))
     train_pairs, val_pairs, label_map = prepare_slides(
         options, world, options.log_dir if checkpoint is not None else None
     )
@@ -103,14 +103,14 @@ def run(options: argparse.Namespace) -> int:
     trainer = world.agree(lambda: Trainer(options, label_map.num_classes, world))
     state: dict[str, Any] = {}
     if checkpoint is not None:
-        state = world.broadcast(world.agree(lambda: trainer.restore(checkpoint) if world.is_first else {}))
+        state = world.of_first(lambda: trainer.restore(checkpoint))
     elif options.weights_path is not None:
         report = world.agree(lambda: trainer.load(options.weights_path) if world.is_first else "")
         sys.stdout.write(f"{report}\n" if world.is_first else "")
     trainer.synchronise()  # Horovod: rank 0's start, or what it loaded
 
     # 4. The folder of this run.
-    log_dir = world.broadcast(world.agree(lambda: make_log_dir(options) if world.is_first else Path()))
+    log_dir = world.of_first(lambda: make_log_dir(options))
     if world.is_first:
         write_json(option_values(options), log_dir / "options.json")
         write_json(split_values(train_pairs, val_pairs), log_dir / "splits.json")
@@ -132,10 +132,9 @@ def run(options: argparse.Namespace) -> int:
             log.say(f"goes on at step {start.step} from {checkpoint}{start.remark}")
         else:
             log.hparams(option_values(options))
-        loop = Loop(
+        return Loop(
             options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir, start
-        )
-        return loop.run()
+        ).run()
 
 
 def make_log_dir(options: argparse.Namespace) -> Path:

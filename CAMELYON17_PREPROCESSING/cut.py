@@ -88,7 +88,7 @@ def plan(source: Source, settings: Settings) -> list[Place]:
 def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Place]) -> Cut:
     """Writes the patches at these places. BadSlideError: one cannot be read; OutputError: or written."""
     result, reader = Cut(len(chunk)), _reader(settings)
-    limit = settings.max_patches
+    limit, spacing = settings.max_patches, reader.read(source.pair, lambda opened: opened.spacing)
     full = {"positive": False, "negative": not settings.save_neg}
     for place in chunk:
         corner = place.x_l0, place.y_l0
@@ -104,14 +104,13 @@ def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Pl
         if is_background(image):
             result.discarded["background" + (" with tumour" if tumour else "")] += 1
             continue
-        name, spacing = source.patch_name(*corner), reader.read(source.pair, lambda opened: opened.spacing)
+        name = source.patch_name(*corner)
         white = mask.astype(np.uint8) * 255
         folder = folders.positive if tumour else folders.negative
         store.save_patch(folder, name, image, white, settings.output_format, spacing)
-        center = "" if source.center == "na" else source.center
-        spacing = round(spacing, 6)
-        where = (name, source.name, source.patient, center, *corner, settings.patch_size, spacing)
-        result.rows[kind].append(Row(*where, round(tumour, 6), place.tissue))
+        where = (name, source.name, source.patient, source.center, *corner)
+        row = Row(*where, settings.patch_size, round(spacing, 6), round(tumour, 6), place.tissue)
+        result.rows[kind].append(row)
         full[kind] = full[kind] or len(result.rows[kind]) == limit
         if all(full.values()):
             break

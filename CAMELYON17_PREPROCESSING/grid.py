@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from samplers.tissue import contrast_is_low, window_sums
+from samplers.tissue import contrast_is_low, window_sums, windows_of
 
 MAX_BLACK = 0.1  # part of a patch: more is the scanner's border, or was never scanned
 BLACK = 20  # of 255, in all channels
@@ -42,10 +42,8 @@ def places(
         (np.arange(int((extent - size_l0) / stride_l0 + 1e-9) + 1) * stride_l0).round().astype(int)
         for extent in (slide_l0[1], slide_l0[0])
     ]  # rows, columns
-    starts_t, stops_t = [], []
-    for start_l0, extent_t, side in zip(starts_l0, tissue.shape, (cell[1], cell[0])):
-        starts_t.append(np.minimum((start_l0 / side).astype(int), extent_t - 1))
-        stops_t.append(np.minimum(np.ceil((start_l0 + size_l0) / side).astype(int), extent_t))
+    starts_t, stops_t = windows_of(starts_l0, size_l0, cell)
+    stops_t = [np.minimum(stop_t, extent_t) for stop_t, extent_t in zip(stops_t, tissue.shape)]  # rounding
     area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
     part = window_sums(tissue, starts_t, stops_t) / area_t
     wanted = (window_sums(tumour, starts_t, stops_t) > 0) | (part >= min_tissue)

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.schedule import Outcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
-from samplers.camelyon import camelyon16, camelyon17, of_centers
-from samplers.dataset import SlidePair, files_of, pair_files
+from samplers.camelyon import camelyon16, camelyon17, files_below, of_centers
+from samplers.dataset import SlidePair, pair_files
 from samplers.slide import DataError
 from utils.cli import (
     EXIT_DONE,
@@ -102,18 +103,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    return Settings(
-        patch_size=options.patch_size,
-        stride=options.stride or options.patch_size,
-        spacing=options.spacing,
-        min_tumor=options.min_tumor,
-        min_tissue=options.min_tissue,
-        max_patches=options.max_patches,
-        save_neg=options.save_neg,
-        save_png=options.save_png,
-        output_format=options.output_format,
-        seed=options.seed,
-    )
+    """The options of the settings' names."""
+    values = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    return Settings(**{**values, "stride": options.stride or options.patch_size})
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
@@ -121,9 +113,9 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format)
     else:
-        slides = _files(options.train_tumor_wsi_path, options.format)
+        slides = files_below([options.train_tumor_wsi_path], options.format)
         labels = options.train_tumor_mask_path
-        label_files = [] if labels is None else _files(labels, "xml") or _files(labels, "tif")
+        label_files = [] if labels is None else files_below([labels], "xml") or files_below([labels], "tif")
         # CAMELYON's annotations lie in one folder, for all centres.
         pairs, warnings = pair_files(slides, label_files, "normal", orphans_allowed=True)
         if not slides or (labels is not None and not any(pair.label for pair in pairs)):
@@ -137,12 +129,6 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
             raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
     pairs.sort(key=lambda pair: (-pair.slide.stat().st_size, pair.name))
     return [Source(pair) for pair in pairs], warnings
-
-
-def _files(folder: Path, format: str) -> list[Path]:
-    """Of a folder and those in it, such as center_0."""
-    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [file for inner in folders for file in files_of(inner, format)]
 
 
 def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
@@ -186,10 +172,8 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     """Collective: each rank does its slides."""
     settings = settings_of(options)
     folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
-    sources, warnings = world.broadcast(
-        world.agree(lambda: find_sources(options) if world.is_first else ([], []))
-    )
-    world.agree(lambda: store.prepare(folders, settings) if world.is_first else None)
+    sources, warnings = world.of_first(lambda: find_sources(options))
+    world.of_first(lambda: store.prepare(folders, settings))
     mine = sources[world.rank :: world.size]
     pending = [source for source in mine if not store.record_of(folders, source.name).exists()]
     counts = world.gather(len(pending))
@@ -252,8 +236,7 @@ def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, second
         if bad:
             sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
 
-    world.agree(lambda: summarise() if world.is_first else None)
-    world.barrier()
+    world.of_first(summarise)
     return EXIT_FAILED if bad or errors else EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,14 +66,15 @@ class Source:
     def name(self) -> str:
         return self.pair.name
 
-    @property
+    @functools.cached_property
     def center(self) -> str:
+        """Empty if it is not known."""
         center = center_of(self.pair.slide)
-        return "na" if center is None else str(center)
+        return "" if center is None else str(center)
 
     @property
     def patient(self) -> str:
         return patient_of(self.name) or ""
 
     def patch_name(self, x_l0: int, y_l0: int) -> str:
-        return f"tumor_center_{self.center}_{self.name}_{x_l0}_{y_l0}"
+        return f"tumor_center_{self.center or 'na'}_{self.name}_{x_l0}_{y_l0}"

@@ -12,9 +12,9 @@ from samplers.slide import DataError
 
 PATIENTS_A_CENTRE = 20  # CAMELYON17: 100 training patients of 5 centres
 
-# Folders below the root; a layout is there if one of its training slides' folders is.
-_TRAIN_16 = (("TrainingData/Train_Tumor", "TrainingData/Train_Normal"), ("training/tumor", "training/normal"))
-_TEST_16 = (("Testset/Images",), ("testing/images",))
+# Folders below the root, of all layouts: those that are there are looked into.
+_TRAIN_16 = ("TrainingData/Train_Tumor", "TrainingData/Train_Normal", "training/tumor", "training/normal")
+_TEST_16 = ("Testset/Images", "testing/images")
 _TRAIN_LABELS_16 = {
     "xml": ("TrainingData/Ground_Truth/XML", "training/lesion_annotations"),
     "mask": ("TrainingData/Ground_Truth/Mask", "training/masks"),
@@ -36,12 +36,12 @@ def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str
     DataError: no training slides, or no labels of that format. The test part is empty if it is not there.
     """
     kind = "xml" if label_format.lstrip(".").lower() == "xml" else "mask"
-    train_folders = [root / name for layout in _TRAIN_16 for name in layout]
+    train_folders = [root / name for name in _TRAIN_16]
     train = _files(train_folders, slide_format)
     if not train:
         raise DataError(_nothing(f"CAMELYON16 slides (.{slide_format})", train_folders))
     labels = _labels(root, _TRAIN_LABELS_16[kind], label_format)
-    test = _files([root / name for layout in _TEST_16 for name in layout], slide_format)
+    test = _files([root / name for name in _TEST_16], slide_format)
     if not test:
         return _paired(train, labels, unlabelled), ([], [])
     test_labels = _labels(root, _TEST_LABELS_16[kind], label_format)
@@ -53,8 +53,7 @@ def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str
     stage_labels.csv says otherwise: only 50 of the 500 slides are annotated.
     """
     folders = [folder for pattern in _SLIDES_17 for folder in sorted(root.glob(pattern))]
-    folders += [inner for folder in folders for inner in sorted(folder.iterdir()) if inner.is_dir()]
-    slides = _files(folders, slide_format)
+    slides = files_below(folders, slide_format)
     if not slides:
         raise DataError(
             _nothing(f"CAMELYON17 slides (.{slide_format})", [root / pattern for pattern in _SLIDES_17])
@@ -104,6 +103,12 @@ def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[Slide
     return [pair for pair in pairs if found[pair] in wanted]
 
 
+def files_below(folders: Sequence[Path], format: str) -> list[Path]:
+    """Files of the folders, and of those in them, such as center_0 or patient_000."""
+    inner = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
+    return _files([*folders, *inner], format)
+
+
 def _files(folders: Sequence[Path], format: str) -> list[Path]:
     return [file for folder in folders if folder.is_dir() for file in files_of(folder, format)]
 
@@ -117,10 +122,9 @@ def _labels(root: Path, names: Sequence[str], format: str) -> list[Path]:
 
 def _paired(slides: list[Path], labels: list[Path], unlabelled: str) -> Found:
     """Labels of slides that were not downloaded are only a warning."""
-    stems = {slide.stem.casefold() for slide in slides}
     pairs, warnings = pair_files(slides, labels, unlabelled, orphans_allowed=True)
-    if len(pairs) == 0:
-        raise DataError(f"none of the {len(stems)} slides has a label: {name_some(slides)}")
+    if not pairs:
+        raise DataError(f"none of the {len(slides)} slides has a label: {name_some(slides)}")
     return pairs, warnings
 
 

@@ -73,6 +73,19 @@ def window_sums(
     )
 
 
+def windows_of(
+    starts_l0: Sequence[np.ndarray], size_l0: int, cell: Sequence[float]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(starts_t, stops_t) for `window_sums` of the pixels that patches meet.
+
+    starts_l0 = (rows, columns) of their corners; cell: (x, y) side of a pixel.
+    """
+    sides = (cell[1], cell[0])
+    starts_t = [(start_l0 / side).astype(int) for start_l0, side in zip(starts_l0, sides)]
+    stops_t = [np.ceil((start_l0 + size_l0) / side).astype(int) for start_l0, side in zip(starts_l0, sides)]
+    return starts_t, stops_t
+
+
 def cells_without(
     mask: np.ndarray, cell: Sequence[float], size_l0: int, slide_l0: Sequence[int]
 ) -> np.ndarray:

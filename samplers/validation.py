@@ -14,7 +14,7 @@ import numpy as np
 from samplers.dataset import SlidePair
 from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, SamplerError, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
-from samplers.tissue import window_sums
+from samplers.tissue import window_sums, windows_of
 
 MIN_TISSUE = 0.1  # part of a patch
 MIN_OTHERS = 8  # patches without lesion a slide; more where there are more lesion patches
@@ -47,13 +47,12 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
     """A slide's patches in random order, lesion and other in turn."""
     view = overview(opened, config.bb_downsample)
     size_l0 = opened.size_l0
-    starts_l0, starts_t, stops_t = [], [], []
-    for axis, extent_l0 in ((1, opened.slide.height), (0, opened.slide.width)):
-        # Evenly from edge to edge; neighbours overlap a little where the slide is no multiple of the patch.
-        first_l0 = np.linspace(0, extent_l0 - size_l0, -(-extent_l0 // size_l0)).astype(int)
-        starts_l0.append(first_l0)
-        starts_t.append((first_l0 / view.cell[axis]).astype(int))
-        stops_t.append(np.ceil((first_l0 + size_l0) / view.cell[axis]).astype(int))
+    # Evenly from edge to edge; neighbours overlap a little where the slide is no multiple of the patch.
+    starts_l0 = [
+        np.linspace(0, extent_l0 - size_l0, -(-extent_l0 // size_l0)).astype(int)
+        for extent_l0 in (opened.slide.height, opened.slide.width)
+    ]
+    starts_t, stops_t = windows_of(starts_l0, size_l0, view.cell)
     area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
     lesion = window_sums(view.tumour, starts_t, stops_t) > 0
     other = ~lesion & (window_sums(view.tissue, starts_t, stops_t) >= MIN_TISSUE * area_t)

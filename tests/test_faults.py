@@ -7,7 +7,6 @@ twice.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from tests.launch import run_python, start_python, wait_for
+from utils.resume import read_metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
@@ -38,8 +38,7 @@ def command(demo: Path, log_dir: Path) -> list[str | Path]:
 
 
 def rows(log_dir: Path) -> list[dict]:
-    path = log_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_metrics(log_dir) if (log_dir / "metrics.jsonl").exists() else []
 
 
 def newest(log_dir: Path) -> int:

@@ -22,7 +22,7 @@ from samplers import SamplerConfig, training_loader
 from samplers.dataset import find_pairs
 from samplers.labels import LabelMap, open_label
 from samplers.slide import Slide
-from tests.launch import ROOT, run_python, start_python
+from tests.launch import ROOT, run_python, start_python, wait_for
 from tests.tiny_slides import overwrite_tile
 from utils.demo_slides import make_camelyon17_demo
 
@@ -144,8 +144,7 @@ def test_killed_and_started_again_gives_the_same_files(seed, demo17, whole, tmp_
     chance = random.Random(seed)
     command = ["-m", "CAMELYON17_PREPROCESSING.preprocess", *words(demo17, tmp_path)]
     process = start_python(command)
-    while not (tmp_path / "positive" / "slides").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "positive" / "slides").exists, process)
     time.sleep(chance.uniform(0, 2.5))
     process.kill()
     process.communicate()
@@ -294,8 +293,7 @@ def test_ctrl_c_ends_with_130(demo17, tmp_path):
         process = start_python(["-m", "CAMELYON17_PREPROCESSING.preprocess", *words(demo17, tmp_path)])
     finally:
         signal.signal(signal.SIGINT, before)
-    while not (tmp_path / "positive" / "slides").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "positive" / "slides").exists, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

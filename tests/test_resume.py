@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from utils.cli import EXIT_STOPPED, UserError
 from utils.options import option_values, parse_options
 from utils.position import Position
 from utils.ranks import Ranks
-from utils.resume import find_checkpoint
+from utils.resume import find_checkpoint, read_metrics
 
 TOY = "tests/toy_train.py"
 
@@ -41,7 +40,7 @@ def variables(log_dir: Path, step: int) -> dict[str, np.ndarray]:
 
 def metrics(log_dir: Path) -> list[dict]:
     """Without what depends on the clock."""
-    rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(log_dir)
     return [
         {k: v for k, v in row.items() if k not in ("images_per_second", "sampler_wait", "slides")}
         for row in rows
@@ -101,7 +100,7 @@ def test_a_finished_run_only_says_its_result(whole, demo):
     done = run_python(command(demo, whole))
     assert done.returncode == 0, done.stderr
     assert "goes on at step 24" in done.stdout
-    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    last = read_metrics(whole)[-1]
     assert done.stdout.splitlines()[-1] == f"validation mIoU {last['miou']:.4f} (step 24)"
 
 

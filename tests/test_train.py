@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.launch import run_python
+from utils.resume import read_metrics
 
 SMALL = ["--data_sampler", "surf", "--img_size", "128", "--batch_size", "2", "--validation_patches", "6"]
 
@@ -45,7 +46,7 @@ def test_last_line_is_the_validation_miou(finished):
 
 @pytest.mark.mpi
 def test_metrics_have_every_logged_and_validated_step(finished):
-    records = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(finished[0])
     assert [r["step"] for r in records if r["split"] == "train"] == [8, 16, 24]
     assert [r["step"] for r in records if r["split"] == "val"] == [12, 24]
     for record in records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from utils.cli import EXIT_STOPPED
 from utils.distributed import World
 from utils.metrics import mean_iou, patch_confusions
 from utils.options import build_parser
+from utils.resume import read_metrics
 from utils.training import Trainer
 from utils.validate import validate
 
@@ -31,7 +31,7 @@ def run(demo: Path, log_dir: Path, *more: str) -> list[dict]:
     (log_dir / "stdout").write_text(done.stdout)
     assert done.returncode in (0, EXIT_STOPPED), done.stderr
     (log_dir / "code").write_text(str(done.returncode))
-    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(log_dir)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def prepare_slides(
     """
     label_map = LabelMap.parse(options.label_map)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
-    train, val = world.broadcast(world.agree(lambda: _find(options) if world.is_first else ([], [])))
+    train, val = world.of_first(lambda: _find(options))
     apart = bool(val)  # else they are split off
     good = set(_check(options, [*train, *val], label_map, world))
     train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))

@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ import shapely
 from tqdm import tqdm
 
 from utils.demo_tissue import Layout, Stain, make_layout, paint, tumour_mask
+from utils.files import write_aside
 
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
@@ -189,7 +190,7 @@ def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJ
                 job.slide.unlink(missing_ok=True)
     elif any(path.name[0] != "." for path in root.iterdir()):
         raise DemoError(f"{root}: holds something else than demo slides; choose another folder")
-    _write(note, lambda path: path.write_text(json.dumps(what) + "\n"))
+    write_aside(note, lambda path: path.write_text(json.dumps(what) + "\n"))
 
 
 def make_slide(job: SlideJob) -> None:
@@ -202,12 +203,12 @@ def make_slide(job: SlideJob) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if job.xml is not None:
-        _write(job.xml, partial(write_asap, layout=layout, groups=job.groups))
+        write_aside(job.xml, partial(write_asap, layout=layout, groups=job.groups))
     if job.mask is not None:
         # The commonest value of each four pixels: an average would be neither 0 nor 255.
         mask = tumour.astype(np.uint8) * 255
-        _write(job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode"))
-    _write(job.slide, partial(write_tiff, pixels=pixels, compression="jpeg", Q=85, region_shrink="mean"))
+        write_aside(job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode"))
+    write_aside(job.slide, partial(write_tiff, pixels=pixels, compression="jpeg", Q=85, region_shrink="mean"))
 
 
 def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
@@ -238,13 +239,6 @@ def write_asap(path: Path, layout: Layout, groups: tuple[str, str]) -> None:
         )
     ET.indent(root, "\t")
     ET.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def _write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Under another name until it is whole; what a killed run leaves is written again by the next."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    writer(partial_path)
-    partial_path.replace(path)
 
 
 def build_parser() -> argparse.ArgumentParser:

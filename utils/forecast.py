@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 from datetime import timedelta
 from pathlib import Path
 
 from utils.ranks import Ranks
+from utils.resume import read_metrics, read_splits
 
 GB = 1e9
 
@@ -18,10 +18,9 @@ def forecast(options: argparse.Namespace, world: Ranks, log_dir: Path, parameter
     peaks = world.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if not world.is_first:
         return ""
-    rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
-    speed = {row["split"]: row["images_per_second"] for row in rows}  # the last of each
+    speed = {row["split"]: row["images_per_second"] for row in read_metrics(log_dir)}  # the last of each
     steps, patches = options.planned_steps, options.planned_validation_patches
-    splits = json.loads((log_dir / "splits.json").read_text())
+    splits = read_splits(log_dir)
     updates = -(-steps // (options.batch_size * world.size * options.accumulate_steps))
     validations = max(1, steps // options.validate_every)
     seconds = steps / speed["train"] + validations * patches / speed["val"]

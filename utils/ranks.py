@@ -49,3 +49,7 @@ class Ranks:
         if messages:
             raise UserError("\n".join(messages))
         return value  # type: ignore[return-value]
+
+    def of_first(self, function: Callable[[], T]) -> T:
+        """Collective: what `function` returns on rank 0, which alone calls it; fails on all as `agree`."""
+        return self.broadcast(self.agree(lambda: function() if self.is_first else None))  # type: ignore[return-value]

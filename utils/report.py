@@ -17,7 +17,9 @@ import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 
+from utils.files import write_aside
 from utils.metrics import calibration
+from utils.resume import read_metrics
 from utils.validate import Shown, Validation
 
 STYLE = """
@@ -37,7 +39,7 @@ td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 
 def write_report(log_dir: Path, validation: Validation) -> None:
     """From the files of `log_dir` and its last validation; under another name until it is whole."""
-    rows = [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(log_dir)
     options = json.loads((log_dir / "options.json").read_text())
     last = next(row for row in reversed(rows) if row["split"] == "val")
     parts = [
@@ -63,9 +65,7 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
     )
-    temporary = log_dir / ".report.html.partial"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(log_dir / "report.html")
+    write_aside(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
 
 
 def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
+from utils.files import write_aside
 from utils.options import option_values
 
 # What may differ without a word: it changes what is seen of a run, not what is learnt.
@@ -76,6 +77,11 @@ def read_splits(log_dir: Path) -> dict[str, list[str]]:
         raise UserError(f"{path} cannot be read: {error!r}") from error
 
 
+def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl, in their order."""
+    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def drop_later_metrics(path: Path, step: int) -> None:
     """Takes the lines of steps after `step` off metrics.jsonl: they come again. A torn last line as well."""
     if not path.exists():
@@ -88,6 +94,4 @@ def drop_later_metrics(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_aside(path, lambda aside: aside.write_text("".join(kept)))

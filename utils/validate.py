@@ -101,13 +101,11 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
                         where = patch.slide, patch.x_l0, patch.y_l0
                         tops[kind].add(Shown(keys[kind], *where, score, picture))
     seconds = time.perf_counter() - start
-    waited = max(trainer.world.gather(loader.wait_seconds - wait)) / seconds
+    waits, by_slide, by_kind = zip(*trainer.world.gather((loader.wait_seconds - wait, slides, tops)))
     merged: dict[str, np.ndarray] = {}
-    for part in trainer.world.gather(slides):
-        for name, confusion in part.items():
-            merged[name] = merged.get(name, 0) + confusion
+    for name, confusion in (item for part in by_slide for item in part.items()):
+        merged[name] = merged.get(name, 0) + confusion
     shown = {
-        kind: heapq.nlargest(SHOWN, [item for part in trainer.world.gather(top.items) for item in part])
-        for kind, top in tops.items()
+        kind: heapq.nlargest(SHOWN, [item for part in by_kind for item in part[kind].items]) for kind in tops
     }
-    return Validation(trainer.summed(counts), seconds, waited, merged, **shown)
+    return Validation(trainer.summed(counts), seconds, max(waits) / seconds, merged, **shown)
