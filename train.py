@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -182,17 +183,22 @@ class Loop:
     miou: float = field(init=False)
     drawn: list[PatchInfo] = field(default_factory=list)
     miner: HardMiner = field(init=False)
-    longest_pause: float = 0.0  # seconds of a validation and its checkpoint
+    longest_pause: float = field(init=False)  # seconds of a validation and its checkpoint
+    validation_due: bool = field(init=False)  # a signal came between
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
         self.step, self.best, self.miou = self.start.step, self.start.best, self.start.miou
-        self.validations = self.start.validations
+        self.validations, self.longest_pause = self.start.validations, self.start.longest_pause
+        self.validation_due = self.start.validation_due
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them before the time is up
             signal.signal(number, self.request_stop)
+        if self.validation_due:  # the last checkpoint was written in its place, or before it
+            self.validate()
         if self.step < self.options.num_steps and not self.stops_early() and self.train():
+            self.world.barrier()  # the launcher ends all ranks soon after the first, and rank 0 writes
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
         if self.step > self.start.step or not self.has("model"):
@@ -217,6 +223,8 @@ class Loop:
         scale = SCALINGS["none" if options.adasum else options.lr_scaling](self.world.size)
         peak = options.learning_rate * scale
         interval = self.new_interval(self.start.interval)
+        if self.world.is_first:  # an earlier end's, that would be taken for this one's
+            shutil.rmtree(self.log_dir / "model", ignore_errors=True)
         batches = self.mined() if options.hard_mining else self.train_loader
         for number, batch in enumerate(batches, 1):
             rate = learning_rate(
@@ -239,16 +247,18 @@ class Loop:
             if self.crossed(options.log_every) or done:
                 self.log_interval(interval, rate)
                 interval = self.new_interval()
-            pause = time.perf_counter()
-            validates = self.crossed(options.validate_every) or done
-            if validates and (done or not result.stop):
-                self.validate()
-                done = done or self.stops_early()
-            if validates or result.stop or self.crossed(options.checkpoint_every or options.num_steps):
-                self.save(batch.index + 1, interval, must=done or result.stop)
-            pause = time.perf_counter() - pause
-            self.longest_pause = max(self.longest_pause, pause)
-            interval.start_time += pause
+            self.validation_due = self.crossed(options.validate_every) or done
+            saves = self.validation_due or self.crossed(options.checkpoint_every or options.num_steps)
+            with interval.paused():
+                pause = time.perf_counter()
+                if self.validation_due and (done or not result.stop):
+                    if options.time_limit is not None and not self.longest_pause:
+                        self.save(batch.index + 1, interval, must=False)  # who knows how long it will take
+                    self.validate()
+                    done = done or self.stops_early()
+                if saves or result.stop:
+                    self.save(batch.index + 1, interval, must=done or result.stop)
+                self.longest_pause = max(self.longest_pause, time.perf_counter() - pause)
             if done or result.stop:
                 return not done
         raise AssertionError("the training loader is endless")
@@ -258,7 +268,11 @@ class Loop:
 
         options = self.options
         self.miner = HardMiner(
-            iter(self.train_loader), self.trainer, options.hard_mining_threshold, options.hard_mining_tries
+            iter(self.train_loader),
+            self.trainer,
+            options.hard_mining_threshold,
+            options.hard_mining_tries,
+            *self.start.mined,
         )
         return iter(self.miner)
 
@@ -305,10 +319,16 @@ class Loop:
         values["images_per_second"] = (self.step - interval.start_step) / seconds
         values.update(sampler_wait=wait / seconds, learning_rate=rate)
         if self.options.hard_mining:
-            found = self.world.gather((self.miner.rejected, self.miner.candidates))
-            values["rejected"] = sum(part[0] for part in found) / sum(part[1] for part in found)
-            self.miner.rejected = self.miner.candidates = 0
+            candidates, rejected = self.mined_so_far()
+            values["rejected"] = rejected / candidates
+            self.miner.candidates = self.miner.rejected = 0
         self.log.record(self.step, "train", values)
+
+    def mined_so_far(self) -> tuple[int, int]:
+        """Collective: candidates and rejected patches of all ranks since the last log."""
+        mine = (self.miner.candidates, self.miner.rejected) if self.options.hard_mining else (0, 0)
+        candidates, rejected = zip(*self.world.gather(mine))
+        return sum(candidates), sum(rejected)
 
     def new_interval(self, state: dict[str, Any] | None = None) -> Interval:
         from utils.position import Interval
@@ -327,6 +347,7 @@ class Loop:
         self.miou, before = values["miou"], self.best
         self.best = max(self.best, (self.miou, self.step), key=lambda best: best[0])
         self.validations = 0 if self.best != before else self.validations + 1
+        self.validation_due = False
         self.draw_patches()
         if self.options.histograms:
             self.log.histograms(self.step, self.trainer.model.trainable_variables)
@@ -338,7 +359,7 @@ class Loop:
         if self.has("samples"):
             return
         patches = [patch for rank in self.world.gather(self.drawn) for patch in rank]
-        if self.world.is_first:
+        if self.world.is_first and patches:  # none yet where a run goes on with a validation
             draw_samples(self.log_dir / "samples", self.train_pairs, self.config, patches)
 
     def save(self, next_batch: int, interval: Interval, must: bool) -> None:
@@ -350,6 +371,7 @@ class Loop:
 
         self.trainer.average_statistics()  # Horovod
         counts = self.trainer.summed(interval.counts)
+        mined = self.mined_so_far()
         ranks = self.world.gather({"next_batch": next_batch, "dropped": self.train_loader.dropped})
         if not self.world.is_first:
             return
@@ -361,6 +383,9 @@ class Loop:
             "best": self.best,
             "validations": self.validations,
             "miou": self.miou,
+            "validation_due": self.validation_due,
+            "longest_pause": self.longest_pause,
+            "mined": mined,
             "interval": interval.state(counts),
             **self.trainer.state(),
         }

@@ -15,9 +15,11 @@ import numpy as np
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.grid import Place, is_background, places
 from CAMELYON17_PREPROCESSING.settings import Folders, Row, Settings, Source
+from samplers.checks import check_label
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
-from samplers.reader import OpenPair, PairReader, overview
+from samplers.reader import BadSlideError, OpenPair, PairReader, overview
+from samplers.slide import DataError, ReadError
 
 OVERVIEW_UM = 8.0  # µm/px, at which regions are found
 
@@ -67,22 +69,29 @@ def _level(opened: OpenPair) -> int:
     return opened.slide.level_at_least(OVERVIEW_UM / opened.slide.spacing)
 
 
-def plan(source: Source, settings: Settings) -> list[Place]:
-    """The places of the grid that may give a patch. BadSlideError: the slide or its label cannot be used."""
+def plan(source: Source, settings: Settings) -> tuple[list[Place], list[str]]:
+    """The places of the grid that may give a patch, and which parts of the label are left out, and why.
 
-    def of(opened: OpenPair) -> list[Place]:
+    BadSlideError: the slide or its label cannot be used; one without a usable annotation is not tumour-free.
+    """
+
+    def of(opened: OpenPair) -> tuple[list[Place], list[str]]:
+        reasons = check_label(opened.label)
+        if reasons:
+            raise DataError("; ".join(reasons))
         view = overview(opened, _level(opened))
         size = (opened.slide.width, opened.slide.height)
         stride_l0 = settings.stride * (1.0 if opened.native else opened.downsample)
         # Without negatives only what has tumour is looked at.
         min_tissue = settings.min_tissue if settings.save_neg else 2.0
-        return places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
+        found = places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
+        return found, opened.label.left_out
 
-    found = _reader(settings).read(source.pair, of)
+    found, left_out = _reader(settings).read(source.pair, of)
     if settings.max_patches is not None:  # a choice over the whole slide, the same in each run
         rng = np.random.default_rng((settings.seed, name_seed(source.name)))
         found = [found[i] for i in rng.permutation(len(found))]
-    return found
+    return found, left_out
 
 
 def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Place]) -> Cut:
@@ -118,7 +127,10 @@ def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Pl
 
 
 def draw(source: Source, settings: Settings, folders: Folders, rows: dict[str, list[Row]]) -> None:
-    """slides/<slide>.png: outlines of tissue and tumour on a thumbnail, with the patches that were cut."""
+    """slides/<slide>.png: outlines of tissue and tumour on a thumbnail, with the patches that were cut.
+
+    BadSlideError: the slide cannot be read; OutputError: the picture cannot be written.
+    """
     size_l0 = _reader(settings).geometry(source.pair)[0]
     patches = [
         PatchInfo(source.name, row.x, row.y, size_l0, kind == "positive")
@@ -126,6 +138,9 @@ def draw(source: Source, settings: Settings, folders: Folders, rows: dict[str, l
         for row in rows[kind]
     ]
     level = _reader(settings).read(source.pair, _level)
-    picture = picture_of(source.pair, _config(settings), patches, level)
+    try:
+        picture = picture_of(source.pair, _config(settings), patches, level)
+    except (DataError, ReadError, OSError) as error:
+        raise BadSlideError(source.pair, str(error)) from error
     path = folders.positive / "slides" / f"{source.name}.png"
     store.write(path, store.encode(picture, "png", 1.0))

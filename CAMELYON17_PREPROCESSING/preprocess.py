@@ -24,7 +24,7 @@ from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.schedule import Outcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
 from samplers.camelyon import camelyon16, camelyon17, files_below, of_centers
-from samplers.dataset import SlidePair, pair_files
+from samplers.dataset import SlidePair, name_some, pair_files
 from samplers.slide import DataError
 from utils.cli import (
     EXIT_DONE,
@@ -41,6 +41,7 @@ from utils.ranks import Ranks
 
 PROGRAM = "preprocess.py"
 INTERRUPTED = 130
+NO_ROOM = "{}. Make room, and the same command goes on"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} slides [{elapsed}<{remaining}{postfix}]"
 
 
@@ -108,8 +109,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(**{**values, "stride": options.stride or options.patch_size})
 
 
-def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
-    """The slides, largest first so that ranks get about the same, and warnings. DataError: there are none."""
+def find_sources(options: argparse.Namespace) -> tuple[list[Source], set[str], list[str]]:
+    """The slides, largest first so that ranks get about the same; names of slides that are there but left out;
+    warnings. DataError: there are none.
+    """
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format)
     else:
@@ -123,12 +126,20 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], list[str]]:
                 f"{len(slides)} .{options.format} slides in {options.train_tumor_wsi_path} and "
                 f"{len(label_files)} annotations or masks in {labels}: none belong together"
             )
+    # CAMELYON16's, some of which were published without their annotation.
+    doubtful = [pair for pair in pairs if pair.label is None and pair.name.casefold().startswith("tumor_")]
+    if doubtful:
+        named = name_some(pair.slide for pair in doubtful)
+        warnings.append(f"left out, {len(doubtful)} slides with tumour but without a label: {named}")
+        pairs = [pair for pair in pairs if pair not in doubtful]
+    there = {path.stem for path in (options.root or options.train_tumor_wsi_path).rglob("*")}
+    left_out = there - {pair.name for pair in pairs}
     if -1 not in options.proc_center:
         pairs = of_centers(pairs, options.proc_center)
         if not pairs:
             raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
     pairs.sort(key=lambda pair: (-pair.slide.stat().st_size, pair.name))
-    return [Source(pair) for pair in pairs], warnings
+    return [Source(pair) for pair in pairs], left_out, warnings
 
 
 def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
@@ -139,7 +150,7 @@ def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
     problems = []
     for label_format in ("xml", "tif"):
         try:
-            return camelyon16(root, format, label_format, "normal")[0]
+            return camelyon16(root, format, label_format, "skip")[0]
         except DataError as error:
             problems.append(str(error))
     raise DataError(f"{root} has neither CAMELYON17's layout nor CAMELYON16's: {'; '.join(problems)}")
@@ -160,6 +171,7 @@ def _ranks() -> Ranks:
     """The ranks of an MPI launcher, through Horovod."""
     if launcher_rank()[1] == 1:
         return Ranks()
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing there, and would take the memory
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
@@ -172,21 +184,23 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     """Collective: each rank does its slides."""
     settings = settings_of(options)
     folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
-    sources, warnings = world.of_first(lambda: find_sources(options))
+    sources, left_out, warnings = world.of_first(lambda: find_sources(options))
     world.of_first(lambda: store.prepare(folders, settings))
     mine = sources[world.rank :: world.size]
-    pending = [source for source in mine if not store.record_of(folders, source.name).exists()]
+    pending = world.agree(lambda: [source for source in mine if not store.is_finished(folders, source)])
     counts = world.gather(len(pending))
     if world.is_first:
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
         print(f"{len(sources)} slides, {len(sources) - sum(counts)} of them are finished already", flush=True)
     error, outcome, start = "", Outcome(), time.monotonic()
     try:
-        store.remove_unfinished(folders, pending)
+        store.remove_slides(folders, {source.name for source in pending})
+        if world.is_first:  # their label was taken away, or the stages say now that they are not tumour-free
+            store.remove_slides(folders, left_out & store.finished_slides(folders))
         if pending:
             outcome = _process(pending, settings, folders, options.num_threads, world.is_first)
     except store.OutputError as failure:
-        error = f"{failure}. Make room, and the same command goes on"
+        error = NO_ROOM.format(failure)
     except BrokenProcessPool:
         error = (
             "a worker process was killed (out of memory? try fewer --num_threads); the same command goes on"
@@ -212,32 +226,40 @@ def _process(
 
 
 def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:
-    """Collective: tables and summary by rank 0. A rank whose slides were bad must not end before the others."""
+    """Collective: summary and tables by rank 0. A rank whose slides were bad must not end before the others."""
+    seconds = max(world.gather(seconds))
     outcomes = world.gather(outcome)
     errors = [f"[rank {rank}] {text}" for rank, text in enumerate(world.gather(error)) if text]
     bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}
     done = sum(sum(part.patches.values()) for part in outcomes)
 
-    def summarise() -> None:
-        totals = store.write_tables(folders)
+    left_out = [line for part in outcomes for line in part.left_out]
+
+    def summarise() -> bool:
+        for line in left_out:
+            sys.stderr.write(f"warning: {line}\n")
+        for slide, reason in sorted(bad.items()):
+            sys.stderr.write(f"bad slide, left out: {slide}: {reason}\n")
+        if bad:
+            sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
         for reason in sorted({reason for part in outcomes for reason in part.discarded}):
             count = sum(part.discarded.get(reason, 0) for part in outcomes)
             print(f"discarded, {reason}: {count}")
+        try:
+            totals = store.write_tables(folders)
+        except store.OutputError as failure:
+            errors.append(NO_ROOM.format(failure))
+        for line in errors:
+            sys.stderr.write(f"{PROGRAM}: error: {line}\n")
         if done:
             print(f"{done} patches in {seconds:.1f} s, {done / seconds:.1f}/s")
         elif not bad and not errors:
             print("all slides are finished: nothing to do")
-        print(f"positive: {totals['positive']} patches in {folders.positive}")
-        print(f"negative: {totals['negative']} patches in {folders.negative}", flush=True)
-        for slide, reason in sorted(bad.items()):
-            sys.stderr.write(f"bad slide, left out: {slide}: {reason}\n")
-        for line in errors:
-            sys.stderr.write(f"{PROGRAM}: error: {line}\n")
-        if bad:
-            sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
+        for kind in store.KINDS if not errors else ():
+            print(f"{kind}: {totals[kind]} patches in {getattr(folders, kind)}", flush=True)
+        return bool(bad or errors)
 
-    world.of_first(summarise)
-    return EXIT_FAILED if bad or errors else EXIT_DONE
+    return EXIT_FAILED if world.of_first(summarise) else EXIT_DONE
 
 
 if __name__ == "__main__":

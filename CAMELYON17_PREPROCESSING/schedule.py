@@ -28,6 +28,7 @@ class _Job:
     places: int = 0
     waiting: set[Future[Any]] = field(default_factory=set)
     cut: Cut = field(default_factory=Cut)
+    left_out: list[str] = field(default_factory=list)
     error: str = ""
 
 
@@ -36,6 +37,7 @@ class Outcome:
     patches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(store.KINDS, 0))
     discarded: dict[str, int] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)  # slide → reason
+    left_out: list[str] = field(default_factory=list)  # parts of labels, why
 
 
 def process(
@@ -106,8 +108,9 @@ class _Schedule:
                 other.cancel()
             return
         if step == "plan":
-            job.places = len(result)
-            for chunk in self._chunks(result):
+            found, job.left_out = result
+            job.places = len(found)
+            for chunk in self._chunks(found):
                 self._submit(job, "cut", cut, job.source, self.settings, self.folders, chunk)
         elif step == "cut":
             job.cut.add(result)
@@ -128,16 +131,17 @@ class _Schedule:
         return False
 
     def _close(self, job: _Job) -> None:
+        self.outcome.left_out += job.left_out
         if not job.places or job.error:
             self.advance(1.0, 0)
         if job.error:
             self.outcome.bad[job.source.name] = job.error
-            store.remove_unfinished(self.folders, [job.source])
+            store.remove_slides(self.folders, [job.source.name])
             return
         for rows in job.cut.rows.values():
             rows.sort(key=lambda row: (row.y, row.x))
         discarded = dict(sorted(job.cut.discarded.items()))
-        store.write_record(self.folders, job.source.name, job.cut.rows, discarded)
+        store.write_record(self.folders, job.source, job.cut.rows, discarded)
         for kind, rows in job.cut.rows.items():
             self.outcome.patches[kind] += len(rows)
         for reason, count in discarded.items():

@@ -66,6 +66,14 @@ class Source:
     def name(self) -> str:
         return self.pair.name
 
+    @property
+    def label(self) -> list[Any]:
+        """Name, bytes and time of the label: another one makes other patches. Empty if there is none."""
+        if self.pair.label is None:
+            return []
+        status = self.pair.label.stat()
+        return [self.pair.label.name, status.st_size, int(status.st_mtime)]
+
     @functools.cached_property
     def center(self) -> str:
         """Empty if it is not known."""

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ def prepare(folders: Folders, settings: Settings) -> None:
     for folder in {folders.negative, folders.positive / "slides"}:
         folder.mkdir(parents=True, exist_ok=True)
     values = settings.values()
+    if settings.save_neg:
+        positive, negative = (folder.resolve() for folder in folders)
+        values["save_tumor_negative_path"] = os.path.relpath(negative, positive)
     if note.exists() and any((folders.positive / "slides").glob("*.json")):
         try:
             before = dict(json.loads(note.read_text()))
@@ -117,17 +120,35 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def write_record(folders: Folders, slide: str, rows: dict[str, list[Row]], discarded: dict[str, int]) -> None:
+def write_record(
+    folders: Folders, source: Source, rows: dict[str, list[Row]], discarded: dict[str, int]
+) -> None:
     """The slide is finished from here on."""
     kinds = {kind: [list(asdict(row).values()) for row in rows[kind]] for kind in KINDS}
-    content = json.dumps({"slide": slide, "discarded": discarded, **kinds})
-    write(record_of(folders, slide), (content + "\n").encode())
+    record = {"slide": source.name, "label": source.label, "discarded": discarded, **kinds}
+    write(record_of(folders, source.name), (json.dumps(record) + "\n").encode())
 
 
-def remove_unfinished(folders: Folders, sources: Iterable[Source]) -> int:
-    """Takes away what a run that was killed has left of these slides; how many files."""
-    names = {source.name for source in sources}
+def is_finished(folders: Folders, source: Source) -> bool:
+    """Whether its patches are there, cut with the label that it has now."""
+    path = record_of(folders, source.name)
+    return path.exists() and read_record(path).get("label") == source.label
+
+
+def finished_slides(folders: Folders) -> set[str]:
+    return {path.stem for path in (folders.positive / "slides").glob("*.json")}
+
+
+def remove_slides(folders: Folders, names: Collection[str]) -> int:
+    """Takes away what there is of these slides, their records first; how many files."""
     removed = 0
+    if not names:
+        return removed
+    for name in names:
+        for path in (record_of(folders, name), record_of(folders, name).with_suffix(".png")):
+            if path.exists():
+                path.unlink()
+                removed += 1
     for folder in {*folders, folders.positive / "slides"}:
         for entry in os.scandir(folder):
             stem, suffix = os.path.splitext(entry.name)
@@ -145,8 +166,8 @@ def write_tables(folders: Folders) -> dict[str, int]:
     """patches.csv in both folders, of all finished slides; how many patches of each kind there are."""
     rows: dict[Path, list[Row]] = {folder: [] for folder in folders}
     counts = dict.fromkeys(KINDS, 0)
-    for path in sorted((folders.positive / "slides").glob("*.json")):
-        record = read_record(path)
+    for slide in sorted(finished_slides(folders)):
+        record = read_record(record_of(folders, slide))
         for kind, folder in zip(KINDS, folders):
             rows[folder] += record[kind]
             counts[kind] += len(record[kind])

@@ -46,7 +46,9 @@ def check_pair(
             reasons = _check_slide(slide, img_size, resolution)
             label = open_label(label_path, slide, label_map)
             try:
-                reasons += _check_label(label)
+                for reason in label.left_out:
+                    logging.getLogger(__name__).warning("%s", reason)
+                reasons += check_label(label)
             finally:
                 label.close()
             return reasons
@@ -74,15 +76,17 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
     return reasons
 
 
-def _check_label(label: Label) -> list[str]:
-    for reason in label.left_out:
-        logging.getLogger(__name__).warning("%s", reason)
+def check_label(label: Label) -> list[str]:
+    """The reasons why a label cannot be used. Raises ReadError if a part of a mask cannot be decoded."""
     if isinstance(label, MaskLabel):  # an empty one says that there is no tumour
         decode_samples(label.mask)
         return []
-    if isinstance(label, PolygonLabel) and not label.annotations():
-        why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
-        return [f"{label.name}: no annotation that could be used{why}"]
+    if isinstance(label, PolygonLabel):
+        values = {annotation.value for annotation in label.annotations()}
+        # Holes that are left of lesions of an unknown group do not make a slide free of tumour.
+        if not values or (label.left_out and values == {0}):
+            why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
+            return [f"{label.name}: no annotation that could be used{why}"]
     return []
 
 

@@ -105,7 +105,8 @@ def vips_levels(path: Path, kind: str, vendor: str | None) -> tuple[list[Level],
         if len(true) != len(levels):
             raise DataError(f"{path}: OpenSlide finds {len(true)} levels, libvips {len(levels)}")
         levels = [level._replace(width=t.width, height=t.height) for level, t in zip(levels, true)]
-    if spacing is None and image.get("vips-loader").startswith(("tiffload", "pngload")) and image.xres > 0:
+    loader = image.get("vips-loader")
+    if spacing is None and loader.startswith(("tiffload", "pngload", "jpegload")) and image.xres > 0:
         spacing = _plausible(1000 / image.xres)  # xres: pixels a millimetre
     return levels, spacing
 

@@ -73,6 +73,14 @@ def test_camelyon16_as_it_is_now_with_annotations_of_slides_that_were_not_downlo
     assert names(test[0]) == {"test_001": "test_001.xml", "test_002": None}
 
 
+def test_test_slides_without_annotations_do_not_keep_from_training(tmp_path):
+    layout = {folder: names for folder, names in NEW_16.items() if folder != "testing/lesion_annotations"}
+    train, test = camelyon16(make(tmp_path, layout), "tif", "xml", "skip")
+    assert len(train[0]) == 3
+    assert test[0] == []
+    assert "left out, 2 test slides" in test[1][0]
+
+
 def test_what_is_missing_is_named_with_the_folders(tmp_path):
     with pytest.raises(DataError, match="Train_Tumor"):
         camelyon16(tmp_path, "tif", "xml", "skip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,15 @@ import cv2
 import numpy as np
 import pytest
 
-from CAMELYON17_PREPROCESSING import store
+from CAMELYON17_PREPROCESSING import cut, store
 from CAMELYON17_PREPROCESSING.grid import is_background, places
 from CAMELYON17_PREPROCESSING.preprocess import main, parse_options
+from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
 from samplers import SamplerConfig, training_loader
-from samplers.dataset import find_pairs
+from samplers.dataset import SlidePair, find_pairs
 from samplers.labels import LabelMap, open_label
-from samplers.slide import Slide
+from samplers.reader import BadSlideError
+from samplers.slide import ReadError, Slide
 from tests.launch import ROOT, run_python, start_python, wait_for
 from tests.tiny_slides import overwrite_tile
 from utils.demo_slides import make_camelyon17_demo
@@ -224,6 +227,90 @@ def test_a_file_that_cannot_be_written_ends_with_1(demo17, tmp_path, monkeypatch
     monkeypatch.setattr(store, "write_record", full)
     assert main(words(demo17, tmp_path)) == 1
     assert "no space left on device. Make room" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_end_is_1_and_bad_slides_are_named_all_the_same(
+    demo17, tmp_path, monkeypatch, capsys
+):
+    root = shutil.copytree(demo17, tmp_path / "root")
+    bad = max((root / "training").rglob("patient*.tif"))
+    bad.write_bytes(b"no slide")
+
+    def full(*_: object) -> None:
+        raise store.OutputError("no space left on device")
+
+    monkeypatch.setattr(store, "write_tables", full)
+    assert main(words(root, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert "no space left on device. Make room" in said
+    assert f"bad slide, left out: {bad.stem}" in said
+
+
+def test_a_new_annotation_is_cut_again_and_a_slide_that_is_left_out_loses_its_patches(
+    demo17, whole, tmp_path, capsys
+):
+    root = shutil.copytree(demo17, tmp_path / "root")
+    xmls = sorted((root / "training").rglob("*.xml"))
+    lacking = {path.stem for path in root.rglob("patient*.tif")} - {xml.stem for xml in xmls}
+    new, (gone, negative) = xmls[0], sorted(lacking)
+    out, aside = tmp_path / "out", tmp_path / new.name
+    new.rename(aside)
+    assert main(words(root, out)) == 0
+    assert new.stem not in {row["slide"] for row in table(out / "positive")}
+    shutil.copy2(aside, new)
+    assert main(words(root, out)) == 0
+    assert digests(out) == digests(whole)
+    stages = [f"{gone}.tif,micro", f"{negative}.tif,negative"]
+    (root / "stage_labels.csv").write_text("patient,stage\n" + "\n".join(stages) + "\n")
+    assert main(words(root, out)) == 0
+    left = digests(out)
+    assert not [name for name in left if gone in name]
+    kept = {name for name in digests(whole) if gone not in name and not name.endswith(".csv")}
+    assert {name for name in left if not name.endswith(".csv")} == kept
+
+
+def test_an_annotation_of_which_nothing_can_be_used_is_a_bad_slide_and_parts_are_a_warning(
+    demo17, tmp_path, capsys
+):
+    root = shutil.copytree(demo17, tmp_path / "root")
+    first, second = sorted((root / "training").rglob("*.xml"))[:2]
+    text = first.read_text()
+    group = re.findall(r'PartOfGroup="(\w+)"', text)[0]
+    first.write_text(text.replace(f'PartOfGroup="{group}"', 'PartOfGroup="whatever"'))
+    dot = '<Annotation Name="d" Type="Dot" PartOfGroup="metastases"><Coordinates>' \
+          '<Coordinate Order="0" X="5" Y="5"/></Coordinates></Annotation>'  # fmt: skip
+    second.write_text(second.read_text().replace("</Annotations>", dot + "</Annotations>"))
+    assert main(words(root, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert f"bad slide, left out: {first.stem}" in said
+    assert "no annotation that could be used" in said
+    assert any(line.startswith("warning:") and second.stem in line for line in said.splitlines())
+
+
+def test_tumour_slides_without_annotation_are_not_taken_as_tumour_free(demo, tmp_path, capsys):
+    masks = shutil.copytree(demo / "masks", tmp_path / "masks")
+    (masks / "tumor_002_mask.tif").unlink()
+    out = ["--train_tumor_wsi_path", str(demo / "slides"), "--train_tumor_mask_path", str(masks)]
+    folder = tmp_path / "p"
+    assert main([*out, "--save_positive_path", str(folder), "--patch_size", "256", "--save_neg"]) == 0
+    assert "1 slides with tumour but without a label" in capsys.readouterr().err
+    assert not [name for name in digests(tmp_path) if "tumor_002" in name and "masks" not in name]
+
+
+def test_a_picture_that_cannot_be_drawn_makes_a_bad_slide(demo17, tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ReadError("tile 7")
+
+    monkeypatch.setattr(cut, "picture_of", broken)
+    source = Source(SlidePair(next(demo17.rglob("patient*.tif")), None))
+    with pytest.raises(BadSlideError, match="tile 7"):
+        cut.draw(source, Settings(patch_size=128, save_png=True), Folders(tmp_path, tmp_path),
+                 {"positive": [], "negative": []})  # fmt: skip
+
+
+def test_another_folder_for_negatives_is_refused(demo17, whole, tmp_path, capsys):
+    assert main(words(demo17, whole, "--save_tumor_negative_path", str(tmp_path))) == 2
+    assert "--save_tumor_negative_path was ../negative" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,15 +124,21 @@ def test_resume_without_log_dir_is_refused(demo):
 
 
 @pytest.mark.mpi
-def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path):
+def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path, monkeypatch):
     last = "--freeze_bn 0"
     whole, log_dir = tmp_path / "whole", tmp_path / "log"
     done = run_python(command(demo, whole, last), ranks=2)
     assert done.returncode == 0, done.stderr
 
+    # It comes where a validation is due. Ranks that do not write must wait: once one has ended, the launcher
+    # ends all a second later.
+    monkeypatch.setenv("TOY_WRITE_SECONDS", "3")
     assert stop_after(command(demo, log_dir, last), log_dir, 8, signal.SIGUSR1, ranks=2) == EXIT_STOPPED
+    assert max((log_dir / "checkpoints").iterdir()).name > "step_000000008"
+    monkeypatch.delenv("TOY_WRITE_SECONDS")
     done = run_python(command(demo, log_dir, last), ranks=2)
     assert done.returncode == 0, done.stderr
+    assert len(metrics(log_dir)) == len(metrics(whole))
     for row, expected in zip(metrics(log_dir), metrics(whole)):
         assert row == pytest.approx(expected, rel=1e-3)
     expected, found = variables(whole, 24), variables(log_dir, 24)
@@ -143,11 +149,13 @@ def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path):
 def test_another_number_of_ranks_goes_on_behind_what_was_seen():
     ranks = [{"next_batch": 7, "dropped": {"a": ["torn", 3]}}, {"next_batch": 9, "dropped": {}}]
     state = {"step": 32, "batch_size": 2, "ranks": ranks, "best": [0.5, 16], "validations": 1, "miou": 0.4,
-             "interval": {"counts": []}}  # fmt: skip
+             "interval": {"counts": []}, "mined": [8, 3], "validation_due": True, "longest_pause": 9.0}  # fmt: skip
     options = parse_options(["--slide_path", "."])
     same = Position.of(state, options, Ranks(1, 2))
     assert (same.step, same.batch, same.dropped, same.remark) == (32, 9, {}, "")
-    assert Position.of(state, options, Ranks(0, 2)).dropped == {"a": ("torn", 3)}
+    assert (same.validation_due, same.longest_pause, same.mined) == (True, 9.0, (0, 0))
+    first = Position.of(state, options, Ranks(0, 2))
+    assert (first.dropped, first.mined) == ({"a": ("torn", 3)}, (8, 3))
     other = Position.of(state, options, Ranks(0, 1))
     assert (other.step, other.batch, other.best, other.validations) == (32, 16, (0.5, 16), 1)
     assert "it had 2 ranks with batch 2: the order of the patches differs" in other.remark

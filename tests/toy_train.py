@@ -1,13 +1,28 @@
-"""train.py with a model of a few thousand weights, for tests of what does not depend on its size."""
+"""train.py with a model of a few thousand weights, for tests of what does not depend on its size.
+
+TOY_WRITE_SECONDS in the environment: how long a checkpoint takes, as that of a large model.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from typing import Any
 
 import train
+import utils.checkpoint
 import utils.training
 from tests.rank_weights import build
 
+
+def slow_save(*arguments: Any) -> Any:
+    time.sleep(float(os.environ.get("TOY_WRITE_SECONDS", "0")))
+    return save_checkpoint(*arguments)
+
+
 if __name__ == "__main__":
     utils.training.build_model = build
+    save_checkpoint = utils.checkpoint.save_checkpoint
+    utils.checkpoint.save_checkpoint = slow_save
     sys.exit(train.main())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,9 @@ class Position:
     miou: float = math.nan  # of the last validation
     dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
     interval: dict[str, Any] = field(default_factory=dict)  # of rank 0: what was not logged yet
+    mined: tuple[int, int] = (0, 0)  # of rank 0: candidates and rejected patches in it
+    validation_due: bool = False  # at this step, and not done
+    longest_pause: float = 0.0  # seconds of a validation and its checkpoint
     remark: str = ""
 
     @classmethod
@@ -43,8 +48,12 @@ class Position:
             batch, dropped = -(-step // update) * accumulate_steps, {}
             remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
         interval = state["interval"] if world.is_first else {}
+        mined = tuple(state["mined"]) if world.is_first else (0, 0)
         best, miou = tuple(state["best"]), state["miou"]
-        return cls(step, batch, best, state["validations"], miou, dropped, interval, remark)
+        due, pause = state["validation_due"], state["longest_pause"]
+        return cls(
+            step, batch, best, state["validations"], miou, dropped, interval, mined, due, pause, remark
+        )
 
 
 @dataclass
@@ -55,11 +64,20 @@ class Interval:
     start_step: int
     start_wait: float  # of the loader's clock
     start_time: float
+    pause_time: float | None = None  # when the present pause began
 
     @property
     def seconds(self) -> float:
-        """Since its begin, without the pauses that were taken off."""
-        return time.perf_counter() - self.start_time
+        """Since its begin, without pauses."""
+        return (self.pause_time or time.perf_counter()) - self.start_time
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within takes no time."""
+        self.pause_time = time.perf_counter()
+        yield
+        self.start_time += time.perf_counter() - self.pause_time
+        self.pause_time = None
 
     @classmethod
     def begin(cls, num_classes: int, step: int, wait: float, state: dict[str, Any] | None = None) -> Interval:

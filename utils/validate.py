@@ -101,7 +101,9 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
                         where = patch.slide, patch.x_l0, patch.y_l0
                         tops[kind].add(Shown(keys[kind], *where, score, picture))
     seconds = time.perf_counter() - start
-    waits, by_slide, by_kind = zip(*trainer.world.gather((loader.wait_seconds - wait, slides, tops)))
+    mine = seconds, loader.wait_seconds - wait, slides, tops
+    times, waits, by_slide, by_kind = zip(*trainer.world.gather(mine))
+    seconds = max(times)
     merged: dict[str, np.ndarray] = {}
     for name, confusion in (item for part in by_slide for item in part.items()):
         merged[name] = merged.get(name, 0) + confusion
