@@ -49,6 +49,7 @@ from utils.cli import (
     UserError,
     launcher_rank,
     report_user_error,
+    show_warnings,
 )
 from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import configure_environment, option_values, parse_options
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # imported in run(): wrong options are answered before Tensor
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     configure_environment(options)
+    show_warnings()
     try:
         return run(options)
     except UserError as error:
@@ -197,7 +199,10 @@ class Loop:
             signal.signal(number, self.request_stop)
         if self.validation_due:  # the last checkpoint was written in its place, or before it
             self.validate()
-        if self.step < self.options.num_steps and not self.stops_early() and self.train():
+        unfinished = self.step < self.options.num_steps and not self.stops_early()
+        stopped = unfinished and self.train()
+        self.log.close_bar()
+        if stopped:
             self.world.barrier()  # the launcher ends all ranks soon after the first, and rank 0 writes
             self.log.say(f"stopped at step {self.step} with a checkpoint in {self.log_dir / 'checkpoints'}")
             return EXIT_STOPPED
@@ -317,7 +322,8 @@ class Loop:
         values = self.trainer.summed(interval.counts).summary()
         wait = max(self.world.gather(self.train_loader.wait_seconds - interval.start_wait))
         values["images_per_second"] = (self.step - interval.start_step) / seconds
-        values.update(sampler_wait=wait / seconds, learning_rate=rate)
+        bad = {slide for rank in self.world.gather(set(self.train_loader.dropped)) for slide in rank}
+        values.update(sampler_wait=wait / seconds, bad_slides=len(bad), learning_rate=rate)
         if self.options.hard_mining:
             candidates, rejected = self.mined_so_far()
             values["rejected"] = rejected / candidates

@@ -36,6 +36,8 @@ from utils.cli import (
     positive_float,
     positive_int,
     report_user_error,
+    show_warnings,
+    terminal_columns,
 )
 from utils.ranks import Ranks
 
@@ -158,6 +160,7 @@ def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
+    show_warnings()
     try:
         return run(options, _ranks())
     except UserError as error:
@@ -212,8 +215,13 @@ def _process(
     pending: list[Source], settings: Settings, folders: Folders, processes: int, shown: bool
 ) -> Outcome:
     patches, start = 0, time.monotonic()
+    columns = terminal_columns()
     with tqdm(
-        total=len(pending), desc="preprocessing", bar_format=BAR, disable=None if shown else True
+        total=len(pending),
+        desc="preprocessing",
+        bar_format=BAR,
+        ncols=columns,
+        disable=not (shown and columns),
     ) as bar:
 
         def advance(slides: float, new: int) -> None:

@@ -6,6 +6,7 @@ comes. Workers run ahead as far as their ring in shared memory reaches (`sampler
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ import numpy as np
 from samplers import ring
 from samplers.patches import Batch, PatchInfo, Sampler, SamplerError
 from samplers.ring import IGNORED_SIGNALS, Setup
+
+log = logging.getLogger(__name__)
 
 # A slide that could not be read in batch b is dropped from batch b + DROP_AFTER on: later than what any of 50
 # workers has begun when it is told (each is at most ring.MAX_SLOTS batches ahead), so that the same happens
@@ -239,6 +242,7 @@ class Loader:
     def _count_bad(self, index: int, failed: dict[str, str]) -> None:
         for slide, reason in failed.items():
             if slide not in self.dropped:
+                log.warning("bad slide, left out from now on: %s: %s", slide, reason)
                 self._drop(slide, reason, index + DROP_AFTER)
         if len(self.dropped) > self._allowed:
             self.close()

@@ -164,9 +164,12 @@ def test_workers_end_after_a_killed_consumer_and_run_from_any_folder(tmp_path: P
 
 
 @pytest.mark.parametrize("processes", [0, 1, 3])
-def test_bad_slides_are_counted_and_dropped_from_the_same_batch_on(processes: int) -> None:
+def test_bad_slides_are_counted_and_dropped_from_the_same_batch_on(
+    processes: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with Loader(Unreadable, 2, 8, processes, bad_slides_allowed=3) as loader:
         dropped = [batch.patches[0].y_l0 for batch in islice(loader, DROP_AFTER + 5)]
+        assert caplog.messages[0].startswith("bad slide, left out from now on: ")
         assert {slide: reason for slide, (reason, _) in loader.dropped.items()} == {
             f"bad{i}": "torn" for i in range(3)
         }

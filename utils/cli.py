@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
 from typing import NoReturn
+
+import psutil
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
 
@@ -25,6 +28,34 @@ def launcher_rank() -> tuple[int, int]:
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])
     return 0, 1
+
+
+def terminal_columns() -> int:
+    """Width of the terminal that shows this process's stderr, 0 if none does.
+
+    A launcher's ranks write into its pipes: then it is the launcher's terminal, where it runs on this node.
+    """
+    if sys.stderr.isatty():
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    for process in psutil.Process().parents() if launcher_rank()[1] > 1 else []:
+        try:
+            path = os.readlink(f"/proc/{process.pid}/fd/2")
+            if path.startswith("pipe:"):
+                continue  # between the rank and the launcher
+            with open(path) as terminal:
+                return os.get_terminal_size(terminal.fileno()).columns or 80
+        except OSError:  # a file, or another user's
+            return 0
+    return 0
+
+
+def show_warnings() -> None:
+    """What the samplers log goes to stderr, of several ranks with the rank before it."""
+    rank, size = launcher_rank()
+    prefix = f"[rank {rank}] " if size > 1 else ""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prefix}warning: %(message)s"))
+    logging.getLogger("samplers").handlers = [handler]
 
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}

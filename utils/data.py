@@ -12,7 +12,7 @@ from samplers import SamplerConfig
 from samplers.camelyon import Found, camelyon16, camelyon17, of_centers
 from samplers.dataset import SlidePair, check_pairs, find_pairs, patient_of, split_pairs
 from samplers.labels import LabelMap
-from utils.cli import UserError
+from utils.cli import UserError, terminal_columns
 from utils.resume import read_splits
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _check(
         options.img_size,
         options.resolution,
         threads=threads,
-        progress=world.is_first and sys.stderr.isatty(),
+        progress=world.is_first and terminal_columns() > 0,
     )
     bad = {pair: reasons for part in world.gather(problems) for pair, reasons in part.items() if reasons}
     if bad:

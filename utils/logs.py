@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
+from utils.cli import terminal_columns
 from utils.metrics import Counts, mean_iou
 from utils.resume import drop_later_metrics
 
@@ -30,7 +31,8 @@ class RunLog:
         self, log_dir: Path | None, num_steps: int, step: int = 0, profiled: tuple[int, int] | None = None
     ) -> None:
         self.log_dir = log_dir
-        self.tty = log_dir is not None and sys.stderr.isatty()
+        columns = terminal_columns() if log_dir is not None else 0
+        self.tty = columns > 0
         self.bar: tqdm | None = None
         self.profiled = profiled  # first step and the one after the last
         self.profiling = False
@@ -49,7 +51,7 @@ class RunLog:
             unit="img",
             smoothing=0.05,
             disable=not self.tty,
-            dynamic_ncols=True,
+            ncols=columns,
         )
 
     def __enter__(self) -> RunLog:
@@ -59,8 +61,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_profile()
-        if self.bar is not None:
-            self.bar.close()
+        self.close_bar()
+        if self.log_dir is not None:
             self.jsonl.close()
             for writer in self.writers.values():
                 writer.close()
@@ -73,6 +75,12 @@ class RunLog:
             self.bar.update(min(step, self.bar.total) - self.bar.n)
             miou = _short(mean_iou(counts.confusion), 3)
             self.bar.set_postfix(loss=f"{loss:.4f}", mIoU=miou, wait=f"{wait:.1%}", refresh=False)
+
+    def close_bar(self) -> None:
+        """After the last step: what is said then has no bar to go round."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def profile(self, step: int) -> None:
         """Before each step: starts and stops TensorFlow's profiler."""

@@ -39,6 +39,7 @@ class Validation:
     counts: Counts
     seconds: float
     wait: float  # part of the time, of the rank that waited longest
+    bad_slides: int  # that became unreadable
     slides: dict[str, np.ndarray]
     mixed: list[Shown]  # with most of both, tumour and other
     worst: list[Shown]
@@ -50,6 +51,7 @@ class Validation:
             **self.counts.summary(),
             "images_per_second": self.counts.images / self.seconds,
             "sampler_wait": self.wait,
+            "bad_slides": self.bad_slides,
             "learning_rate": None,
             "slides": {name: slide_values(self.slides[name]) for name in sorted(self.slides)},
         }
@@ -101,8 +103,8 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
                         where = patch.slide, patch.x_l0, patch.y_l0
                         tops[kind].add(Shown(keys[kind], *where, score, picture))
     seconds = time.perf_counter() - start
-    mine = seconds, loader.wait_seconds - wait, slides, tops
-    times, waits, by_slide, by_kind = zip(*trainer.world.gather(mine))
+    mine = seconds, loader.wait_seconds - wait, set(loader.dropped), slides, tops
+    times, waits, dropped, by_slide, by_kind = zip(*trainer.world.gather(mine))
     seconds = max(times)
     merged: dict[str, np.ndarray] = {}
     for name, confusion in (item for part in by_slide for item in part.items()):
@@ -110,4 +112,6 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
     shown = {
         kind: heapq.nlargest(SHOWN, [item for part in by_kind for item in part[kind].items]) for kind in tops
     }
-    return Validation(trainer.summed(counts), seconds, max(waits) / seconds, merged, **shown)
+    return Validation(
+        trainer.summed(counts), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
+    )
