@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from tqdm import tqdm
 from utils.cli import terminal_columns
 from utils.metrics import Counts, mean_iou
 from utils.resume import drop_later_metrics
+
+_PIPE_SECONDS = 0.05
 
 
 def _short(value: float | None, digits: int = 4) -> str:
@@ -146,9 +148,13 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line that does not break the progress bar."""
-        if self.log_dir is not None:
-            tqdm.write(line)
-            sys.stdout.flush()
+        if self.log_dir is None:
+            return
+        with tqdm.external_write_mode():
+            # The bar and the line go through two pipes of the launcher, which keep no order between them.
+            time.sleep(_PIPE_SECONDS if self.tty else 0)
+            print(line, flush=True)
+            time.sleep(_PIPE_SECONDS if self.tty else 0)
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
