@@ -18,8 +18,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 
-from tqdm import tqdm
-
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.schedule import Outcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
@@ -29,6 +27,7 @@ from samplers.slide import DataError
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
+    NO_ROOM,
     Parser,
     UserError,
     fraction,
@@ -37,14 +36,12 @@ from utils.cli import (
     positive_int,
     report_user_error,
     show_warnings,
-    terminal_columns,
 )
+from utils.progress import SlideBar
 from utils.ranks import Ranks
 
 PROGRAM = "preprocess.py"
 INTERRUPTED = 130
-NO_ROOM = "{}. Make room, and the same command goes on"
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} slides [{elapsed}<{remaining}{postfix}]"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -214,23 +211,8 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
 def _process(
     pending: list[Source], settings: Settings, folders: Folders, processes: int, shown: bool
 ) -> Outcome:
-    patches, start = 0, time.monotonic()
-    columns = terminal_columns()
-    with tqdm(
-        total=len(pending),
-        desc="preprocessing",
-        bar_format=BAR,
-        ncols=columns,
-        disable=not (shown and columns),
-    ) as bar:
-
-        def advance(slides: float, new: int) -> None:
-            nonlocal patches
-            patches += new
-            bar.set_postfix_str(f"{patches / (time.monotonic() - start):.1f} patches/s", refresh=False)
-            bar.update(slides)
-
-        return process(pending, settings, folders, processes, advance)
+    with SlideBar("preprocessing", len(pending), shown) as bar:
+        return process(pending, settings, folders, processes, bar.advance)
 
 
 def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:

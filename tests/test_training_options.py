@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -155,6 +156,7 @@ def test_validation_by_slide_and_by_patch_adds_up(trainer_of):
 
     class OneBatch:
         wait_seconds = 0.0
+        dropped = MappingProxyType({"torn": ("it is torn", 3)})
 
         def __iter__(self):
             yield Batch(0, *patches(0), found)
@@ -168,6 +170,7 @@ def test_validation_by_slide_and_by_patch_adds_up(trainer_of):
     assert [shown.miou for shown in result.worst] == sorted(scores)
     assert [shown.miou for shown in result.best] == sorted(scores, reverse=True)
     assert result.values()["slides"]["s0"]["pixels"] == 2 * 256**2
+    assert result.values()["bad_slides"] == 1
 
 
 def test_frozen_batch_norm_keeps_its_averages_and_else_they_move_with_the_momentum(trainer_of):

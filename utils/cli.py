@@ -12,6 +12,7 @@ from typing import NoReturn
 import psutil
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
+NO_ROOM = "{}. Make room, and the same command goes on"  # of the error
 
 
 class UserError(ValueError):
