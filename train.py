@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -44,10 +43,8 @@ from samplers.dataset import SlidePair
 from utils import last_words
 from utils.cli import (
     EXIT_DONE,
-    EXIT_FAILED,
     EXIT_STOPPED,
     UserError,
-    launcher_rank,
     report_user_error,
     show_warnings,
 )
@@ -75,11 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         expected = isinstance(error, (FloatingPointError, SamplerError, CheckpointWriteError))
         text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
-        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
-        sys.stderr.flush()
-        last_words.cancel()
-        # A rank that failed must not wait in Horovod's shutdown: gone, the launcher ends the others.
-        os._exit(EXIT_FAILED)
+        last_words.end_at_once(text)
 
 
 class CheckpointWriteError(OSError):

@@ -76,7 +76,12 @@ def run(case: str, world: World) -> dict:
 
 
 def build(
-    name: str, img_size: None, num_classes: int, bn_momentum: float, batch_norm: type, **_: object
+    name: str,
+    img_size: None,
+    num_classes: int,
+    bn_momentum: float = 0.9,
+    batch_norm: type = tf.keras.layers.BatchNormalization,
+    **_: object,
 ) -> object:
     return toy_efficientdet(
         img_size, num_classes, fpn_min_level=3, bn_momentum=bn_momentum, batch_norm=batch_norm

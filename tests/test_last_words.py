@@ -30,6 +30,13 @@ def test_a_killed_process_is_named():
     assert "was killed" in errors
 
 
+def test_a_process_killed_with_its_group_is_named():
+    """As mpiexec.hydra does it."""
+    group = "import os; os.setpgrp(); from utils import last_words; last_words.announce(3); os.killpg(0, 9)"
+    process = start_python(["-c", group])
+    assert "[rank 3] process " in process.communicate(timeout=60)[1]
+
+
 @pytest.mark.parametrize(
     "code", ["pass", "raise SystemExit(2)", "last_words.cancel(); import os; os._exit(1)"]
 )
