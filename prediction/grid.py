@@ -44,9 +44,7 @@ def frame_of(slide: Slide, resolution: float | None) -> Frame:
     level = slide.level_at_least(downsample)
     real = slide.downsamples[level] / downsample
     sizes = zip((slide.width, slide.height), slide.level_sizes[level])
-    width, height = (
-        max(1, math.floor(min(full / downsample, size * real) + 1e-6)) for full, size in sizes
-    )
+    width, height = (max(1, math.floor(min(full / downsample, size * real) + 1e-6)) for full, size in sizes)
     return Frame(width, height, downsample, slide.spacing * downsample)
 
 

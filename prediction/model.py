@@ -70,7 +70,9 @@ def find_model(path: Path, precision: str | None) -> Source:
         return Source(_newest_whole(log_dir / "checkpoints"), _need_options(log_dir))
     if other and (path / "model" / EXPORTED).exists():
         raise UserError(f"{path} has no checkpoint to compute in {precision} with, only an exported model")
-    raise UserError(f"--model_path {path} holds no model: neither a log_dir, a checkpoint nor an exported model")
+    raise UserError(
+        f"--model_path {path} holds no model: neither a log_dir, a checkpoint nor an exported model"
+    )
 
 
 def _options_of(folder: Path) -> dict[str, Any]:
@@ -105,7 +107,9 @@ def class_names(options: dict[str, Any], classes: int) -> list[str]:
     given = options.get("label_map")
     groups = LabelMap.parse(given).groups if given else (("Tumor", 1),)
     return [
-        next((group for group, number in groups if number == value and not group.isdecimal()), f"class_{value}")
+        next(
+            (group for group, number in groups if number == value and not group.isdecimal()), f"class_{value}"
+        )
         for value in range(1, classes)
     ]
 
@@ -182,7 +186,9 @@ def _of_checkpoint(source: Source, precision: str) -> Callable[[Any], Any]:
             fpn_cells=options["fpn_cells"],
             output_stride=options["output_stride"],
         )
-        averages = [tf.Variable(v, trainable=False) for v in network.trainable_variables if options.get("ema")]
+        averages = [
+            tf.Variable(v, trainable=False) for v in network.trainable_variables if options.get("ema")
+        ]
         tracked = {"averages": averages} if averages else {}
         status = tf.train.Checkpoint(model=network, **tracked).read(str(source.path / VARIABLES))
         status.expect_partial().assert_existing_objects_matched()
