@@ -177,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("\ninterrupted: the same command goes on\n")
         return INTERRUPTED
     except Exception:
+        if launcher_rank()[1] == 1:
+            raise
         sys.stderr.write(f"[rank {launcher_rank()[0]}] failed:\n{traceback.format_exc()}")
         sys.stderr.flush()
         last_words.cancel()

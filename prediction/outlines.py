@@ -74,10 +74,7 @@ def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], d
     features = []
     for number, lesion in enumerate(lesions, 1):
         for outline in lesion.outlines:
-            rings = [
-                [_ring(ring, downsample) for ring in (polygon.exterior, *polygon.interiors)]
-                for polygon in outline.polygons
-            ]
+            rings = [_rings(shapely.get_rings(polygon), downsample) for polygon in outline.polygons]
             properties = {
                 "objectType": "annotation",
                 "name": f"lesion {number}",
@@ -96,22 +93,25 @@ def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], d
 
 def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
     """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
-    polygons = [
+    whole = [
         (f"lesion {number}", names[outline.value - 1], polygon)
         for number, lesion in enumerate(lesions, 1)
         for outline in lesion.outlines
         for polygon in outline.polygons
     ]
-    holes = [("hole", EXCLUSION, hole) for hole in holes_of([polygon for *_, polygon in polygons])]
+    holes, cut = without_islands([polygon for *_, polygon in whole])
+    parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
+    parts += [("hole", EXCLUSION, hole) for hole in holes]
     groups = [*dict.fromkeys(names), EXCLUSION]
+    rings = _rings(shapely.get_exterior_ring([polygon for *_, polygon in parts]), downsample)
     with path.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
-        for name, group, polygon in (*polygons, *holes):
+        for (name, group, _), ring in zip(parts, rings):
             file.write(
                 f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(group)} '
                 f'Color="{_hex(groups.index(group) + 1)}">\n\t\t\t<Coordinates>\n'
             )
-            for order, (x, y) in enumerate(_ring(polygon.exterior, downsample)[:-1]):
+            for order, (x, y) in enumerate(ring[:-1]):
                 file.write(f'\t\t\t\t<Coordinate Order="{order}" X="{x}" Y="{y}" />\n')
             file.write("\t\t\t</Coordinates>\n\t\t</Annotation>\n")
         file.write("\t</Annotations>\n\t<AnnotationGroups>\n")
@@ -123,42 +123,49 @@ def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], down
         file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
-def holes_of(polygons: Sequence[shapely.Polygon]) -> list[shapely.Polygon]:
-    """Polygons without holes that cover what lies inside of the polygons' outer rings and in none of them.
+def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, list[list[shapely.Polygon]]]:
+    """For files without holes: the polygons' holes in which no other one lies, and the polygons without the others.
 
-    A hole in which another polygon lies is cut into pieces around it: it is painted over what is there.
+    A hole with something in it cannot be painted over: the polygon is cut along a row of pixels that opens it. So
+    the second has a list of parts for each polygon.
     """
-    tree = shapely.STRtree([shapely.Polygon(polygon.exterior) for polygon in polygons])
-    pieces = []
-    for ring in (ring for polygon in polygons for ring in polygon.interiors):
-        hole = shapely.Polygon(ring)
-        inside = tree.query(hole, predicate="covers")
-        if len(inside):
-            hole = hole.difference(shapely.union_all([polygons[i] for i in inside]))
-        pieces += [piece for part in shapely.get_parts(hole) for piece in _without_holes(part)]
-    return pieces
+    if not polygons:
+        return np.array([]), []
+    # All at once: one by one, the 46,000 holes of a noisy map took ten times as long.
+    rings, owner = shapely.get_rings(np.array(polygons), return_index=True)
+    inner = np.diff(owner, prepend=-1) == 0  # all but the first of each polygon
+    holes, owner = shapely.polygons(rings[inner]), owner[inner]
+    solid = shapely.STRtree(shapely.polygons(rings[~inner]))
+    occupied = np.unique(solid.query(holes, predicate="covers")[0]) if len(holes) else []
+    rows: dict[int, set[float]] = defaultdict(set)
+    for hole in occupied:
+        rows[owner[hole]].add(shapely.bounds(holes[hole])[1])
+    parts = [
+        list(_cut(polygon, sorted(rows[i]))) if i in rows else [polygon] for i, polygon in enumerate(polygons)
+    ]
+    rings, owner = shapely.get_rings(np.array([part for some in parts for part in some]), return_index=True)
+    return shapely.polygons(rings[np.diff(owner, prepend=-1) == 0]), parts
 
 
-def _without_holes(shape: shapely.Geometry) -> Iterator[shapely.Polygon]:
-    """Cuts a polygon along a row of pixels through each hole."""
-    if shape.geom_type != "Polygon" or not shape.area:
+def _cut(shape: shapely.Geometry, rows: Sequence[float]) -> Iterator[shapely.Polygon]:
+    """The polygons that are left when it is cut along these rows, halves first."""
+    if not rows:
+        yield from (part for part in shapely.get_parts(shape) if part.geom_type == "Polygon")
         return
-    if not shape.interiors:
-        yield shape
-        return
-    left, top, right, bottom = shape.bounds
-    cut = shapely.Polygon(shape.interiors[0]).bounds[1]
-    for half in (shapely.box(left, top, right, cut), shapely.box(left, cut, right, bottom)):
-        for part in shapely.get_parts(shapely.intersection(shape, half)):
-            yield from _without_holes(part)
+    left, top, right, bottom = shapely.bounds(shape)
+    middle = len(rows) // 2
+    boxes = shapely.box(left, top, right, rows[middle]), shapely.box(left, rows[middle], right, bottom)
+    for box, others in zip(boxes, (rows[:middle], rows[middle + 1 :])):
+        yield from _cut(shapely.intersection(shape, box), others)
 
 
-def _ring(ring: Any, downsample: float) -> list[tuple[float, float]]:
-    """Closed, in level-0 pixels; whole numbers as such."""
-    points = shapely.get_coordinates(ring) * downsample
+def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
+    """Points of closed rings, in level-0 pixels; whole numbers as such."""
+    points, owner = shapely.get_coordinates(rings, return_index=True)
+    points = points * downsample
     if float(downsample).is_integer():
         points = points.astype(np.int64)
-    return [(x, y) for x, y in points.tolist()]
+    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
 
 
 def _hex(value: int) -> str:
