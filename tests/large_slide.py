@@ -34,7 +34,7 @@ def write_sparse(path: Path, side: int) -> Path:
                 # Islands of 8192² at every 24,576 pixels, the middle half of them lesion.
                 y, x = (place * TILE * shrink % 24_576 for place in (row, column))
                 if shrink == 1:
-                    found = lesion if 2048 <= min(x, y) and max(x, y) < 6144 else tissue
+                    found = lesion if min(x, y) >= 2048 and max(x, y) < 6144 else tissue
                     yield found if max(x, y) < 8192 else None
                 else:  # a tile is larger than an island: pixel by pixel
                     ys, xs = (

@@ -18,12 +18,14 @@ import openslide
 import pytest
 import pyvips
 import shapely
+import tensorflow as tf
 import tifffile
 
 from evaluation import camelyon16, segmentation
 from evaluation.tables import read_detections
 from predict import main
 from prediction import grid
+from prediction.model import Predictor, find_model
 from prediction.outlines import without_islands
 from samplers.annotations import read_asap, read_geojson
 from samplers.labels import LabelMap, open_label
@@ -31,7 +33,11 @@ from samplers.slide import Slide
 from tests.launch import ROOT, run_python, start_python, wait_for
 from tests.lesion_slides import make_slide
 from tests.tiny_slides import overwrite_tile, write_levels
+from tests.toy_models import randomise, toy_efficientdet
 from tests.toy_predictors import export, rings, slide_with
+from utils.checkpoint import save_checkpoint
+from utils.cli import UserError
+from utils.distributed import World
 
 COMMON = ("--img_size", "128", "--batch_size", "3")
 FEW = ("--threshold", "0.99")  # noise has the most ragged outlines that there are
@@ -334,6 +340,67 @@ def test_tables_are_what_the_evaluation_reads(toys, slides, tmp_path):
     assert rows["tumor_009"]["node_label"] == "micro"
     assert float(rows["tumor_009"]["diameter_mm"]) == pytest.approx(np.hypot(1300, 140) * 0.0005, abs=1e-6)
     assert float(rows["normal_001"]["probability"]) < 0.01 < 0.9 < float(rows["tumor_009"]["probability"])
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Path:
+    """A log_dir with a toy network's checkpoint, averages (--ema) and export."""
+    import models
+    from utils.options import build_parser, option_values
+    from utils.training import Trainer
+
+    real = models.build_model
+
+    def build(name: str, img_size: None, num_classes: int, **options: object):
+        if name == "toy":
+            return real(name, img_size, num_classes, **options)
+        known = {key: value for key, value in options.items() if key in ("bn_momentum", "batch_norm")}
+        return toy_efficientdet(img_size, num_classes, fpn_min_level=3, **known)
+
+    monkeypatch.setattr("utils.training.build_model", build)
+    monkeypatch.setattr(models, "build_model", build)
+    options = build_parser().parse_args(["--ema", "0.9", "--img_size", "128", "--seed", "3"])
+    options.resolution = None
+    trainer = Trainer(options, 2, World())
+    randomise(trainer.model)
+    for average, variable in zip(trainer.averages, trainer.model.trainable_variables):
+        average.assign(0.5 * variable)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "options.json").write_text(json.dumps(option_values(options)))
+    save_checkpoint(folder / "checkpoints", trainer.checkpoint, {"step": 4, **trainer.state()})
+    trainer.export(folder / "model")
+    yield folder
+    tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def test_checkpoint_and_export_are_the_same_model_and_another_precision_is_not(trained):
+    images = np.random.default_rng(0).integers(0, 255, (1, 128, 128, 3), dtype=np.uint8)
+
+    def predicted(path: Path, precision: str | None = None) -> np.ndarray:
+        return Predictor(find_model(path, precision), precision, 128, False)(images)
+
+    exported = predicted(trained)
+    assert find_model(trained, None).path == trained / "model"
+    checkpoint = find_model(trained / "checkpoints", None)
+    assert checkpoint.path == trained / "checkpoints" / "step_000000004"
+    np.testing.assert_allclose(predicted(checkpoint.path), exported, atol=1e-5)
+    assert np.ptp(exported) > 1e-3
+    assert find_model(trained, "bfloat16").path == checkpoint.path
+    low = predicted(trained, "bfloat16")
+    assert low.dtype == np.float32
+    assert 1e-7 < np.abs(low - exported).max() < 0.2
+    with pytest.raises(UserError, match="as it was exported"):
+        find_model(trained / "model", "bfloat16")
+
+
+def test_img_size_and_resolution_are_those_of_the_training(toys, slides, tmp_path):
+    model = shutil.copytree(toys / "lesion", tmp_path / "run" / "model")
+    (model.parent / "options.json").write_text(json.dumps({"img_size": 96, "resolution": 1.0}))
+    command = words(model.parent, slides / "tumor_001.tif", tmp_path / "out", "--img_size", "1")
+    assert main([word for word in command if word not in ("--img_size", "1")]) == 0
+    assert record(tmp_path / "out", "tumor_001")["settings"]["img_size"] == 96
+    assert pixels(tmp_path / "out", "tumor_001").shape == (350, 500)
 
 
 def test_a_second_run_does_nothing_and_another_model_or_option_is_refused(toys, slides, whole, capsys):
