@@ -61,6 +61,12 @@ class Opened:
         for raster in self.rasters:
             raster.close()
 
+    def discard(self) -> None:
+        """Closes it; the rasters are not needed any more."""
+        self.close()
+        for raster in self.rasters:
+            raster.path.unlink(missing_ok=True)
+
 
 @dataclass
 class Outcome:
@@ -83,6 +89,7 @@ class Worker:
     team: Ranks
     advance: Advance
     outcome: Outcome = field(default_factory=Outcome)
+    stopped: bool = False  # some rank of the team cannot write: all have stopped, at the same slide
 
     def run(self, paths: Sequence[Path]) -> Outcome:
         """Collective over the team. The files of a slide are written while the next one is predicted."""
@@ -93,7 +100,7 @@ class Worker:
                 if pending is not None:
                     pending.result()
                     pending = None
-                if self.outcome.error:
+                if self.stopped:
                     break
                 if opened is not None and self.team.rank == number % self.team.size:
                     pending = finisher.submit(self._finish, opened, seconds)
@@ -105,10 +112,12 @@ class Worker:
 
     def _predict(self, path: Path) -> tuple[Opened | None, float]:
         """Collective: the slide with its rasters filled, None if it is bad; and the seconds that it took."""
-        start, opened, bad, error = time.monotonic(), None, "", ""
+        start, opened, bad = time.monotonic(), None, ""
+        error = self.outcome.error  # of an earlier slide's files: the others of the team do not know yet
         try:
-            opened = Opened(path, self.output, self.settings)
-            self._predict_band(opened)
+            if not error:
+                opened = Opened(path, self.output, self.settings)
+                self._predict_band(opened)
         except (DataError, ReadError) as failure:
             bad = str(failure)
         except OutputError as failure:
@@ -118,8 +127,10 @@ class Worker:
         if not bad and not error:
             return opened, time.monotonic() - start
         if opened is not None:
-            opened.close()
-        self._fail(path.stem, bad, error)
+            opened.discard()
+        self.stopped = bool(error)
+        if self.team.is_first:
+            self._note(path.stem, bad, error)
         return None, 0.0
 
     def _predict_band(self, opened: Opened) -> None:
@@ -139,12 +150,12 @@ class Worker:
         if not patches:
             self.advance(1.0, 0)
 
-    def _fail(self, name: str, bad: str, error: str) -> None:
-        if self.team.is_first:
-            if bad:
-                self.outcome.bad[name] = bad
-            store.remove(self.output, name)
+    def _note(self, name: str, bad: str, error: str) -> None:
+        """Once for the team: the slide has failed."""
+        if bad:
+            self.outcome.bad[name] = bad
         self.outcome.error = self.outcome.error or error
+        store.remove(self.output, name)
 
     def _finish(self, opened: Opened, seconds: float) -> None:
         """In a thread of its own: what fails is noted."""
@@ -155,13 +166,11 @@ class Worker:
             store.finish(self.output, opened.name, record)
             self.outcome.slides += 1
         except (DataError, ReadError) as failure:
-            self._fail(opened.name, str(failure), "")
+            self._note(opened.name, str(failure), "")
         except OutputError as failure:
-            self._fail(opened.name, "", str(failure))
+            self._note(opened.name, "", str(failure))
         finally:
-            opened.close()
-            for raster in opened.rasters:
-                raster.path.unlink(missing_ok=True)
+            opened.discard()
             trim_memory()
 
 

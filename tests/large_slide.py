@@ -31,14 +31,14 @@ def write_sparse(path: Path, side: int) -> Path:
         count = -(-(side // shrink) // TILE)
         for row in range(count):
             for column in range(count):
-                # Islands of 8192² at every 24,576 pixels, the middle half of them lesion.
-                y, x = (place * TILE * shrink % 24_576 for place in (row, column))
+                # Islands of 4096² at every 49,152 pixels, the middle half of them lesion.
+                y, x = (place * TILE * shrink % 49_152 for place in (row, column))
                 if shrink == 1:
-                    found = lesion if min(x, y) >= 2048 and max(x, y) < 6144 else tissue
-                    yield found if max(x, y) < 8192 else None
+                    found = lesion if min(x, y) >= 1024 and max(x, y) < 3072 else tissue
+                    yield found if max(x, y) < 4096 else None
                 else:  # a tile is larger than an island: pixel by pixel
                     ys, xs = (
-                        (np.arange(TILE) + place * TILE) * shrink % 24_576 < 8192 for place in (row, column)
+                        (np.arange(TILE) + place * TILE) * shrink % 49_152 < 4096 for place in (row, column)
                     )
                     inside = ys[:, None] & xs
                     yield np.where(inside[..., None], tissue, 255).astype(np.uint8) if inside.any() else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -38,6 +37,7 @@ from tests.toy_predictors import export, rings, slide_with
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
 from utils.distributed import World
+from utils.files import write_aside
 
 COMMON = ("--img_size", "128", "--batch_size", "3")
 FEW = ("--threshold", "0.99")  # noise has the most ragged outlines that there are
@@ -454,12 +454,19 @@ def test_what_was_never_scanned_is_glass(toys, slides, tmp_path):
     assert (pixels(tmp_path / "out", "tumor_001")[320:384, 512:576] == 255).all()
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(toys, slides, whole, tmp_path, monkeypatch, capsys):
-    def full(*_: object) -> int:
+@pytest.mark.parametrize(
+    "place", ["os.pwrite", "prediction.work.write_overlay", "prediction.store.write_aside"]
+)
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    place, toys, slides, whole, tmp_path, monkeypatch, capsys
+):
+    def full(target: object, *_: object) -> int:
+        if getattr(target, "name", "") == "prediction.json":
+            return write_aside(target, *_)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(place, full)
         assert main(words(toys / "lesion", slides, tmp_path)) == 1
     assert "No space left on device. Make room, and the same command goes on" in capsys.readouterr().err
     assert not list((tmp_path / "slides").iterdir())
