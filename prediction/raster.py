@@ -40,3 +40,7 @@ class Raster:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def discard(self) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)

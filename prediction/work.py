@@ -184,8 +184,8 @@ def write_files(opened: Opened, output: Path, settings: Settings, names: Sequenc
     lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
     remove_small(cells, numbers, classes)
     with store.output_errors(output):
-        write_tiff(paths["_probability.tif"], probability, frame.spacing, "mean")
-        write_tiff(paths["_prediction.tif"], classes, frame.spacing, "mode")
+        write_tiff(paths["_probability.tif"], probability, frame.spacing, labels=False)
+        write_tiff(paths["_prediction.tif"], classes, frame.spacing, labels=True)
         write_geojson(paths[".geojson"], lesions, names, frame.downsample)
         write_asap(paths[".xml"], lesions, names, frame.downsample)
         write_lesions(paths[".csv"], lesions, frame)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyvips
+import tifffile
 
 from prediction.grid import Frame
 from prediction.lesions import Cells, Lesion
@@ -21,19 +24,62 @@ OVERLAY = 2048  # pixels of the longer side
 _OPACITY = 0.6  # of the heat map where the probability is 1
 
 
-def write_tiff(path: Path, raster: Raster, spacing: float, shrink: str) -> None:
-    """Pyramidal tiled BigTIFF, one band, deflate, with its spacing (µm/px); streamed by libvips.
+def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None:
+    """Pyramidal tiled BigTIFF, one band, deflate, with its spacing (µm/px); levels are halves down to one tile.
 
-    shrink: how a level is made from the one before, libvips' "mean" or "mode". OutputError: it cannot be written.
+    A level is the mean of the one before; of `labels`, whose values must stay, every second pixel. Streamed by rows
+    of tiles: libvips would map the raster (`rawload`), and a map of 10 GB counts as memory once it was read.
+    OutputError: it cannot be written.
     """
-    per_mm = 1000 / spacing
+    level, number = raster, 0
     try:
-        image = pyvips.Image.rawload(str(raster.path), raster.width, raster.height, 1)
-        image = image.copy(interpretation="b-w", xres=per_mm, yres=per_mm)
-        size = {"tile": True, "tile_width": TILE, "tile_height": TILE, "pyramid": True, "bigtiff": True}
-        image.tiffsave(str(path), compression="deflate", resunit="cm", region_shrink=shrink, **size)
-    except pyvips.Error as error:
-        raise OutputError(f"{path} cannot be written: {' '.join(str(error).split())}") from error
+        with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+            while True:
+                tiff.write(
+                    _tiles(level),
+                    shape=(level.height, level.width),
+                    dtype=np.uint8,
+                    tile=(TILE, TILE),
+                    photometric="minisblack",
+                    compression="zlib",
+                    resolution=(1e4 / spacing / 2**number,) * 2,
+                    resolutionunit="CENTIMETER",
+                    subfiletype=1 if number else 0,
+                    metadata=None,
+                )
+                if max(level.width, level.height) <= TILE:
+                    break
+                number += 1
+                finer, level = level, _half(level, path.with_suffix(f".{number}"), labels)
+                if finer is not raster:
+                    finer.discard()
+        if level is not raster:
+            level.discard()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def _tiles(raster: Raster) -> Iterator[bytes]:
+    """Deflated tiles, row by row."""
+    empty = zlib.compress(bytes(TILE * TILE))  # most of a slide
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        for top in range(0, raster.height, TILE):
+            rows = raster.read(0, top, raster.width, TILE)
+            rows = np.pad(rows, ((0, TILE - rows.shape[0]), (0, -raster.width % TILE)))
+            tiles = rows.reshape(TILE, -1, TILE).swapaxes(0, 1)
+            yield from pool.map(lambda tile: zlib.compress(tile.tobytes()) if tile.any() else empty, tiles)
+
+
+def _half(raster: Raster, path: Path, labels: bool) -> Raster:
+    """The raster at half its size, rounded down, in a file at `path`."""
+    half = Raster(path, max(1, raster.width // 2), max(1, raster.height // 2))
+    method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
+    for top in range(0, half.height, TILE):
+        rows = raster.read(0, 2 * top, 2 * half.width, 2 * min(TILE, half.height - top))
+        if rows.any():
+            size = half.width, min(TILE, half.height - top)
+            half.write(0, top, cv2.resize(rows, size, interpolation=method))
+    return half
 
 
 def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -> None:
