@@ -21,7 +21,7 @@ from utils.pictures import OUTLINE_PREDICTION, draw_outline
 
 TILE = 512  # pixels a side, as ASAP writes them
 OVERLAY = 2048  # pixels of the longer side
-_OPACITY = 0.6  # of the heat map where the probability is 1
+_OPACITY = 0.6  # of the heat map where tumour is more probable than not
 
 
 def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None:
@@ -92,7 +92,7 @@ def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -
     shrinks = cells.mean.shape[0] > size[1]
     heat = cv2.resize(cells.mean, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     colours = cv2.applyColorMap(np.uint8(heat * 255), cv2.COLORMAP_TURBO)[:, :, ::-1]
-    opacity = (_OPACITY * np.sqrt(heat))[:, :, None]
+    opacity = (_OPACITY * np.clip(2 * heat - 0.1, 0, 1))[:, :, None]  # none on what is next to 0
     picture = (picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     inside = cv2.resize((numbers > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     picture = draw_outline(picture, np.greater(inside, 0), OUTLINE_PREDICTION)

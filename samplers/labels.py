@@ -255,11 +255,10 @@ def _mask_scale(mask: Slide, slide: Slide) -> float:
     size, full = (mask.width, mask.height), (slide.width, slide.height)
     if size == full:
         return 1.0
-    candidates = {float(round(full[0] / size[0])), *slide.downsamples}
-    scales = sorted(value for value in candidates if value > 1)
+    candidates = sorted({float(round(full[0] / size[0])), *slide.downsamples})
     if mask.spacing_known and slide.spacing_known:  # last: it is not as exact
-        scales.append(mask.spacing / slide.spacing)
-    for scale in scales:
+        candidates.append(mask.spacing / slide.spacing)
+    for scale in (value for value in candidates if value > 1):
         fits = all(abs(f / scale - s) < 1 for f, s in zip(full, size))
         if mask.spacing_known and slide.spacing_known:
             fits &= abs(mask.spacing / slide.spacing / scale - 1) < 0.02
