@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Predict whole slides with a trained model: probability maps, outlines, lesions and scores.
+"""Predicts whole slides with a trained model: probability maps, lesions, outlines for ASAP and QuPath, tables.
 
-    python predict.py --model_path logs/run --slide_path slides --output predictions
-    mpirun -np 4 python predict.py ...       slides over ranks; ranks share a slide if there are fewer slides
+    sh run_predict.sh --model_path logs/run --slide_path slides --output predictions
+    python predict.py --model_path logs/run/model --slide_path 'slides/test_*.tif' --output predictions
+    mpirun -np 4 python predict.py ...        ranks take slides, or parts of them where there are fewer slides
 
-Can be stopped at any moment and started again: finished slides are skipped. Exit codes: 0 done; 1 some slides
-could not be used (all others are done), or files could not be written; 2 wrong options or unusable input.
+Can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others are
+done), or files could not be written; 2 wrong options or unusable input.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import glob
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+import traceback
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING
 
 from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
-from prediction import files
-from prediction.model import Source, find_model, load_model
-from prediction.slide import Plan, Settings, SlidePredictor
-from samplers.dataset import files_of
-from samplers.reader import BadSlideError
-from samplers.slide import DataError
+from evaluation.tables import SLIDE_SUFFIXES
+from models.catalog import MODELS, multiple_of
+from prediction import store
+from prediction.model import Predictor, Source, class_names, find_model
+from prediction.store import Settings
+from prediction.work import Outcome, Worker
+from utils import last_words
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -33,11 +36,14 @@ from utils.cli import (
     Parser,
     UserError,
     fraction,
+    launcher_rank,
     positive_float,
     positive_int,
     report_user_error,
     show_warnings,
 )
+from utils.files import OutputError
+from utils.options import configure_environment
 from utils.progress import SlideBar
 from utils.ranks import Ranks
 
@@ -46,242 +52,220 @@ if TYPE_CHECKING:
 
 PROGRAM = "predict.py"
 INTERRUPTED = 130
+NO_SLIDES = ("_mask", "_probability", "_prediction")  # how files that lie beside slides end
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
-        description="Predict whole slides with a trained model.",
+        description="Predict whole slides: probability maps, lesions and outlines.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="log_dir of a run, checkpoint or exported model")
+    add = parser.add_argument_group("what").add_argument
     add(
-        "--slide_path",
-        required=True,
-        help="folder of slides, a slide, or a pattern such as 'slides/test_*.tif'",
+        "--model_path", type=Path, required=True, help="log_dir of a training run, checkpoint, exported model"
     )
-    add("--slide_format", default="tif", help="format (file ending) of the slides of a folder")
-    add("--output", type=Path, default=Path("predictions"), help="folder for the results")
-    add("--img_size", type=positive_int, help="of the patches in pixels (none: as in training)")
-    add("--batch_size", type=positive_int, default=2, help="patches at a time")
-    add("--overlap", type=fraction, default=0.25, help="part of a patch that its neighbour covers as well")
+    add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
+    add("--output", type=Path, required=True, help="folder for the results")
+    add = parser.add_argument_group("how").add_argument
+    add("--img_size", type=positive_int, help="side of a patch in pixels (none: that of the training)")
+    add("--overlap", type=fraction, default=0.25, help="part of a patch that the next one covers as well")
+    add("--batch_size", type=positive_int, default=2, help="patches that are predicted at once")
     add(
         "--resolution",
         type=positive_float,
-        help="of the patches and the results in µm/px (none: as in training)",
+        help="spacing in µm/px (none: that of the training, else level 0)",
     )
     add(
-        "--tissue_only", action=argparse.BooleanOptionalAction, default=True,
-        help="only patches that meet tissue, found as the surf sampler does",
-    )  # fmt: skip
-    add("--tta", action="store_true", help="mean over flips and quarter turns of each patch, 8 times as slow")
-    add("--mixed_precision", choices=["float32", "float16", "bfloat16"],
-        help="of the network (none: the exported model's)")  # fmt: skip
-    add("--threshold", type=fraction, default=THRESHOLD,
-        help="probability from which on a pixel is tumour; with more classes the most probable counts")  # fmt: skip
-    add("--min_lesion_um", type=float, default=MIN_DIAMETER_UM,
-        help="longest diameter in µm below which an area is no lesion")  # fmt: skip
+        "--tissue_only",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out glass: the probability is 0 there",
+    )
+    add("--tta", action="store_true", help="mean over the eight flips and quarter turns of each patch")
+    add(
+        "--mixed_precision",
+        choices=["float32", "float16", "bfloat16"],
+        help="what the network computes in (none: as it was trained); exported models keep theirs",
+    )
+    add = parser.add_argument_group("lesions").add_argument
+    add("--threshold", type=fraction, help=f"probability of tumour, of two classes (none: {THRESHOLD})")
+    add(
+        "--min_lesion_mm",
+        type=positive_float,
+        default=MIN_DIAMETER_UM / 1000,
+        help="longest diameter of the smallest lesion in mm; what is smaller is no tumour",
+    )
+    add = parser.add_argument_group("run").add_argument
     add("--no_cuda", action="store_true", help="do not use CUDA")
+    add("--verbose", action="store_true", help="show TensorFlow's own messages")
     return parser
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Source, list[Path]]:
+    """The options, the model and the slides; ends with exit code 2 for what is wrong. Needs no TensorFlow."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not options.model_path.exists():
-        parser.error(f"--model_path: there is no {options.model_path}")
-    if options.overlap > 0.75:
-        parser.error("--overlap: at most 0.75")
-    if not 0 < options.threshold <= 1:
-        parser.error("--threshold: more than 0 and at most 1")
-    if options.min_lesion_um < 0:
-        parser.error("--min_lesion_um: 0 or more")
-    return options
-
-
-def find_slides(slide_path: str, slide_format: str) -> list[Path]:
-    """The slides, by name. DataError: there are none, or two have the same name."""
-    path = Path(slide_path)
-    if path.is_dir():
-        found = files_of(path, slide_format)
-    else:
-        found = (
-            [path] if path.is_file() else sorted(p for p in map(Path, glob.glob(slide_path)) if p.is_file())
+    if options.overlap > 0.9:
+        parser.error(
+            f"--overlap {options.overlap} is more than 0.9: each pixel would be predicted a hundred times"
         )
-    if not found:
-        raise DataError(f"--slide_path: no slides in {slide_path}")
-    names = [slide.stem for slide in found]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise DataError(f"--slide_path: slides of the same name: {', '.join(double)}")
-    return found
+    try:
+        source = find_model(options.model_path, options.mixed_precision)
+        slides = find_slides(options.slide_path)
+    except UserError as error:
+        parser.error(str(error))
+    options.img_size = options.img_size or source.options.get("img_size", 1024)
+    name = source.options.get("model")
+    if name in MODELS and options.img_size % multiple_of(name):
+        parser.error(
+            f"--img_size {options.img_size} is no multiple of {multiple_of(name)}, which {name} needs"
+        )
+    if options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output {options.output} is a file")
+    return options, source, slides
+
+
+def find_slides(words: list[str]) -> list[Path]:
+    """The slides of folders, files and patterns, largest first. UserError: none, or two of the same name."""
+    found: dict[str, Path] = {}
+    for word in words:
+        if Path(word).is_dir():
+            files = [path for path in sorted(Path(word).iterdir()) if _is_slide(path)]
+        else:
+            files = [Path(name) for name in ([word] if Path(word).exists() else sorted(glob.glob(word)))]
+        if not files:
+            raise UserError(f"--slide_path {word}: no slides are there")
+        for path in files:
+            if found.setdefault(path.stem, path).resolve() != path.resolve():
+                raise UserError(f"--slide_path: {found[path.stem]} and {path} have the same name")
+    return sorted(found.values(), key=lambda path: (-path.stat().st_size, path.stem))
+
+
+def _is_slide(path: Path) -> bool:
+    hidden = path.name.startswith(".") or path.stem.lower().endswith(NO_SLIDES)
+    return path.is_file() and path.suffix.lower() in SLIDE_SUFFIXES and not hidden
 
 
 def settings_of(options: argparse.Namespace, source: Source) -> Settings:
+    trained = source.options
     return Settings(
-        img_size=options.img_size or source.img_size,
-        batch_size=options.batch_size,
+        model=source.identity(),
+        img_size=options.img_size,
         overlap=options.overlap,
-        spacing=options.resolution or source.spacing,
+        batch_size=options.batch_size,
+        resolution=options.resolution or trained.get("resolution"),
         tissue_only=options.tissue_only,
-        threshold=options.threshold,
-        min_lesion_um=options.min_lesion_um,
-        bb_downsample=int(source.options["bb_downsample"]),
-        label_map=source.label_map,
+        bb_downsample=trained.get("bb_downsample", 7),
+        tta=options.tta,
+        mixed_precision=options.mixed_precision or trained.get("mixed_precision"),
+        threshold=THRESHOLD if options.threshold is None else options.threshold,
+        min_lesion_mm=options.min_lesion_mm,
     )
 
 
-def noted(options: argparse.Namespace, source: Source, settings: Settings) -> dict[str, Any]:
-    """What prediction.json holds: on what the files depend."""
-    return {
-        "model": source.identity(),
-        "img_size": settings.img_size,
-        "overlap": settings.overlap,
-        "resolution": settings.spacing,
-        "batch_size": settings.batch_size,
-        "tissue_only": settings.tissue_only,
-        "tta": options.tta,
-        "mixed_precision": options.mixed_precision,
-        "threshold": settings.threshold,
-        "min_lesion_um": settings.min_lesion_um,
-    }
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = parse_options(argv)
+    options, source, slides = parse_options(argv)
     show_warnings()
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    configure_environment(options)
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
-    if options.no_cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
-        return run(options)
+        return run(options, source, slides)
     except UserError as error:
         return report_user_error(error, PROGRAM)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: the same command goes on\n")
         return INTERRUPTED
+    except Exception:
+        if launcher_rank()[1] == 1:
+            raise
+        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed:\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        last_words.cancel()
+        os._exit(EXIT_FAILED)  # a rank that failed must not wait for the others: the launcher ends them
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
+    """Collective."""
     from utils.distributed import init_world, select_devices
 
-    world: World = init_world(True)
+    # 1. Ranks and devices.
+    world = init_world(True)
     world.agree(lambda: select_devices(world, options.no_cuda))
-    slides = world.of_first(lambda: find_slides(options.slide_path, options.slide_format))
-    source = world.of_first(lambda: find_model(options.model_path, options.mixed_precision))
-    settings = settings_of(options, source)
-    world.of_first(lambda: files.prepare(options.output, noted(options, source, settings)))
+
+    # 2. What is to be done.
+    settings = world.of_first(lambda: settings_of(options, source))
+    world.of_first(lambda: store.prepare(options.output, settings))
     pending = world.of_first(
-        lambda: [slide for slide in slides if not files.record_of(options.output, slide.stem).exists()]
+        lambda: [path for path in slides if not store.record_of(options.output, path.stem).exists()]
     )
     if world.is_first:
-        done = len(slides) - len(pending)
-        print(f"{len(slides)} slides, {done} of them are finished already", flush=True)
-    problems = Problems()
+        print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)
+
+    # 3. The model.
+    outcome, start = Outcome(), time.monotonic()
     if pending:
-        predict, classes = world.agree(lambda: load_model(source, options.mixed_precision, options.tta))
-        predictor = SlidePredictor(predict, classes, settings, options.output)
-        problems = predict_slides(predictor, pending, world)
-    return summarise(world, options.output, problems)
+        predictor = world.agree(
+            lambda: Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
+        )
+        several = predictor.classes > 2
+        if several and options.threshold is not None:
+            raise UserError(
+                f"--threshold is for two classes, the model has {predictor.classes}: the most probable is taken"
+            )
+        names = class_names(source.options, predictor.classes)
+
+        # 4. Slide after slide.
+        start = time.monotonic()
+        outcome = predict(options, settings, predictor, names, pending, world)
+
+    # 5. The table and the summary.
+    return summarise(options.output, world, outcome, time.monotonic() - start)
 
 
-@dataclass
-class Problems:
-    """bad: slide → reason; error: why this rank ended, files could not be written."""
-
-    bad: dict[str, str] = field(default_factory=dict)
-    error: str = ""
-
-
-def predict_slides(predictor: SlidePredictor, pending: list[Path], world: Ranks) -> Problems:
-    """Collective if there are fewer slides than ranks: then all ranks share each slide, else each has its own."""
-    if world.size > 1 and len(pending) < world.size:
-        team: Ranks = world
-    else:
-        team, pending = Ranks(), pending[world.rank :: world.size]
-    problems = Problems()
-    with SlideBar("predicting", len(pending), world.is_first) as bar:
-        for slide in pending:
-            if not _predict(predictor, slide, team, problems, bar.advance):
-                break
-    return problems
+def predict(
+    options: argparse.Namespace,
+    settings: Settings,
+    predictor: Predictor,
+    names: list[str],
+    pending: list[Path],
+    world: World,
+) -> Outcome:
+    """Collective: each rank takes slides; where there are fewer slides than ranks, all ranks share each slide."""
+    shared = len(pending) < world.size
+    mine = pending if shared else pending[world.rank :: world.size]
+    team = world if shared else Ranks()
+    with SlideBar("predicting", len(mine), world.is_first) as bar:
+        return Worker(options.output, settings, predictor, names, team, bar.advance).run(mine)
 
 
-def _predict(
-    predictor: SlidePredictor,
-    slide: Path,
-    team: Ranks,
-    problems: Problems,
-    advance: Callable[[float, int], None],
-) -> bool:
-    """Collective in the team: one slide. Whether files can be written."""
-    start, output = time.monotonic(), predictor.output
+def summarise(output: Path, world: World, outcome: Outcome, seconds: float) -> int:
+    """Collective: rank 0 writes slides.csv and says what was done and what was not."""
+    outcomes = world.gather(outcome)
+    bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}
+    errors = Counter(part.error for part in outcomes if part.error)
 
-    def shared(function: Callable[[], Any]) -> Any:
-        """What `function` returns; None if it failed on any rank, with the reason noted."""
-        value, bad, error = None, "", ""
+    def say() -> None:
         try:
-            value = function()
-        except BadSlideError as failure:
-            bad = failure.reason
-        except OSError as failure:
-            error = NO_ROOM.format(failure)
-        reasons, errors = zip(*team.gather((bad, error)))
-        if any(reasons):
-            problems.bad[slide.stem] = next(filter(None, reasons))
-        problems.error = problems.error or next(filter(None, errors), "")
-        return None if any(reasons) or any(errors) else value
-
-    def begin() -> Plan:
-        plan = predictor.plan(slide)
-        if team.is_first:
-            files.remove_unfinished(output, slide.stem)
-            for raw in files.raw_maps(output, slide.stem, plan.width, plan.height):
-                raw.create()
-        return plan
-
-    plan = shared(begin)
-    if plan is not None:
-
-        def part() -> bool:
-            predictor.run(
-                slide, plan, team.rank, team.size,
-                lambda patches: advance(patches * team.size / max(1, plan.patches), patches * team.size),
-            )  # fmt: skip
-            return True
-
-        if shared(part):
-            seconds = time.monotonic() - start
-            shared(lambda: predictor.finish(slide, plan, seconds) if team.is_first else None)
-    if (slide.stem in problems.bad or problems.error) and team.is_first:
-        files.remove_unfinished(output, slide.stem)
-    return not problems.error
-
-
-def summarise(world: Ranks, output: Path, problems: Problems) -> int:
-    """Collective: slides.csv and what went wrong, by rank 0."""
-    found = world.gather(problems)
-    bad = {slide: reason for part in found for slide, reason in part.bad.items()}
-    errors = sorted({part.error for part in found if part.error})
-
-    def tell() -> bool:
+            store.write_table(output)
+        except OutputError as error:
+            errors[str(error)] += 1
+        slides, patches = sum(part.slides for part in outcomes), sum(part.patches for part in outcomes)
+        if slides:
+            print(f"{slides} slides, {patches} patches in {seconds:.1f} s, {patches / seconds:.1f} patches/s")
+        elif not bad and not errors:
+            print("all slides are finished: nothing to do")
+        print(f"written to {output}", flush=True)
         for slide, reason in sorted(bad.items()):
             sys.stderr.write(f"bad slide, left out: {slide}: {reason}\n")
         if bad:
             sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
-        try:
-            rows = files.write_slides(output)
-            print(f"{len(rows)} slides are predicted: {output / 'slides.csv'}", flush=True)
-        except OSError as failure:
-            errors.append(NO_ROOM.format(failure))
-        for line in errors:
-            sys.stderr.write(f"{PROGRAM}: error: {line}\n")
-        return bool(bad or errors)
+        for text in errors:
+            sys.stderr.write(f"{PROGRAM}: error: {NO_ROOM.format(text)}\n")
 
-    return EXIT_FAILED if world.of_first(tell) else EXIT_DONE
+    world.of_first(say)
+    failed = world.broadcast(bool(bad or errors))
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 if __name__ == "__main__":

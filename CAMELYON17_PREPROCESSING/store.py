@@ -28,12 +28,9 @@ import pyvips
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, Row, Settings, Source
 from samplers.dataset import slide_of_patch
 from samplers.slide import DataError
+from utils.files import OutputError, differences
 
 KINDS = ("positive", "negative")
-
-
-class OutputError(OSError):
-    """A file cannot be written: nothing is wrong with the slide."""
 
 
 def write(path: Path, content: bytes) -> None:
@@ -92,14 +89,10 @@ def prepare(folders: Folders, settings: Settings) -> None:
             before = dict(json.loads(note.read_text()))
         except (OSError, ValueError) as error:
             raise DataError(f"{note} cannot be read: {error}") from error
-        differences = [
-            f"--{name} was {before.get(name)}, is {now}"
-            for name, now in values.items()
-            if before.get(name) != now
-        ]
-        if differences:
+        changed = differences(before, values)
+        if changed:
             raise ValueError(
-                f"{folders.positive} holds patches of other options: {', '.join(differences)}. Remove it, or "
+                f"{folders.positive} holds patches of other options: {', '.join(changed)}. Remove it, or "
                 "name others with --save_positive_path and --save_tumor_negative_path"
             )
     write(note, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,1 +1,1 @@
-"""Whole-slide prediction, for predict.py: model, tiles, outlines, files. Importing this imports no TensorFlow yet."""
+"""From a model and slides to probability maps, lesions and outlines; `predict.py` is the program."""

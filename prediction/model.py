@@ -1,160 +1,200 @@
-"""A trained model, of a run's folder, a checkpoint or an export: what it takes and what it gives."""
+"""The model to predict with: of a run's folder, a checkpoint or an exported model. TensorFlow is imported late."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
 from samplers.label_map import LabelMap
 from utils.cli import UserError
 
-# What the options of a run are if it left none: those of an exported model alone.
-_UNKNOWN: dict[str, Any] = {"img_size": 1024, "resolution": None, "bb_downsample": 7, "label_map": None}
+EXPORTED, STATE = "saved_model.pb", "state.json"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is. `export` is a SavedModel, `checkpoint` a folder with variables; one of them is None."""
+    """Where a model is, and how it was trained."""
 
-    export: Path | None
-    checkpoint: Path | None
-    options: dict[str, Any]  # of the run; see _UNKNOWN
-
-    @property
-    def img_size(self) -> int:
-        return int(self.options["img_size"])
+    path: Path  # of the SavedModel or of the checkpoint
+    options: dict[str, Any]  # of the training run; empty if they are not beside it
 
     @property
-    def label_map(self) -> LabelMap:
-        return LabelMap.parse(self.options["label_map"])
-
-    @property
-    def spacing(self) -> float | None:
-        """µm/px of the patches that it was trained on; None: level 0, or not known."""
-        value = self.options["resolution"]
-        return None if value is None else float(value)
+    def is_exported(self) -> bool:
+        return (self.path / EXPORTED).exists()
 
     def identity(self) -> str:
-        """The file and a checksum that changes with the weights' values."""
-        path = self.export / "variables" if self.export is not None else self.checkpoint
-        assert path is not None
-        crc = 0
-        for file in sorted(path.glob("variables*")):
-            crc = zlib.crc32(file.read_bytes(), crc)
-        return f"{path} {crc:08x}"
+        """Of the content of its files, wherever they are."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
+            digest.update(str(path.relative_to(self.path)).encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()[:16]
 
 
-def find_model(path: Path, mixed_precision: str | None) -> Source:
-    """The model at `path`: a log_dir (its export, else its newest checkpoint), a checkpoint, or an export.
+def find_model(path: Path, precision: str | None) -> Source:
+    """The model at `path`: a log_dir, a checkpoint (its folder, or that of all) or an exported model.
 
-    With `mixed_precision` a log_dir's checkpoint, since an export has the precision that it was written with.
-    UserError: there is none, or it cannot be had in that precision.
+    Of a log_dir the exported model, or the newest whole checkpoint where there is none or where another
+    `precision` than that of the training is asked for. UserError: there is no model, or it cannot have this
+    precision.
     """
-    if (path / "saved_model.pb").exists():
-        if mixed_precision is not None:
+    if not path.is_dir():
+        raise UserError(f"--model_path {path}: there is no such folder")
+    path = path.resolve()
+    if (path / EXPORTED).exists():
+        options = _options_of(path.parent)
+        exported = options.get("mixed_precision")
+        if precision is not None and precision != exported:
             raise UserError(
-                f"--mixed_precision: {path} is an exported model and has the precision it was exported with; "
-                "name the log_dir of its run"
+                f"{path} is exported and computes as it was exported ({exported or 'not known'}): for "
+                f"--mixed_precision {precision} give the log_dir or a checkpoint of its training run"
             )
-        return Source(path, None, _options(path.parent))
-    if (path / "state.json").exists():
-        return Source(None, path, _options(path.parent.parent, needed=True))
-    if not (path / "options.json").exists():
-        raise UserError(f"--model_path: {path} is no log_dir, no checkpoint and no exported model")
-    if (path / "model" / "saved_model.pb").exists() and mixed_precision is None:
-        return Source(path / "model", None, _options(path))
-    from utils.checkpoint import latest_checkpoint
+        return Source(path, options)
+    if (path / STATE).exists():
+        return Source(path, _need_options(path.parent.parent))
+    log_dir = path.parent if path.name == "checkpoints" else path
+    options = _options_of(log_dir)
+    other = precision is not None and precision != options.get("mixed_precision")
+    if path == log_dir and (path / "model" / EXPORTED).exists() and not other:
+        return Source(path / "model", options)
+    checkpoints = sorted((log_dir / "checkpoints").glob("step_*"))
+    if checkpoints:
+        return Source(_newest_whole(log_dir / "checkpoints"), _need_options(log_dir))
+    if other and (path / "model" / EXPORTED).exists():
+        raise UserError(f"{path} has no checkpoint to compute in {precision} with, only an exported model")
+    raise UserError(
+        f"--model_path {path} holds no model: neither a log_dir, a checkpoint nor an exported model"
+    )
 
-    checkpoint, bad = latest_checkpoint(path / "checkpoints")
-    if checkpoint is None:
-        raise UserError("\n".join([*bad, f"--model_path: {path} has no whole checkpoint"]))
-    return Source(None, checkpoint, _options(path, needed=True))
 
-
-def _options(log_dir: Path, needed: bool = False) -> dict[str, Any]:
-    path = log_dir / "options.json"
-    if not path.exists() and not needed:
-        return _UNKNOWN
+def _options_of(folder: Path) -> dict[str, Any]:
+    """Of a run, {} if the folder is none. UserError: they cannot be read."""
+    path = folder / "options.json"
+    if not path.exists():
+        return {}
     try:
-        options: dict[str, Any] = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    return {**_UNKNOWN, **options}
 
 
-Predictor = Callable[[np.ndarray], np.ndarray]
+def _need_options(folder: Path) -> dict[str, Any]:
+    options = _options_of(folder)
+    if "model" not in options:
+        raise UserError(f"{folder}/options.json is missing: without it no model is built for its checkpoints")
+    return options
 
 
-def load_model(source: Source, mixed_precision: str | None, tta: bool) -> tuple[Predictor, int]:
-    """uint8 RGB (B, H, W, 3) → float32 class probabilities (B, H, W, C); and C.
+def _newest_whole(folder: Path) -> Path:
+    from utils.checkpoint import latest_checkpoint
 
-    `tta`: mean over the eight flips and quarter turns of the patch.
+    path, bad = latest_checkpoint(folder)
+    if path is None:
+        raise UserError(f"no whole checkpoint in {folder}: {'; '.join(bad)}")
+    return path
+
+
+def class_names(options: dict[str, Any], classes: int) -> list[str]:
+    """What outlines of the classes 1, 2, … are called: as the groups of the training's label map, else Tumor."""
+    given = options.get("label_map")
+    groups = LabelMap.parse(given).groups if given else (("Tumor", 1),)
+    return [
+        next(
+            (group for group, number in groups if number == value and not group.isdecimal()), f"class_{value}"
+        )
+        for value in range(1, classes)
+    ]
+
+
+class Predictor:
+    """Class probabilities of patches: of two classes that of the second, of more those of all.
+
+    uint8 RGB (B, H, W, 3) → float32 (B, planes, H, W). `classes`: their number. UserError: the model cannot be
+    loaded or takes no patches of `size` pixels.
     """
+
+    def __init__(self, source: Source, precision: str | None, size: int, tta: bool) -> None:
+        import tensorflow as tf
+
+        if source.is_exported:
+            try:
+                model: Callable[[Any], Any] = tf.saved_model.load(str(source.path))
+            except (OSError, ValueError, tf.errors.OpError) as error:
+                raise UserError(f"{source.path} cannot be loaded: {error}") from error
+        else:
+            model = _of_checkpoint(source, precision or source.options["mixed_precision"])
+
+        def planes(images: tf.Tensor) -> tf.Tensor:
+            probabilities = _averaged(model, images) if tta else model(images)
+            if probabilities.shape[-1] == 2:
+                probabilities = probabilities[..., 1:]
+            return tf.transpose(tf.cast(probabilities, tf.float32), (0, 3, 1, 2))
+
+        spec = tf.TensorSpec((None, size, size, 3), tf.uint8)
+        self._forward = tf.function(planes, input_signature=[spec], autograph=False)
+        try:  # now, not at the first slide; a batch of another size is traced no more
+            found = self(np.zeros((1, size, size, 3), np.uint8))
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise UserError(f"{source.path} takes no patches of {size} × {size} pixels: {error}") from error
+        self.planes = found.shape[1]
+        self.classes = max(2, self.planes)
+        if found.shape[2:] != (size, size):
+            raise UserError(f"{source.path} gives {found.shape[2:]} pixels for patches of {size} × {size}")
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._forward(images))
+
+
+def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
+    """Mean over the eight flips and quarter turns."""
     import tensorflow as tf
-    import tf_keras as keras
 
-    try:
-        model = _exported(source.export) if source.export is not None else _restored(source, mixed_precision)
-    except (ValueError, OSError, tf.errors.OpError) as error:
-        raise UserError(f"{source.export or source.checkpoint} cannot be loaded: {error}") from error
-    graph = tf.function(lambda images: model(images, training=False), autograph=False, reduce_retracing=True)
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        found: np.ndarray = graph(tf.constant(images)).numpy()
-        return found
-
-    assert isinstance(model, keras.Model)
-    return (_averaged(predict) if tta else predict), int(model.output_shape[-1])
-
-
-def _averaged(predict: Predictor) -> Predictor:
-    def mean(images: np.ndarray) -> np.ndarray:
-        total: Any = 0.0
+    total = 0.0
+    for flipped in (False, True):
         for turns in range(4):
-            for axes in ((), (2,)):
-                turned = np.rot90(np.flip(images, axes), turns, (1, 2))
-                found = predict(np.ascontiguousarray(turned))
-                total = total + np.flip(np.rot90(found, -turns, (1, 2)), axes)
-        return np.asarray(total / 8, np.float32)
-
-    return mean
+            turned = tf.image.rot90(tf.image.flip_left_right(images) if flipped else images, turns)
+            back = tf.image.rot90(model(turned), -turns)
+            total += tf.image.flip_left_right(back) if flipped else back
+    return total / 8
 
 
-def _exported(path: Path) -> Any:
-    import tf_keras as keras
-
-    return keras.models.load_model(path, compile=False)
-
-
-def _restored(source: Source, mixed_precision: str | None) -> Any:
-    """The network of a checkpoint, with its averaged weights if there are any, as train.py exports it."""
+def _of_checkpoint(source: Source, precision: str) -> Callable[[Any], Any]:
+    """The network of the options with the checkpoint's weights, their averages (--ema) where it has them."""
     import tensorflow as tf
     import tf_keras as keras
 
     from models import build_model, serving_model
-    from utils.checkpoint import read_state
+    from utils.checkpoint import VARIABLES, CheckpointError, read_state
 
-    assert source.checkpoint is not None
-    options, state = source.options, read_state(source.checkpoint)
-    policy = mixed_precision or "float32"
-    keras.mixed_precision.set_global_policy(policy if policy == "float32" else f"mixed_{policy}")
-    model = build_model(
-        options["model"],
-        None,
-        state["classes"],
-        fpn_min_level=options["fpn_min_level"],
-        fpn_cells=options["fpn_cells"],
-        output_stride=options["output_stride"],
-    )
-    averages = [tf.Variable(v, trainable=False) for v in model.trainable_variables if options["ema"]]
-    checkpoint = tf.train.Checkpoint(model=model, **({"averages": averages} if averages else {}))
-    status = checkpoint.read(str(source.checkpoint / "variables"))
-    status.expect_partial().assert_existing_objects_matched()  # the optimizer stays out
-    for average, variable in zip(averages, model.trainable_variables):
+    options = source.options
+    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        state = read_state(source.path)
+        network = build_model(
+            options["model"],
+            None,
+            state["classes"],
+            fpn_min_level=options["fpn_min_level"],
+            fpn_cells=options["fpn_cells"],
+            output_stride=options["output_stride"],
+        )
+        averages = [
+            tf.Variable(v, trainable=False) for v in network.trainable_variables if options.get("ema")
+        ]
+        tracked = {"averages": averages} if averages else {}
+        status = tf.train.Checkpoint(model=network, **tracked).read(str(source.path / VARIABLES))
+        status.expect_partial().assert_existing_objects_matched()
+    except (AssertionError, KeyError, ValueError, CheckpointError, tf.errors.OpError) as error:
+        raise UserError(f"{source.path} cannot be loaded: {error!r}") from error
+    for average, variable in zip(averages, network.trainable_variables):
         variable.assign(average)
-    return serving_model(options["model"], model)
+    serving = serving_model(options["model"], network)
+    return lambda images: serving(images, training=False)

@@ -1,167 +1,172 @@
-"""From the predicted classes to outlines of areas, and these as ASAP XML and GeoJSON."""
+"""Outlines along the edges of pixels, and the files that viewers read them from: QuPath's GeoJSON, ASAP's XML."""
 
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ET
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
-import cv2
 import numpy as np
 import shapely
-from scipy.spatial.distance import pdist
-from shapely import affinity
+from rasterio.features import shapes
 
-from prediction.tiling import RawMap
-from samplers.label_map import LabelMap
-from samplers.polygons import edges_of, fill, outlines_of
+from prediction.raster import Raster
+from utils.pictures import colour_of
 
-TILE = 4096  # pixels a side, that are outlined at a time
-COLOURS = ("#F4FA58", "#64FE2E", "#2E64FE", "#FE2E64", "#AC58FA")
+if TYPE_CHECKING:
+    from prediction.lesions import Lesion
+
+WINDOW = 4096  # pixels a side that are traced at once
+EXCLUSION = "Exclusion"  # group of holes in ASAP's XML, which has none: painted after what they lie in
+_CLASSES = 256
 
 
 @dataclass(frozen=True)
-class Area:
-    """A connected area of a class, along pixel edges of the output; connected by pixel edges."""
+class Outline:
+    """What of a lesion is of one class: polygons with holes, in pixels of the output."""
 
-    polygon: shapely.Polygon
     value: int
+    polygons: list[shapely.Polygon]
 
 
-def diameter(polygon: shapely.Polygon) -> float:
-    """The longest distance between two corners."""
-    return float(pdist(shapely.get_coordinates(polygon.convex_hull)).max())
+def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Outline]]:
+    """Outlines of each lesion, by its number, a class each.
 
-
-def find_areas(prediction: RawMap, least: float) -> list[Area]:
-    """All areas whose longest diameter is at least `least` pixels; smaller ones become class 0 in the map.
-
-    Tile by tile, so that memory grows with the outlines and not with the slide.
+    labels: int32 (h, w), the lesions' numbers at cells of `side` × `side` pixels, 0: no lesion.
     """
-    pieces: dict[int, list[shapely.Geometry]] = defaultdict(list)
-    for y in range(0, prediction.height, TILE):
-        for x in range(0, prediction.width, TILE):
-            tile = prediction.read(x, y, TILE, TILE)
-            for value in np.unique(tile[tile > 0]):
-                _, regions, boxes, _ = cv2.connectedComponentsWithStats(
-                    (tile == value).astype(np.uint8), connectivity=4
-                )
-                small = _inside(boxes, tile.shape) & (np.hypot(boxes[:, 2], boxes[:, 3]) < least)
-                small[0] = False
-                if small.any():
-                    tile[small[regions]] = 0
-                    prediction.write(x, y, tile)
-                    regions[small[regions]] = 0
-                outlines = outlines_of(*_numbered(regions), (1.0, 1.0))
-                pieces[int(value)] += [affinity.translate(outline, x, y) for outline in outlines]
-    areas = []
-    for value in sorted(pieces):
-        # Pieces of neighbouring tiles become one; what is left of their common edge goes.
-        for polygon in shapely.get_parts(shapely.union_all(pieces[value])):
-            area = Area(shapely.remove_repeated_points(polygon.simplify(0)), value)
-            if diameter(polygon) < least:
-                _erase(prediction, polygon)
-            else:
-                areas.append(area)
-    return sorted(areas, key=lambda area: (area.value, area.polygon.bounds))
+    found: dict[int, list[shapely.Polygon]] = defaultdict(list)
+    windows: dict[int, int] = defaultdict(int)
+    step = max(1, WINDOW // side)
+    for top in range(0, labels.shape[0], step):
+        for left in range(0, labels.shape[1], step):
+            part = labels[top : top + step, left : left + step]
+            if not part.any():
+                continue
+            x, y = left * side, top * side
+            pixels = classes.read(x, y, part.shape[1] * side, part.shape[0] * side)
+            numbers = part.repeat(side, axis=0).repeat(side, axis=1)[: pixels.shape[0], : pixels.shape[1]]
+            keys = numbers * _CLASSES + pixels
+            inside = (numbers > 0) & (pixels > 0)
+            in_window: dict[int, list[shapely.Polygon]] = defaultdict(list)
+            for geometry, key in shapes(keys, mask=inside, connectivity=4):
+                rings = [np.add(ring, (x, y)) for ring in geometry["coordinates"]]
+                in_window[int(key)].append(shapely.Polygon(rings[0], rings[1:]))
+            for key, polygons in in_window.items():
+                found[key] += polygons
+                windows[key] += 1
+    outlines: dict[int, list[Outline]] = defaultdict(list)
+    for key in sorted(found):
+        polygons = found[key]
+        if windows[key] > 1:  # cut where windows meet
+            joined = shapely.union_all(polygons).simplify(0)
+            polygons = [part for part in shapely.get_parts(joined) if part.geom_type == "Polygon"]
+        polygons.sort(key=lambda polygon: polygon.bounds)
+        outlines[key // _CLASSES].append(Outline(key % _CLASSES, polygons))
+    return outlines
 
 
-def _inside(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which boxes (left, top, width, height, …) do not reach the edge of the tile."""
-    left, top, width, height = boxes.T[:4]
-    return (left > 0) & (top > 0) & (left + width < shape[1]) & (top + height < shape[0])
-
-
-def _numbered(regions: np.ndarray) -> tuple[np.ndarray, int]:
-    """Regions with numbers that have no gap, and their count with the background."""
-    numbers, compact = np.unique(regions, return_inverse=True)
-    compact = compact.reshape(regions.shape)
-    return (compact, len(numbers)) if numbers[0] == 0 else (compact + 1, len(numbers) + 1)
-
-
-def _erase(prediction: RawMap, polygon: shapely.Polygon) -> None:
-    left, top, right, bottom = (round(v) for v in polygon.bounds)
-    window = prediction.read(left, top, right - left, bottom - top)
-    window[fill(edges_of(polygon), left, top, right - left, bottom - top, 1.0)] = 0
-    prediction.write(left, top, window)
-
-
-def group_names(label_map: LabelMap) -> dict[int, str]:
-    """What the classes are called in annotations: as the label map does, CAMELYON17's names for its default."""
-    if label_map == LabelMap():
-        return {0: "normal", 1: "metastases"}
-    names: dict[int, str] = {}
-    for group, value in label_map.groups:
-        names.setdefault(value, group)
-    return {0: "normal", **names}
-
-
-def asap_xml(areas: list[Area], names: dict[int, str], downsample: float) -> bytes:
-    """ASAP's annotations: an area's outer ring in the group of its class, and what its holes leave in that of 0.
-
-    ASAP knows no holes: class 0 is painted over the others, as in CAMELYON17. Level-0 pixels.
-    """
-    root = ET.Element("ASAP_Annotations")
-    annotations = ET.SubElement(root, "Annotations")
-    shapes = [(shapely.Polygon(area.polygon.exterior), area.value) for area in areas]
-    tree = shapely.STRtree([area.polygon for area in areas])
-    for area in areas:
-        for ring in area.polygon.interiors:
-            hole = shapely.Polygon(ring)
-            islands = [areas[i].polygon for i in tree.query(hole, predicate="intersects")]
-            left = hole.difference(shapely.union_all(islands))
-            shapes += [(piece, 0) for part in shapely.get_parts(left) for piece in without_holes(part)]
-    for number, (polygon, value) in enumerate(shapes):
-        element = ET.SubElement(
-            annotations,
-            "Annotation",
-            Name=f"Annotation {number}",
-            Type="Polygon",
-            PartOfGroup=names.get(value, f"class_{value}"),
-            Color=_colour(value),
-        )
-        coordinates = ET.SubElement(element, "Coordinates")
-        for order, (x, y) in enumerate(shapely.get_coordinates(polygon.exterior)[:-1] * downsample):
-            ET.SubElement(coordinates, "Coordinate", Order=str(order), X=repr(float(x)), Y=repr(float(y)))
-    groups = ET.SubElement(root, "AnnotationGroups")
-    for value in sorted({value for _, value in shapes} | {0, 1}):
-        name = names.get(value, f"class_{value}")
-        group = ET.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color=_colour(value))
-        ET.SubElement(group, "Attributes")
-    ET.indent(root, "\t")
-    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True))
-
-
-def without_holes(polygon: shapely.Geometry) -> list[shapely.Polygon]:
-    """The polygon, cut through its holes along pixel edges until no piece has one."""
-    if polygon.geom_type != "Polygon" or polygon.area == 0:
-        return []
-    if not polygon.interiors:
-        return [polygon]
-    left, top, right, bottom = polygon.bounds
-    cut = polygon.interiors[0].bounds[0]  # its left side: that makes a notch of it
-    halves = [polygon.intersection(shapely.box(*sides)) for sides in
-              ((left, top, cut, bottom), (cut, top, right, bottom))]  # fmt: skip
-    return [piece for half in halves for part in shapely.get_parts(half) for piece in without_holes(part)]
-
-
-def geojson(areas: list[Area], names: dict[int, str], downsample: float) -> bytes:
-    """QuPath's annotations: a feature for each area, with its holes. Level-0 pixels."""
+def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+    """A feature a lesion and class, polygons with holes, in level-0 pixels."""
     features = []
-    for area in areas:
-        name, colour = names.get(area.value, f"class_{area.value}"), _colour(area.value)
-        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-        scaled = affinity.scale(area.polygon, downsample, downsample, origin=(0, 0))
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": shapely.geometry.mapping(scaled),
-                "properties": {"objectType": "annotation", "classification": {"name": name, "color": rgb}},
+    for number, lesion in enumerate(lesions, 1):
+        for outline in lesion.outlines:
+            rings = [_rings(shapely.get_rings(polygon), downsample) for polygon in outline.polygons]
+            properties = {
+                "objectType": "annotation",
+                "name": f"lesion {number}",
+                "classification": {"name": names[outline.value - 1], "color": colour_of(outline.value)},
+                "measurements": {
+                    "confidence": round(lesion.confidence, 6),
+                    "diameter mm": round(lesion.diameter, 6),
+                    "area mm2": round(lesion.area, 6),
+                },
             }
-        )
-    return (json.dumps({"type": "FeatureCollection", "features": features}) + "\n").encode()
+            geometry = {"type": "MultiPolygon", "coordinates": rings}
+            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    collection = {"type": "FeatureCollection", "features": features}
+    path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
 
 
-def _colour(value: int) -> str:
-    return COLOURS[(value - 1) % len(COLOURS)]
+def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+    """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
+    whole = [
+        (f"lesion {number}", names[outline.value - 1], polygon)
+        for number, lesion in enumerate(lesions, 1)
+        for outline in lesion.outlines
+        for polygon in outline.polygons
+    ]
+    holes, cut = without_islands([polygon for *_, polygon in whole])
+    parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
+    parts += [("hole", EXCLUSION, hole) for hole in holes]
+    groups = [*dict.fromkeys(names), EXCLUSION]
+    rings = _rings(shapely.get_exterior_ring([polygon for *_, polygon in parts]), downsample)
+    with path.open("w", encoding="utf-8") as file:
+        file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
+        for (name, group, _), ring in zip(parts, rings):
+            file.write(
+                f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(group)} '
+                f'Color="{_hex(groups.index(group) + 1)}">\n\t\t\t<Coordinates>\n'
+            )
+            for order, (x, y) in enumerate(ring[:-1]):
+                file.write(f'\t\t\t\t<Coordinate Order="{order}" X="{x}" Y="{y}" />\n')
+            file.write("\t\t\t</Coordinates>\n\t\t</Annotation>\n")
+        file.write("\t</Annotations>\n\t<AnnotationGroups>\n")
+        for number, group in enumerate(groups, 1):
+            file.write(
+                f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{_hex(number)}">'
+                "<Attributes /></Group>\n"
+            )
+        file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
+
+
+def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, list[list[shapely.Polygon]]]:
+    """For files without holes: the polygons' holes in which no other one lies, and the polygons without the others.
+
+    A hole with something in it cannot be painted over: the polygon is cut along a row of pixels that opens it. So
+    the second has a list of parts for each polygon.
+    """
+    if not polygons:
+        return np.array([]), []
+    # All at once: one by one, the 46,000 holes of a noisy map took ten times as long.
+    rings, owner = shapely.get_rings(np.array(polygons), return_index=True)
+    inner = np.diff(owner, prepend=-1) == 0  # all but the first of each polygon
+    holes, owner = shapely.polygons(rings[inner]), owner[inner]
+    solid = shapely.STRtree(shapely.polygons(rings[~inner]))
+    occupied = np.unique(solid.query(holes, predicate="covers")[0]) if len(holes) else []
+    rows: dict[int, set[float]] = defaultdict(set)
+    for hole in occupied:
+        rows[owner[hole]].add(shapely.bounds(holes[hole])[1])
+    parts = [
+        list(_cut(polygon, sorted(rows[i]))) if i in rows else [polygon] for i, polygon in enumerate(polygons)
+    ]
+    rings, owner = shapely.get_rings(np.array([part for some in parts for part in some]), return_index=True)
+    return shapely.polygons(rings[np.diff(owner, prepend=-1) == 0]), parts
+
+
+def _cut(shape: shapely.Geometry, rows: Sequence[float]) -> Iterator[shapely.Polygon]:
+    """The polygons that are left when it is cut along these rows, halves first."""
+    if not rows:
+        yield from (part for part in shapely.get_parts(shape) if part.geom_type == "Polygon")
+        return
+    left, top, right, bottom = shapely.bounds(shape)
+    middle = len(rows) // 2
+    boxes = shapely.box(left, top, right, rows[middle]), shapely.box(left, rows[middle], right, bottom)
+    for box, others in zip(boxes, (rows[:middle], rows[middle + 1 :])):
+        yield from _cut(shapely.intersection(shape, box), others)
+
+
+def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
+    """Points of closed rings, in level-0 pixels; whole numbers as such."""
+    points, owner = shapely.get_coordinates(rings, return_index=True)
+    points = points * downsample
+    if float(downsample).is_integer():
+        points = points.astype(np.int64)
+    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
+
+
+def _hex(value: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour_of(value))

@@ -249,14 +249,16 @@ def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
 def _mask_scale(mask: Slide, slide: Slide) -> float:
     """How many level-0 pixels of the slide a pixel of the mask spans. DataError: it is of another size.
 
-    A mask has the slide's size, or that size shrunk and rounded: by a whole number or one of the slide's
-    downsamples if both spacings are known and say so, else only by one of the slide's downsamples.
+    A mask has the slide's size, or that size shrunk and rounded: by a whole number, one of the slide's
+    downsamples or the ratio of the spacings if both are known and say so, else only by one of the downsamples.
     """
     size, full = (mask.width, mask.height), (slide.width, slide.height)
     if size == full:
         return 1.0
-    candidates = {float(round(full[0] / size[0])), *slide.downsamples}
-    for scale in sorted(value for value in candidates if value > 1):
+    candidates = sorted({float(round(full[0] / size[0])), *slide.downsamples})
+    if mask.spacing_known and slide.spacing_known:  # last: it is not as exact
+        candidates.append(mask.spacing / slide.spacing)
+    for scale in (value for value in candidates if value > 1):
         fits = all(abs(f / scale - s) < 1 for f, s in zip(full, size))
         if mask.spacing_known and slide.spacing_known:
             fits &= abs(mask.spacing / slide.spacing / scale - 1) < 0.02

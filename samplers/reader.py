@@ -173,14 +173,19 @@ class Overview:
 
 def overview(opened: OpenPair, level: int) -> Overview:
     """The slide at a level, or at its last one if it has fewer, and at no more than 4096 pixels a side."""
-    slide = opened.slide
-    side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
-    thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
-    height, width = thumbnail.shape[:2]
-    cell = (slide.width / width, slide.height / height)
+    thumbnail, tissue, cell = tissue_of(opened.slide, level)
+    height, width = tissue.shape
     tumour = opened.label.thumbnail(width, height) > 0
     opened.release()  # a mask was read whole, in strips
     trim_memory()
     # What is annotated is tissue, however pale.
-    tissue = tissue_mask(thumbnail, slide.spacing * cell[0]) | tumour
-    return Overview(thumbnail, tissue, tumour, cell)
+    return Overview(thumbnail, tissue | tumour, tumour, cell)
+
+
+def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Thumbnail, tissue and cell of an `Overview`, without a label."""
+    side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
+    thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
+    height, width = thumbnail.shape[:2]
+    cell = (slide.width / width, slide.height / height)
+    return thumbnail, tissue_mask(thumbnail, slide.spacing * cell[0]), cell

@@ -376,7 +376,8 @@ def configure_environment(options: argparse.Namespace) -> None:
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Horovod's optimizer does not work with Keras 3
     if not options.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        for name in ("tensorflow", "absl"):  # absl: a line for each swish of an exported model
+            logging.getLogger(name).setLevel(logging.ERROR)
     # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
     # of a core. Steps take long here, 20 ms are nothing.
     if options.no_cuda or not Path("/proc/driver/nvidia").exists():

@@ -1,0 +1,137 @@
+"""Lesions of a predicted slide: found where the whole slide fits into the memory, measured on its own pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import shapely
+from scipy.spatial.distance import pdist
+
+from evaluation.lesions import find_lesions
+from prediction.grid import Frame, Grid
+from prediction.outlines import Outline, trace
+from prediction.raster import Raster
+
+MAX_CELLS = 16 << 20  # of the map on which lesions are told apart
+_BLOCK_PIXELS = 32 << 20  # of a raster that are read at once
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A predicted slide at low magnification: a cell is `side` × `side` pixels of the output."""
+
+    side: int
+    peak: np.ndarray  # uint8 (h, w): highest probability (1 … 255) of the tumour pixels, 0: there are none
+    mean: np.ndarray  # float32 (h, w): mean probability of all pixels, 0 … 1
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A predicted lesion. Places and outlines are in pixels of the output."""
+
+    outlines: list[Outline]  # of its parts, at most one a class
+    confidence: float  # mean over its cells of the highest probability
+    x: int  # a pixel inside of it, as deep as can be
+    y: int
+    diameter: float  # mm, longest, from edge to edge
+    area: float  # mm²
+
+
+def cells_of(grid: Grid, probability: Raster, classes: Raster) -> Cells:
+    """The cells of a slide: the smallest, by powers of two, that are at most MAX_CELLS."""
+    width, height = grid.frame.width, grid.frame.height
+    side = 1
+    while -(-width // side) * -(-height // side) > MAX_CELLS:
+        side *= 2
+    columns, rows = -(-width // side), -(-height // side)
+    peak, mean = np.zeros((rows, columns), np.uint8), np.zeros((rows, columns), np.float32)
+    step = max(1, _BLOCK_PIXELS // (columns * side) // side)  # rows of cells
+    for first in range(0, rows, step):
+        top, bottom = first * side, min((first + step) * side, height)
+        if not grid.tissue_rows(top, bottom):
+            continue
+        padding = ((0, -(bottom - top) % side), (0, columns * side - width))
+        found = np.pad(probability.read(0, top, width, bottom - top), padding)
+        tumour = np.pad(classes.read(0, top, width, bottom - top), padding) > 0
+        part = slice(first, first + found.shape[0] // side)
+        mean[part] = cv2.resize(found, (columns, found.shape[0] // side), interpolation=cv2.INTER_AREA) / 255
+        highest = np.maximum(found, 1) * tumour
+        peak[part] = highest.reshape(-1, side, columns, side).max(axis=(1, 3))
+    return Cells(side, peak, mean)
+
+
+def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:
+    """How likely the slide has tumour: the highest mean probability of a square of `side_mm`, 0 … 1.
+
+    The highest of single pixels would be that of a speck.
+    """
+    side = max(1, round(side_mm * 1000 / (frame.spacing * cells.side)))
+    means = cv2.blur(cells.mean, (side, side), borderType=cv2.BORDER_CONSTANT)
+    return float(np.clip(means.max(), 0, 1))
+
+
+def lesions_of(
+    cells: Cells, frame: Frame, classes: Raster, min_diameter: float
+) -> tuple[list[Lesion], np.ndarray]:
+    """The lesions from `min_diameter` mm on, and their numbers (from 1 on): int32 (h, w) of the cells.
+
+    A lesion is what is connected, by corners of cells too. Merged over 75 µm, as CAMELYON16 does with its ground
+    truth, lesions would be joined by the specks between them: fewer hits, larger diameters.
+    """
+    if not cells.peak.any():
+        return [], np.zeros(cells.peak.shape, np.int32)
+    # What a cell meets is larger than what is inside of it: found with cells, then measured with pixels.
+    rows, columns = (np.flatnonzero(cells.peak.any(axis=axis)) for axis in (1, 0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    labels = np.zeros(cells.peak.shape, np.int32)
+    spacing = frame.spacing * cells.side
+    found, labels[window] = find_lesions(
+        cells.peak[window], spacing, threshold=1 / 255, merge=0, min_diameter=1000 * min_diameter
+    )
+    traced = trace(classes, labels, cells.side)
+    lesions: list[Lesion] = []
+    numbers = np.zeros(len(found) + 1, np.int32)
+    for lesion in found:
+        outlines = traced[lesion.label]
+        shape = shapely.MultiPolygon([part for outline in outlines for part in outline.polygons])
+        diameter = _longest(shape) * frame.spacing / 1000
+        if diameter < min_diameter:
+            continue
+        place = ((lesion.x + columns[0]) * cells.side, (lesion.y + rows[0]) * cells.side)
+        x, y = _pixel_inside(outlines, *place)
+        area = shape.area * (frame.spacing / 1000) ** 2
+        lesions.append(Lesion(outlines, lesion.confidence, x, y, diameter, area))
+        numbers[lesion.label] = len(lesions)
+    return lesions, numbers[labels]
+
+
+def _longest(shape: shapely.Geometry) -> float:
+    corners = shapely.get_coordinates(shapely.convex_hull(shape))
+    return float(pdist(corners).max())
+
+
+def _pixel_inside(outlines: list[Outline], x: float, y: float) -> tuple[int, int]:
+    """The pixel at (x, y), or another one if that is not in any of the outlines."""
+    polygons = np.array([polygon for outline in outlines for polygon in outline.polygons])
+    pixel = (int(x), int(y))
+    if shapely.contains_xy(polygons, pixel[0] + 0.5, pixel[1] + 0.5).any():
+        return pixel
+    largest = polygons[np.argmax(shapely.area(polygons))]
+    point = shapely.point_on_surface(largest)
+    return int(point.x), int(point.y)
+
+
+def remove_small(cells: Cells, numbers: np.ndarray, classes: Raster) -> None:
+    """Takes out of the prediction what belongs to no lesion."""
+    side, gone = cells.side, (cells.peak > 0) & (numbers == 0)
+    step = max(1, 4096 // side)
+    for first in np.flatnonzero(np.add.reduceat(gone.any(axis=1), np.arange(0, len(gone), step))) * step:
+        part = gone[first : first + step]
+        columns = np.flatnonzero(part.any(axis=0))
+        left, right = columns[0], columns[-1] + 1
+        pixels = classes.read(left * side, first * side, (right - left) * side, step * side)
+        erased = part[:, left:right].repeat(side, axis=0).repeat(side, axis=1)
+        pixels[erased[: pixels.shape[0], : pixels.shape[1]]] = 0
+        classes.write(int(left * side), int(first * side), pixels)

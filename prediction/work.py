@@ -1,0 +1,204 @@
+"""One slide after the other: predicted by one rank or by all together, and its files written meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.lesions import node_label
+from prediction import store
+from prediction.grid import Grid, frame_of, grown
+from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
+from prediction.model import Predictor
+from prediction.outlines import write_asap, write_geojson
+from prediction.raster import Raster
+from prediction.store import Settings
+from prediction.stream import Canvas, predict_band
+from prediction.write import write_lesions, write_overlay, write_tiff
+from samplers.checks import check_tiff, decode_samples
+from samplers.reader import tissue_of, trim_memory
+from samplers.slide import DataError, ReadError, Slide
+from utils.files import OutputError
+from utils.ranks import Ranks
+
+Advance = Callable[[float, int], None]  # by how many slides and by how many patches
+
+
+class Opened:
+    """A slide that is predicted: its grid and the rasters that are written.
+
+    DataError or ReadError: it cannot be used. OutputError: the rasters cannot be written.
+    """
+
+    def __init__(self, path: Path, output: Path, settings: Settings) -> None:
+        self.name = path.stem
+        damage = check_tiff(path)
+        if damage:
+            raise DataError(damage[0])
+        self.slide = Slide(path)
+        self.rasters: tuple[Raster, ...] = ()
+        try:
+            decode_samples(self.slide)
+            frame = frame_of(self.slide, settings.resolution)
+            tissue, cell = None, (1.0, 1.0)
+            if settings.tissue_only:
+                _, found, cell = tissue_of(self.slide, settings.bb_downsample)
+                tissue = grown(found, self.slide.spacing * cell[0])
+            self.grid = Grid(frame, settings.img_size, settings.overlap, tissue, cell)
+            size = frame.width, frame.height
+            files = (output / store.WORK / f"{self.name}.{kind}" for kind in ("probability", "classes"))
+            self.rasters = tuple(Raster(file, *size) for file in files)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.slide.close()
+        for raster in self.rasters:
+            raster.close()
+
+    def discard(self) -> None:
+        """Closes it; the rasters are not needed any more."""
+        self.close()
+        for raster in self.rasters:
+            raster.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Outcome:
+    """What a rank has done; `patches` also of slides that turned out bad."""
+
+    slides: int = 0
+    patches: int = 0
+    bad: dict[str, str] = field(default_factory=dict)  # slide: reason
+    error: str = ""  # a file could not be written: the rank has stopped
+
+
+@dataclass
+class Worker:
+    """Predicts slides. Ranks of a `team` share each slide by bands of rows; alone, a rank does all of it."""
+
+    output: Path
+    settings: Settings
+    predictor: Predictor
+    names: Sequence[str]  # of the classes 1, 2, …
+    team: Ranks
+    advance: Advance
+    outcome: Outcome = field(default_factory=Outcome)
+    stopped: bool = False  # some rank of the team cannot write: all have stopped, at the same slide
+
+    def run(self, paths: Sequence[Path]) -> Outcome:
+        """Collective over the team. The files of a slide are written while the next one is predicted."""
+        pending: Future[None] | None = None
+        with ThreadPoolExecutor(1) as finisher:
+            for number, path in enumerate(paths):
+                opened, seconds = self._predict(path)
+                if pending is not None:
+                    pending.result()
+                    pending = None
+                if self.stopped:
+                    break
+                if opened is not None and self.team.rank == number % self.team.size:
+                    pending = finisher.submit(self._finish, opened, seconds)
+                elif opened is not None:
+                    opened.close()
+        if pending is not None:
+            pending.result()
+        return self.outcome
+
+    def _predict(self, path: Path) -> tuple[Opened | None, float]:
+        """Collective: the slide with its rasters filled, None if it is bad; and the seconds that it took."""
+        start, opened, bad = time.monotonic(), None, ""
+        error = self.outcome.error  # of an earlier slide's files: the others of the team do not know yet
+        try:
+            if not error:
+                opened = Opened(path, self.output, self.settings)
+                self._predict_band(opened)
+        except (DataError, ReadError) as failure:
+            bad = str(failure)
+        except OutputError as failure:
+            error = str(failure)
+        found = self.team.gather((bad, error))
+        bad, error = (next((part[i] for part in found if part[i]), "") for i in (0, 1))
+        if not bad and not error:
+            return opened, time.monotonic() - start
+        if opened is not None:
+            opened.discard()
+        self.stopped = bool(error)
+        if self.team.is_first:
+            self._note(path.stem, bad, error)
+        return None, 0.0
+
+    def _predict_band(self, opened: Opened) -> None:
+        grid, settings = opened.grid, self.settings
+        band = grid.bands(self.team.size)[self.team.rank]
+        first, stop = grid.rows_of(band)
+        patches = int(grid.chosen[first:stop].sum())
+
+        def advance(count: int) -> None:
+            self.outcome.patches += count
+            self.advance(count / patches, count)
+
+        canvas = Canvas(
+            grid, band, self.predictor.planes, settings.threshold, (opened.rasters[0], opened.rasters[1])
+        )
+        predict_band(opened.slide, grid, band, self.predictor, settings.batch_size, canvas, advance)
+        if not patches:
+            self.advance(1.0, 0)
+
+    def _note(self, name: str, bad: str, error: str) -> None:
+        """Once for the team: the slide has failed."""
+        if bad:
+            self.outcome.bad[name] = bad
+        self.outcome.error = self.outcome.error or error
+        store.remove(self.output, name)
+
+    def _finish(self, opened: Opened, seconds: float) -> None:
+        """In a thread of its own: what fails is noted."""
+        start = time.monotonic()
+        try:
+            record = write_files(opened, self.output, self.settings, self.names)
+            record["seconds"] = round(seconds + time.monotonic() - start, 1)
+            store.finish(self.output, opened.name, record)
+            self.outcome.slides += 1
+        except (DataError, ReadError) as failure:
+            self._note(opened.name, str(failure), "")
+        except OutputError as failure:
+            self._note(opened.name, "", str(failure))
+        finally:
+            opened.discard()
+            trim_memory()
+
+
+def write_files(opened: Opened, output: Path, settings: Settings, names: Sequence[str]) -> dict[str, Any]:
+    """All files of a slide into the work folder, and its record. ReadError: the slide cannot be read."""
+    frame = opened.grid.frame
+    probability, classes = opened.rasters
+    paths = {path.name[len(opened.name) :]: output / store.WORK / path.name
+             for path in store.files_of(output, opened.name)}  # fmt: skip
+    cells = cells_of(opened.grid, probability, classes)
+    lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
+    remove_small(cells, numbers, classes)
+    with store.output_errors(output):
+        write_tiff(paths["_probability.tif"], probability, frame.spacing, labels=False)
+        write_tiff(paths["_prediction.tif"], classes, frame.spacing, labels=True)
+        write_geojson(paths[".geojson"], lesions, names, frame.downsample)
+        write_asap(paths[".xml"], lesions, names, frame.downsample)
+        write_lesions(paths[".csv"], lesions, frame)
+        write_overlay(paths["_overlay.png"], opened.slide, cells, numbers)
+    diameter = max((lesion.diameter for lesion in lesions), default=0.0)
+    return {
+        "slide": opened.name,
+        "path": str(opened.slide.path.absolute()),
+        "probability": round(slide_probability(cells, frame, settings.min_lesion_mm), 6),
+        "diameter_mm": round(diameter, 6),
+        "node_label": node_label(diameter),
+        "area_mm2": round(sum(lesion.area for lesion in lesions), 6),
+        "lesions": len(lesions),
+        "patches": int(opened.grid.chosen.sum()),
+        "settings": asdict(settings),
+    }

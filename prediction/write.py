@@ -1,0 +1,109 @@
+"""The files of a slide: pyramids, outlines, a picture to look at, the challenge's table."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+
+from prediction.grid import Frame
+from prediction.lesions import Cells, Lesion
+from prediction.raster import Raster
+from samplers.slide import Slide
+from utils.files import OutputError
+from utils.pictures import OUTLINE_PREDICTION, draw_outline
+
+TILE = 512  # pixels a side, as ASAP writes them
+OVERLAY = 2048  # pixels of the longer side
+_OPACITY = 0.6  # of the heat map where tumour is more probable than not
+
+
+def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None:
+    """Pyramidal tiled BigTIFF, one band, deflate, with its spacing (µm/px); levels are halves down to one tile.
+
+    A level is the mean of the one before; of `labels`, whose values must stay, every second pixel. Streamed by rows
+    of tiles: libvips would map the raster (`rawload`), and a map of 10 GB counts as memory once it was read.
+    OutputError: it cannot be written.
+    """
+    level, number = raster, 0
+    try:
+        with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+            while True:
+                tiff.write(
+                    _tiles(level),
+                    shape=(level.height, level.width),
+                    dtype=np.uint8,
+                    tile=(TILE, TILE),
+                    photometric="minisblack",
+                    compression="zlib",
+                    resolution=(1e4 / spacing / 2**number,) * 2,
+                    resolutionunit="CENTIMETER",
+                    subfiletype=1 if number else 0,
+                    metadata=None,
+                )
+                if max(level.width, level.height) <= TILE:
+                    break
+                number += 1
+                finer, level = level, _half(level, path.with_suffix(f".{number}"), labels)
+                if finer is not raster:
+                    finer.discard()
+        if level is not raster:
+            level.discard()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def _tiles(raster: Raster) -> Iterator[bytes]:
+    """Deflated tiles, row by row."""
+    empty = zlib.compress(bytes(TILE * TILE))  # most of a slide
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        for top in range(0, raster.height, TILE):
+            rows = raster.read(0, top, raster.width, TILE)
+            rows = np.pad(rows, ((0, TILE - rows.shape[0]), (0, -raster.width % TILE)))
+            tiles = rows.reshape(TILE, -1, TILE).swapaxes(0, 1)
+            yield from pool.map(lambda tile: zlib.compress(tile.tobytes()) if tile.any() else empty, tiles)
+
+
+def _half(raster: Raster, path: Path, labels: bool) -> Raster:
+    """The raster at half its size, rounded down, in a file at `path`."""
+    half = Raster(path, max(1, raster.width // 2), max(1, raster.height // 2))
+    method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
+    for top in range(0, half.height, TILE):
+        rows = raster.read(0, 2 * top, 2 * half.width, 2 * min(TILE, half.height - top))
+        if rows.any():
+            size = half.width, min(TILE, half.height - top)
+            half.write(0, top, cv2.resize(rows, size, interpolation=method))
+    return half
+
+
+def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -> None:
+    """PNG of at most OVERLAY pixels: the slide, probability as heat, outlines of the lesions in yellow.
+
+    numbers: int32 (h, w), of the lesions, as of the cells. ReadError: the slide cannot be read.
+    """
+    picture = slide.thumbnail(OVERLAY)
+    size = (picture.shape[1], picture.shape[0])
+    shrinks = cells.mean.shape[0] > size[1]
+    heat = cv2.resize(cells.mean, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(np.uint8(heat * 255), cv2.COLORMAP_TURBO)[:, :, ::-1]
+    opacity = (_OPACITY * np.clip(2 * heat - 0.1, 0, 1))[:, :, None]  # none on what is next to 0
+    picture = (picture * (1 - opacity) + colours * opacity).astype(np.uint8)
+    inside = cv2.resize((numbers > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    picture = draw_outline(picture, np.greater(inside, 0), OUTLINE_PREDICTION)
+    path.write_bytes(cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes())
+
+
+def write_lesions(path: Path, lesions: Sequence[Lesion], frame: Frame) -> None:
+    """`confidence,X,Y` a line, without a header as the organisers' program wants it; empty if there are none."""
+    scale = frame.downsample
+    lines = [
+        f"{lesion.confidence:.6f},{int((lesion.x + 0.5) * scale)},{int((lesion.y + 0.5) * scale)}\n"
+        for lesion in sorted(lesions, key=lambda lesion: -lesion.confidence)
+    ]
+    path.write_text("".join(lines))
