@@ -36,7 +36,6 @@ from utils.cli import (
     Parser,
     UserError,
     fraction,
-    launcher_rank,
     positive_float,
     positive_int,
     report_user_error,
@@ -177,12 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("\ninterrupted: the same command goes on\n")
         return INTERRUPTED
     except Exception:
-        if launcher_rank()[1] == 1:
-            raise
-        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed:\n{traceback.format_exc()}")
-        sys.stderr.flush()
-        last_words.cancel()
-        os._exit(EXIT_FAILED)  # a rank that failed must not wait for the others: the launcher ends them
+        last_words.end_at_once(f"\n{traceback.format_exc()}")
 
 
 def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
