@@ -18,6 +18,7 @@ from models.catalog import (
     MODELS,
     OPTIMIZERS,
     OUTPUT_STRIDES,
+    RECOMPUTE,
     lookup,
     multiple_of,
 )
@@ -159,6 +160,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["float32", "float16", "bfloat16"],
         default="float32",
         help="what the network computes in; weights, logits and loss stay float32",
+    )
+    add(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="none",
+        help="activations that are computed again for the gradient instead of kept: those within blocks, or all",
     )
 
 
