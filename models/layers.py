@@ -65,7 +65,7 @@ def without_updates() -> Iterator[None]:
 
 
 @functools.lru_cache
-def updated_once(batch_norm: type[keras.layers.Layer]) -> type[keras.layers.Layer]:
+def updated_once(batch_norm: type[keras.layers.Layer]) -> Norm:
     """The class of batch norm, as one that knows `without_updates`."""
 
     class Norm(batch_norm):

@@ -113,7 +113,7 @@ class _Backward:
         self.last = list(gradients.values())  # the newest gradients: nothing runs again before they are there
 
     def run(self, blocks: Sequence[Block], kept: Tensors) -> None:
-        """Through `blocks`, the last one first. `kept`: what they read, or if that is sparse, what the first ones do."""
+        """Through `blocks`, the last one first. `kept`: what they read; if it is sparse, what the first ones do."""
         if self.network.sparse and len(blocks) > PART:
             half = len(blocks) // 2
             tensors = self.network._forward(blocks[:half], self._again(kept), self.training)

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import utils.training
-from samplers import Batch, PatchInfo
 from models import normalise
+from samplers import Batch, PatchInfo
 from tests.launch import run_python
 from tests.rank_weights import build, patches
 from utils.cli import EXIT_STOPPED

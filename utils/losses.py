@@ -34,8 +34,8 @@ def make_loss(name: str, pos_weight: float = 1.0, neg_weight: float = 1.0) -> Lo
     def weighted(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(_pixel_weights(labels, pos_weight, neg_weight) * of_pixels(labels, logits))
 
-    return lambda labels, logits: sum_by_strips(weighted, labels, logits) / tf.cast(
-        tf.size(labels), tf.float32
+    return lambda labels, logits: (
+        sum_by_strips(weighted, labels, logits) / tf.cast(tf.size(labels), tf.float32)
     )
 
 

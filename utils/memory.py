@@ -1,6 +1,6 @@
 """How much memory a training step takes: measured on noise, in a process of its own, as `--memory_report` says it.
 
-    python -m utils.memory '{"model": "effdetd0", ...}'       what that process runs; the options are train.py's
+python -m utils.memory '{"model": "effdetd0", ...}'       what that process runs; the options are train.py's
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from utils.cli import UserError
-from utils.options import option_values
+from utils.options import configure_environment, option_values
 
 GB = 1e9
 SMALL = (512, 1024)  # sides from whose memory that of larger ones follows: it is linear in the pixels
@@ -76,8 +76,8 @@ def report(options: argparse.Namespace, ranks: int) -> str:
     lines = [
         f"memory: {fixed / GB:.1f} GB + {slope * 1e6 / GB:.2f} GB a megapixel with --batch_size {options.batch_size}, "
         f"measured at {SMALL[0]}² and {SMALL[1]}²",
-        f"  a step of {options.img_size}² takes {needed / GB:.1f} GB a rank, extrapolated; there are {room / GB:.1f} GB "
-        f"for each of {ranks} on this machine",
+        f"  a step of {options.img_size}² takes {needed / GB:.1f} GB a rank, extrapolated; there are "
+        f"{room / GB:.1f} GB for each of {ranks} on this machine",
         f"  largest --img_size that fits, extrapolated: {side}",
     ]
     if needed > room:
@@ -110,7 +110,11 @@ def _savings(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     changes: list[tuple[str, Any]] = [("recompute", "blocks"), ("batch_size", 1), ("recompute", "full")]
     if isinstance(lookup(options.model), EfficientDetRow):
         changes.append(("fpn_min_level", 3))
-    ranks = {"recompute": ("none", "blocks", "full"), "batch_size": (options.batch_size, 1), "fpn_min_level": (1, 2, 3)}
+    ranks = {
+        "recompute": ("none", "blocks", "full"),
+        "batch_size": (options.batch_size, 1),
+        "fpn_min_level": (1, 2, 3),
+    }
     together: dict[str, Any] = {}
     for name, value in changes:
         if ranks[name].index(getattr(options, name)) < ranks[name].index(value):
@@ -138,7 +142,7 @@ def main(argv: list[str]) -> None:
     values = json.loads(argv[0])
     options, steps = argparse.Namespace(**values), values["steps"]
     options.accumulate_steps = 1  # what more it takes is one gradient
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    configure_environment(options)
     from utils.distributed import World
     from utils.training import Trainer
 

@@ -99,7 +99,9 @@ def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) 
 
     def counted(label: np.ndarray, found: np.ndarray) -> np.ndarray:
         # Row by row: numpy counts in int64, which of a whole patch of 8192² is a gigabyte.
-        rows = (np.bincount(a.astype(np.intp) * num_classes + b, minlength=cells) for a, b in zip(label, found))
+        rows = (
+            np.bincount(a.astype(np.intp) * num_classes + b, minlength=cells) for a, b in zip(label, found)
+        )
         return sum(rows, np.zeros(cells, np.int64)).reshape(num_classes, num_classes)
 
     return [counted(label, found) for label, found in zip(labels, classes)]
