@@ -40,7 +40,7 @@ from samplers import (
     validation_loader,
 )
 from samplers.dataset import SlidePair
-from utils import last_words
+from utils import last_words, memory
 from utils.cli import (
     EXIT_DONE,
     EXIT_STOPPED,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # imported in run(): wrong options are answered before Tensor
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     configure_environment(options)
+    memory.give_back(options.recompute)
     show_warnings()
     try:
         return run(options)
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         expected = isinstance(error, (FloatingPointError, SamplerError, CheckpointWriteError))
         text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
+        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+            text = f"{str(error)[:500]}\n{memory.advice(options)}\n"
         last_words.end_at_once(text)
 
 
@@ -88,6 +91,10 @@ def run(options: argparse.Namespace) -> int:
     # 1. Ranks and devices.
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
     devices = world.agree(lambda: select_devices(world, options.no_cuda))
+
+    if options.memory_report:
+        found = world.of_first(lambda: memory.report(options, world.local_size))
+        sys.stdout.write(f"{found}\n" if world.is_first else "")
 
     # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
     checkpoint = world.of_first(lambda: find_checkpoint(options))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from models.catalog import (
     FPN_MIN_LEVELS,
@@ -37,6 +37,7 @@ __all__ = [
     "multiple_of",
     "normalise",
     "serving_model",
+    "training_network",
 ]
 
 BN_MOMENTUM = 0.99  # of both published models
@@ -63,13 +64,15 @@ def build_model(
     """
     import tf_keras as keras
 
+    from models.layers import updated_once
+
     row = lookup(name)
     height, width = _height_width(name, img_size)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but the softmax needs at least 2")
     momentum = BN_MOMENTUM if bn_momentum is None else bn_momentum
     norm = functools.partial(
-        batch_norm or keras.layers.BatchNormalization, momentum=momentum, epsilon=BN_EPSILON
+        updated_once(batch_norm or keras.layers.BatchNormalization), momentum=momentum, epsilon=BN_EPSILON
     )
     images = keras.Input((height, width, 3), name="images")
     if isinstance(row, EfficientDetRow):
@@ -100,6 +103,24 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
 def normalise(name: str, images: tf.Tensor | np.ndarray) -> tf.Tensor:
     """uint8 RGB (B, H, W, 3) → float32 as model `name` was pre-trained with."""
     return _normaliser(name)(images)
+
+
+def training_network(
+    name: str, model: keras.Model, recompute: str = "none"
+) -> Callable[[tf.Tensor, bool], tf.Tensor]:
+    """`model` of build_model as a function: uint8 RGB (B, H, W, 3), whether training → float32 logits (B, H, W, C).
+
+    `recompute`: "none" keeps all activations for the gradient, "blocks" what goes between blocks, "full" the
+    images only, see models.recompute.
+    """
+    prepare = _normaliser(name)
+    if recompute == "none":
+        return lambda images, training: model(prepare(images), training=training)
+    from models import deeplab, efficientdet
+    from models.recompute import Recomputed
+
+    block_of = (efficientdet if isinstance(lookup(name), EfficientDetRow) else deeplab).block_of
+    return Recomputed(model, block_of, prepare, sparse=recompute == "full")
 
 
 def serving_model(name: str, model: keras.Model) -> keras.Model:

@@ -6,6 +6,8 @@ in the network that file belongs to, and in the original TensorFlow code, biline
 
 from __future__ import annotations
 
+import re
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -18,6 +20,11 @@ ATROUS: dict[int, tuple[int, int, int, int, tuple[int, int, int]]] = {
     16: (2, 1, 1, 2, (6, 12, 18)),
     8: (1, 2, 2, 4, (12, 24, 36)),
 }
+
+BLOCKS = re.compile(
+    r"entry_flow_conv1|entry_flow_block\d(_separable_conv\d)?|middle_flow_unit_\d+|exit_flow_block\d"
+    r"|image_pooling|aspp\d|(aspp_)?concat|decoder_conv\d|decoder|feature_projection|logits"
+)
 
 
 def conv2d(
@@ -162,6 +169,17 @@ def build(images: tf.Tensor, num_classes: int, output_stride: int, norm: Norm) -
     x = decoder(x, levels[2], decoder_norm)
     logits = float32(conv2d(num_classes, 1, "logits_semantic", use_bias=True)(x), "logits_float32")
     return ResizeLike(dtype="float32", name="logits")([logits, images])
+
+
+def block_of(layer: str) -> str:
+    """The block, by which activations are recomputed, of a layer: Xception block, branch of the ASPP, …
+
+    Of the entry flow's first blocks, whose resolution is high, each separable convolution is one.
+    """
+    block = BLOCKS.match(layer)
+    if block is None:
+        raise ValueError(f"layer {layer} is in no block")
+    return block[0]
 
 
 @keras.utils.register_keras_serializable("models")

@@ -6,6 +6,8 @@ exactly the published variables.
 
 from __future__ import annotations
 
+import re
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -112,3 +114,17 @@ def build(
         return float32(logits, "logits")
     factor = 2 ** (min_level - 1)
     return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32", name="logits")(logits)
+
+
+def block_of(layer: str) -> str:
+    """The block, by which activations are recomputed, of a layer: MBConv block, BiFPN node or step of the head.
+
+    A skip goes with the step that reads it: what is kept is its parts, which are needed anyway.
+    """
+    scope = re.match(r"fpn_cells/cell_\d+/fnode\d+|[^/]*/(stem|blocks_\d+)|resample_p\d", layer)
+    if scope is not None:
+        return scope[0]
+    step = re.match(r"segmentation_head/(?:(skip_)|bn_|conv2d_transpose_?)(\d*)|logits", layer)
+    if step is None:
+        raise ValueError(f"layer {layer} is in no block")
+    return f"segmentation_head/{int(step[2] or 0) + bool(step[1])}" if step[2] is not None else "logits"

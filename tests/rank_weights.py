@@ -27,6 +27,7 @@ CASES = {
     "unwrapped": [],
     "frozen": [],
     "sync": ["--sync_batch_norm"],
+    "recompute": ["--sync_batch_norm", "--recompute", "full"],
     "fp16": ["--sync_batch_norm", "--fp16_allreduce"],
     "accumulate": ["--accumulate_steps", "2"],
     "adasum": ["--adasum"],

@@ -12,7 +12,10 @@ import pytest
 from tests.launch import run_python
 
 SCRIPT = Path(__file__).parent / "rank_weights.py"
-ONE, TWO = ("plain", "frozen", "accumulate"), ("plain", "sync", "fp16", "accumulate", "unwrapped")
+ONE, TWO = (
+    ("plain", "frozen", "accumulate"),
+    ("plain", "sync", "recompute", "fp16", "accumulate", "unwrapped"),
+)
 
 SAME, HALF = 1e-3, 0.1  # of the way: float32 in another order, gradients rounded to FP16
 LEFT_OUT = ("conv/bias:0", "moving_variance:0")
@@ -68,7 +71,7 @@ def two(tmp_path_factory) -> Trained:
     return Trained(tmp_path_factory.mktemp("two"), 2, TWO)
 
 
-@pytest.mark.parametrize("case", ["plain", "sync", "fp16", "accumulate"])
+@pytest.mark.parametrize("case", ["plain", "sync", "recompute", "fp16", "accumulate"])
 def test_ranks_hold_identical_weights_after_training(two, case):
     report = two.report[case]
     assert report["variables"] > 300
@@ -83,6 +86,10 @@ def test_ranks_would_differ_without_horovods_optimizer(two):
 def test_two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch(one, two):
     assert distance(one, "plain", two, "sync") < SAME
     assert distance(one, "plain", two, "plain") > 10 * SAME  # the batch norms of the ranks differ
+
+
+def test_recomputed_activations_have_the_same_synchronised_statistics(two):
+    assert distance(two, "sync", two, "recompute") < SAME
 
 
 def test_fp16_allreduce_changes_the_weights_within_its_precision(two):

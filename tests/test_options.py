@@ -122,6 +122,8 @@ TESTED = {
     "camelyon": "centres_divide_the_slides: dataset data_root train_centers val_centers",
     "loader": "order_is_the_same_for_every_number_of_processes: sample_processes",
     "options": "what_has_to_be_set_before_tensorflow_is_imported: no_cuda verbose",
+    "memory": "the_report_comes_before_training_and_ends_what_does_not_fit: memory_report, "
+    "recompute_is_taken_by_the_trainer: recompute",
     "distributed": "no_horovod_under_a_launcher_is_refused: horovod, "
     "fp16_allreduce_changes_the_weights_within_its_precision: fp16_allreduce, "
     "two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch: sync_batch_norm, "

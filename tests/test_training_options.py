@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import utils.training
+from models import normalise
 from samplers import Batch, PatchInfo
 from tests.launch import run_python
 from tests.rank_weights import build, patches
@@ -134,7 +135,7 @@ def test_moving_average_of_the_weights_is_validated_and_exported_and_loaded(trai
         for found, value in zip(weights(trainer), expected):
             np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
         images = patches(0)[0]
-        averaged = tf.nn.softmax(trainer.model(utils.training.normalise("effdetd0", images))).numpy()
+        averaged = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
     for found, value in zip(weights(trainer), raw):
         np.testing.assert_array_equal(found, value)
     trainer.export(tmp_path / "model")

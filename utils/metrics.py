@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from utils.strips import sum_by_strips
+
 AUC_BINS = 512
 
 
@@ -94,12 +96,15 @@ def calibration(histogram: np.ndarray, bins: int = 16) -> tuple[np.ndarray, floa
 def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
     """Of each patch, uint8 labels and predicted classes (B, H, W): int64 (C, C), rows = label."""
     cells = num_classes**2
-    return [
-        np.bincount((label.astype(np.int64) * num_classes + found).ravel(), minlength=cells).reshape(
-            num_classes, num_classes
+
+    def counted(label: np.ndarray, found: np.ndarray) -> np.ndarray:
+        # Row by row: numpy counts in int64, which of a whole patch of 8192² is a gigabyte.
+        rows = (
+            np.bincount(a.astype(np.intp) * num_classes + b, minlength=cells) for a, b in zip(label, found)
         )
-        for label, found in zip(labels, classes)
-    ]
+        return sum(rows, np.zeros(cells, np.int64)).reshape(num_classes, num_classes)
+
+    return [counted(label, found) for label, found in zip(labels, classes)]
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -141,3 +146,8 @@ def batch_counts(labels: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor
         tf.reshape(tf.cast(confusion, tf.int64), [classes, classes]),
         tf.reshape(tf.cast(histogram, tf.int64), [2, AUC_BINS]),
     )
+
+
+def strip_counts(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`batch_counts` of logits, strip by strip."""
+    return sum_by_strips(lambda y, x: batch_counts(y, tf.nn.softmax(x)), labels, logits)

@@ -18,6 +18,7 @@ from models.catalog import (
     MODELS,
     OPTIMIZERS,
     OUTPUT_STRIDES,
+    RECOMPUTE,
     lookup,
     multiple_of,
 )
@@ -38,6 +39,7 @@ from utils.cli import (
 from utils.schedule import SCALINGS, SCHEDULES
 
 DEBUG_IMAGES = 100
+NVIDIA = Path("/proc/driver/nvidia")  # there if there are GPUs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -160,6 +162,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what the network computes in; weights, logits and loss stay float32",
     )
+    add(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="none",
+        help="activations that are computed again for the gradient instead of kept: those within blocks, or all",
+    )
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +281,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the same bits each time on the same number of threads, slower",
     )
+    add(
+        "--memory_report",
+        action="store_true",
+        help="first measure the main memory that a step takes, say what fits, and end if this does not",
+    )
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 
 
@@ -335,6 +348,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("hard_mining_threshold", "hard_mining_tries"):
         if name in given and not options.hard_mining:
             parser.error(f"--{name} goes with --hard_mining")
+    if options.memory_report and not options.no_cuda and NVIDIA.exists():
+        parser.error("--memory_report measures main memory: it goes with --no_cuda where there are GPUs")
     if options.ema == 1:
         parser.error("--ema 1 would never learn anything")
     if options.adasum and options.accumulate_steps > 1:
@@ -380,7 +395,7 @@ def configure_environment(options: argparse.Namespace) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
     # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
     # of a core. Steps take long here, 20 ms are nothing.
-    if options.no_cuda or not Path("/proc/driver/nvidia").exists():
+    if options.no_cuda or not NVIDIA.exists():
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "20")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if options.no_cuda:

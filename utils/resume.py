@@ -16,6 +16,7 @@ from utils.options import option_values
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
+    *("recompute", "memory_report"),
 }
 
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from models import build_model, load_weights, normalise, serving_model
+from models import build_model, load_weights, serving_model, training_network
 from models.layers import drawing
 from utils.checkpoint import restore_checkpoint
 from utils.cli import UserError
 from utils.distributed import World
 from utils.losses import make_loss
-from utils.metrics import Counts, batch_counts
+from utils.metrics import Counts, strip_counts
 from utils.optimizers import make_optimizer
 
 
@@ -54,6 +54,7 @@ class Trainer:
             bn_momentum=options.bn_momentum,
             batch_norm=world.batch_norm(options.sync_batch_norm),
         )
+        self.network = training_network(options.model, self.model, options.recompute)
         self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
         # Horovod: the wrapped optimizer reduces the gradients over ranks.
         self.optimizer = make_optimizer(
@@ -161,7 +162,7 @@ class Trainer:
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
     ) -> tuple[tf.Tensor, ...]:
         with tf.GradientTape() as tape, drawing(seed):
-            logits = self.model(normalise(self.model_name, images), training=not frozen)
+            logits = self.network(images, not frozen)
             loss = self.loss(labels, logits)
         if self.adasum:
             tape = self.world.adasum_tape(tape, self.fp16_allreduce)  # Horovod
@@ -176,7 +177,7 @@ class Trainer:
             self._average_weights(waits)
         # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
         shared = self.world.mean_in_graph(tf.stack([loss, stop]))
-        return (shared, loss, *batch_counts(labels, tf.nn.softmax(logits)))
+        return (shared, loss, *strip_counts(labels, logits))
 
     def _average_weights(self, waits: tf.Tensor) -> None:
         """Moves the averages to the weights, further in the first updates: they began at the random start."""
@@ -200,10 +201,9 @@ class Trainer:
                 variable.assign(value)
 
     def _eval_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        logits = self.model(normalise(self.model_name, images), training=False)
-        confusion, histogram = batch_counts(labels, tf.nn.softmax(logits))
-        classes = tf.cast(tf.argmax(logits, -1), tf.uint8)
-        return self.loss(labels, logits), confusion, histogram, classes
+        logits = self.network(images, False)
+        classes = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
+        return (self.loss(labels, logits), *strip_counts(labels, logits), classes)
 
     def summed(self, counts: Counts) -> Counts:
         """Collective: the counts of all ranks together."""

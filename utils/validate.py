@@ -93,7 +93,8 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
                 name = slide_of_patch(patch.slide) or patch.slide
                 slides[name] = slides.get(name, 0) + confusion
                 score = mean_iou(confusion) or 0.0
-                keys = {"mixed": float(np.var(batch.labels[i] > 0)), "worst": -score}
+                tumour = np.count_nonzero(batch.labels[i]) / batch.labels[i].size
+                keys = {"mixed": tumour * (1 - tumour), "worst": -score}
                 if patch.tumour:  # a patch without is right all too easily
                     keys["best"] = score
                 wanted = [kind for kind, key in keys.items() if tops[kind].wants(key)]

@@ -1,0 +1,150 @@
+"""Gradient checkpointing by block (Chen et al., arXiv 1604.06174): activations are computed again, not kept.
+
+`Recomputed` runs the layers of a model, with its variables, and gives the same logits and gradients. Only what
+goes from one block to another is kept for the backward pass; there each block runs again, after all gradients of
+the blocks behind it are there, so that the activations of one block at a time are in memory.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import tensorflow as tf
+import tf_keras as keras
+
+from models.layers import current_draw, drawing, without_updates
+
+Tensors = dict[str, tf.Tensor]  # by the name of the layer that they come from
+
+PART = 8  # blocks whose inputs are kept at a time, where not those of all blocks are
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a functional model, as a model of its own with the same layers. Names are those of layers."""
+
+    model: keras.Model
+    inputs: list[str]
+    outputs: list[str]
+
+
+def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
+    """The blocks of `model` in an order in which they can run. `block_of`: a layer's name → its block's."""
+    # Index 0: a layer has one more input and output for each model that it is part of.
+    layers = {id(layer.get_output_at(0)): layer.name for layer in model.layers}
+    start, end = model.layers[0].name, layers[id(model.output)]
+    members: dict[str, list[str]] = {}
+    reads: dict[str, set[str]] = {}
+    for layer in model.layers[1:]:
+        block = block_of(layer.name)
+        members.setdefault(block, []).append(layer.name)
+        reads.setdefault(block, set()).update(layers[id(x)] for x in tf.nest.flatten(layer.get_input_at(0)))
+    inputs = {block: sorted(reads[block].difference(members[block])) for block in members}
+    needed = {end}.union(*inputs.values())
+    before = {block: {block_of(name) for name in inputs[block] if name != start} for block in members}
+    blocks = []
+    for block in graphlib.TopologicalSorter(before).static_order():
+        ends = inputs[block], [name for name in members[block] if name in needed]
+        tensors = [[model.get_layer(name).get_output_at(0) for name in names] for names in ends]
+        blocks.append(Block(keras.Model(*tensors), *ends))
+    return blocks
+
+
+class Recomputed:
+    """`model` as a function (images, training) → logits whose gradient recomputes activations by block.
+
+    `prepare` makes the model's input of the images (B, H, W, 3), which are kept as they are; it runs again too.
+    With `sparse` not even what goes from block to block is kept: of every half of the blocks what comes before
+    it is computed again, and so on until there are PART of them (Griewank, 1992), for log(blocks) forward passes.
+    For graphs (tf.function): it is their control dependencies that keep the order.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        block_of: Callable[[str], str],
+        prepare: Callable[[tf.Tensor], tf.Tensor],
+        sparse: bool = False,
+    ) -> None:
+        self.blocks = split(model, block_of)
+        self.start, self.end = model.layers[0].name, self.blocks[-1].outputs[0]
+        self.prepare, self.sparse = prepare, sparse
+
+    def __call__(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+        """Logits. Batch norm's averages move here, and not when activations are recomputed."""
+        seed = current_draw()  # the gradient is traced when the step's `drawing` is over
+
+        @tf.custom_gradient
+        def network(images: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+            with drawing(seed):
+                kept = self._forward(self.blocks, {self.start: images}, training)
+
+            def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable]) -> tuple[None, list[Any]]:
+                with drawing(seed), without_updates():
+                    backward = _Backward(self, training, {self.end: upstream})
+                    backward.run(self.blocks, {self.start: images} if self.sparse else kept)
+                return None, [backward.of_variables.get(variable.ref()) for variable in variables]
+
+            return kept[self.end], gradient
+
+        return network(images)
+
+    def _forward(self, blocks: Sequence[Block], tensors: Tensors, training: bool) -> Tensors:
+        """`tensors` and all outputs of `blocks`."""
+        tensors = dict(tensors)
+        for block in blocks:
+            tensors.update(zip(block.outputs, self.outputs(block, tensors, training)))
+        return tensors
+
+    def outputs(self, block: Block, tensors: Tensors, training: bool) -> list[tf.Tensor]:
+        inputs = [self.prepare(tensors[n]) if n == self.start else tensors[n] for n in block.inputs]
+        return tf.nest.flatten(block.model(inputs, training=training))
+
+
+class _Backward:
+    """One backward pass. `gradients`: of what comes out of blocks that were not run backward yet."""
+
+    def __init__(self, network: Recomputed, training: bool, gradients: Tensors) -> None:
+        self.network, self.training, self.gradients = network, training, gradients
+        self.of_variables: dict[Any, tf.Tensor] = {}
+        self.last = list(gradients.values())  # the newest gradients: nothing runs again before they are there
+
+    def run(self, blocks: Sequence[Block], kept: Tensors) -> None:
+        """Through `blocks`, the last one first. `kept`: what they read; if it is sparse, what the first ones do."""
+        if self.network.sparse and len(blocks) > PART:
+            half = len(blocks) // 2
+            tensors = self.network._forward(blocks[:half], self._again(kept), self.training)
+            needed = {name for block in blocks[half:] for name in block.inputs}
+            self.run(blocks[half:], {name: x for name, x in tensors.items() if name in needed})
+            self.run(blocks[:half], kept)
+            return
+        if self.network.sparse:
+            kept = self.network._forward(blocks, self._again(kept), self.training)
+        for block in reversed(blocks):
+            self._run_block(block, self._again({name: kept[name] for name in block.inputs}))
+
+    def _again(self, tensors: Tensors) -> Tensors:
+        """The same, but after the newest gradients.
+
+        So the activations of the last block are gone before those of the next one come, and what is computed from
+        it is not merged with the forward pass by TensorFlow's optimizer of graphs.
+        """
+        with tf.control_dependencies(self.last):
+            return {name: tf.identity(x) for name, x in tensors.items()}
+
+    def _run_block(self, block: Block, tensors: Tensors) -> None:
+        names = [name for name in block.inputs if name != self.network.start]
+        variables = block.model.trainable_variables
+        with tf.GradientTape() as tape:
+            tape.watch([tensors[name] for name in names])
+            outputs = self.network.outputs(block, tensors, self.training)
+        sources = [*(tensors[name] for name in names), *variables]
+        found = tape.gradient(outputs, sources, [self.gradients.pop(name) for name in block.outputs])
+        for name, gradient in zip(names, found):
+            if gradient is not None:  # else only the tensor's shape is used
+                self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
+        self.of_variables.update((v.ref(), g) for v, g in zip(variables, found[len(names) :]))
+        self.last = [gradient for gradient in found if gradient is not None]
