@@ -69,7 +69,7 @@ def test_out_of_memory_ends_with_advice(tmp_path, monkeypatch, capsys):
         raise SystemExit(code)
 
     monkeypatch.setattr(train, "run", fail)
-    monkeypatch.setattr(train.os, "_exit", leave)
+    monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as ended:
         train.main(["--slide_path", str(tmp_path)])
     assert ended.value.code == EXIT_FAILED
