@@ -64,15 +64,13 @@ def build_model(
     """
     import tf_keras as keras
 
-    from models.layers import updated_once
-
     row = lookup(name)
     height, width = _height_width(name, img_size)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but the softmax needs at least 2")
     momentum = BN_MOMENTUM if bn_momentum is None else bn_momentum
     norm = functools.partial(
-        updated_once(batch_norm or keras.layers.BatchNormalization), momentum=momentum, epsilon=BN_EPSILON
+        batch_norm or keras.layers.BatchNormalization, momentum=momentum, epsilon=BN_EPSILON
     )
     images = keras.Input((height, width, 3), name="images")
     if isinstance(row, EfficientDetRow):

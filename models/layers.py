@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import zlib
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -33,7 +32,6 @@ def float32(x: tf.Tensor, name: str) -> tf.Tensor:
 
 
 _draws: list[tf.Tensor] = []  # the seed of the step that is being traced
-_frozen_averages: list[bool] = []  # not empty while activations are computed again
 
 
 @contextlib.contextmanager
@@ -52,28 +50,6 @@ def drawing(seed: tf.Tensor) -> Iterator[None]:
 def current_draw() -> tf.Tensor:
     """The seed of `drawing`, or one for this step if there is none."""
     return _draws[-1] if _draws else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-
-
-@contextlib.contextmanager
-def without_updates() -> Iterator[None]:
-    """Batch norm of `updated_once` uses the batch's statistics meanwhile, but does not move its averages."""
-    _frozen_averages.append(True)
-    try:
-        yield
-    finally:
-        _frozen_averages.pop()
-
-
-@functools.lru_cache
-def updated_once(batch_norm: type[keras.layers.Layer]) -> Norm:
-    """The class of batch norm, as one that knows `without_updates`."""
-
-    class Norm(batch_norm):
-        def add_update(self, updates: Any) -> None:
-            if not _frozen_averages:
-                super().add_update(updates)
-
-    return Norm
 
 
 @keras.utils.register_keras_serializable("models")

@@ -7,15 +7,16 @@ the blocks behind it are there, so that the activations of one block at a time a
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
 import tensorflow as tf
 import tf_keras as keras
 
-from models.layers import current_draw, drawing, without_updates
+from models.layers import current_draw, drawing
 
 Tensors = dict[str, tf.Tensor]  # by the name of the layer that they come from
 
@@ -53,6 +54,24 @@ def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
     return blocks
 
 
+_recomputing: list[bool] = []  # not empty meanwhile
+
+
+@contextlib.contextmanager
+def _without_updates() -> Iterator[None]:
+    """Batch norm goes by the batch's statistics meanwhile, but does not move its averages a second time."""
+    _recomputing.append(True)
+    try:
+        yield
+    finally:
+        _recomputing.pop()
+
+
+def _only_forward(add_update: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A batch norm's `add_update`, the method by which it moves its averages, that knows `_without_updates`."""
+    return lambda updates: None if _recomputing else add_update(updates)
+
+
 class Recomputed:
     """`model` as a function (images, training) → logits whose gradient recomputes activations by block.
 
@@ -72,6 +91,9 @@ class Recomputed:
         self.blocks = split(model, block_of)
         self.start, self.end = model.layers[0].name, self.blocks[-1].outputs[0]
         self.prepare, self.sparse = prepare, sparse
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.add_update = _only_forward(layer.add_update)
 
     def __call__(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         """Logits. Batch norm's averages move here, and not when activations are recomputed."""
@@ -83,7 +105,7 @@ class Recomputed:
                 kept = self._forward(self.blocks, {self.start: images}, training)
 
             def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable]) -> tuple[None, list[Any]]:
-                with drawing(seed), without_updates():
+                with drawing(seed), _without_updates():
                     backward = _Backward(self, training, {self.end: upstream})
                     backward.run(self.blocks, {self.start: images} if self.sparse else kept)
                 return None, [backward.of_variables.get(variable.ref()) for variable in variables]
