@@ -8,6 +8,10 @@ An annotation is drawn by `annotation_weighting`:
 
 then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on it
 and moved inside of the slide. The connected regions of a mask are its annotations.
+
+So are round(batch_size · batch_tumor_ratio) patches of a batch drawn, the first ones. The others are the SURF
+sampler's without tumour, of slides without annotations too: where only lesions are annotated, as in CAMELYON, a
+model that never sees other tissue than their surroundings calls most of it tumour.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from samplers.draw import DrawingSampler, Proposal
 from samplers.labels import Annotation
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import BadSlideError, OpenPair, trim_memory
+from samplers.surf import SurfSampler
 
 WEIGHTINGS = ("balanced", "count", "area")
 POINTS = 256  # tried at once in an annotation's bounding box
@@ -42,6 +47,7 @@ class RadboudSampler(DrawingSampler):
 
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
         super().__init__(config, rank)
+        self._surf = SurfSampler(pairs, config, rank, size, self.reader)
         labelled = [pair for pair in pairs if pair.label is not None]
         self._entries = self._find(share_slides(labelled, rank, size, config.seed)) or self._find(labelled)
         if not self._entries:
@@ -63,6 +69,8 @@ class RadboudSampler(DrawingSampler):
         return entries
 
     def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
+        if slot >= self._surf.tumour_patches:
+            return self._surf.propose(rng, slot, skip)
         left_out = frozenset(skip)
         if left_out not in self._cumulative:
             if np.isin(self._names, list(left_out)).all():

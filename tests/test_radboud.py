@@ -111,6 +111,15 @@ def test_a_class_0_annotation_can_be_wanted(pairs: list[SlidePair]) -> None:
         assert {patch.slide for patch in patches} == {"tumor_2"}
 
 
+def test_the_rest_of_the_batch_is_other_tissue_of_all_slides(pairs: list[SlidePair]) -> None:
+    found = []
+    for _, labels, patches in batches(pairs, replace(CONFIG, batch_tumor_ratio=0.5), 20):
+        assert labels.any(axis=(1, 2)).tolist() == [True, True, False, False]
+        found += patches
+    assert {patch.slide for patch in found if patch.tumour} == {"tumor_1", "tumor_2"}
+    assert {patch.slide for patch in found if not patch.tumour} == {"tumor_1", "tumor_2", "normal_1"}
+
+
 def test_a_batch_depends_on_seed_rank_and_index_alone(pairs: list[SlidePair]) -> None:
     config = replace(CONFIG, augment=True)
     first = batches(pairs, config, 4)
