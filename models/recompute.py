@@ -54,22 +54,16 @@ def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
     return blocks
 
 
-_recomputing: list[bool] = []  # not empty meanwhile
-
-
 @contextlib.contextmanager
-def _without_updates() -> Iterator[None]:
-    """Batch norm goes by the batch's statistics meanwhile, but does not move its averages a second time."""
-    _recomputing.append(True)
+def _without_updates(norms: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """These batch norms go by the batch's statistics meanwhile, but do not move their averages a second time."""
+    for norm in norms:
+        norm.add_update = lambda updates: None  # hides the method by which Keras moves them
     try:
         yield
     finally:
-        _recomputing.pop()
-
-
-def _only_forward(add_update: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A batch norm's `add_update`, the method by which it moves its averages, that knows `_without_updates`."""
-    return lambda updates: None if _recomputing else add_update(updates)
+        for norm in norms:
+            del norm.add_update
 
 
 class Recomputed:
@@ -91,9 +85,7 @@ class Recomputed:
         self.blocks = split(model, block_of)
         self.start, self.end = model.layers[0].name, self.blocks[-1].outputs[0]
         self.prepare, self.sparse = prepare, sparse
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.add_update = _only_forward(layer.add_update)
+        self.norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
     def __call__(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         """Logits. Batch norm's averages move here, and not when activations are recomputed."""
@@ -105,7 +97,7 @@ class Recomputed:
                 kept = self._forward(self.blocks, {self.start: images}, training)
 
             def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable]) -> tuple[None, list[Any]]:
-                with drawing(seed), _without_updates():
+                with drawing(seed), _without_updates(self.norms):
                     backward = _Backward(self, training, {self.end: upstream})
                     backward.run(self.blocks, {self.start: images} if self.sparse else kept)
                 return None, [backward.of_variables.get(variable.ref()) for variable in variables]

@@ -47,9 +47,9 @@ class Proposal:
 class DrawingSampler:
     """Draws each patch of a batch: what a subclass proposes, checked on the label and the image."""
 
-    def __init__(self, config: SamplerConfig, rank: int, reader: PairReader | None = None) -> None:
+    def __init__(self, config: SamplerConfig, rank: int) -> None:
         self.config, self.rank = config, rank
-        self.reader = reader or PairReader(config)
+        self.reader = PairReader(config)
         self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read, with the reason
         self._dropped: dict[str, int] = {}  # slide → first batch without it
 

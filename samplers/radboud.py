@@ -23,7 +23,7 @@ import numpy as np
 import shapely
 
 from samplers.dataset import SlidePair
-from samplers.draw import DrawingSampler, Proposal
+from samplers.draw import Proposal
 from samplers.labels import Annotation
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import BadSlideError, OpenPair, trim_memory
@@ -39,15 +39,14 @@ class Entry(NamedTuple):
     annotation: Annotation
 
 
-class RadboudSampler(DrawingSampler):
+class RadboudSampler(SurfSampler):
     """See the module. `pairs` are all training slides: the rank draws from its share of those with a label.
 
     If the share has no annotation, all slides serve; if none has, SamplerError.
     """
 
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
-        super().__init__(config, rank)
-        self._surf = SurfSampler(pairs, config, rank, size, self.reader)
+        super().__init__(pairs, config, rank, size)
         labelled = [pair for pair in pairs if pair.label is not None]
         self._entries = self._find(share_slides(labelled, rank, size, config.seed)) or self._find(labelled)
         if not self._entries:
@@ -69,8 +68,8 @@ class RadboudSampler(DrawingSampler):
         return entries
 
     def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
-        if slot >= self._surf.tumour_patches:
-            return self._surf.propose(rng, slot, skip)
+        if slot >= self._tumour_patches:
+            return super().propose(rng, slot, skip)
         left_out = frozenset(skip)
         if left_out not in self._cumulative:
             if np.isin(self._names, list(left_out)).all():

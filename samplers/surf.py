@@ -20,7 +20,7 @@ import numpy as np
 from samplers.dataset import SlidePair
 from samplers.draw import DrawingSampler, Proposal
 from samplers.patches import SamplerConfig, SamplerError, share_slides
-from samplers.reader import OpenPair, PairReader, overview
+from samplers.reader import OpenPair, overview
 from samplers.tissue import PixelSet, cells_without
 
 MAX_REGIONS = 256  # slides whose regions are kept, at most 0.3 MB each for a slide of CAMELYON16 at level 7
@@ -52,26 +52,19 @@ class SurfSampler(DrawingSampler):
     """See the module. `pairs` are all training slides: the rank draws from its share.
 
     If a kind of patch is on none of the share's slides, it comes from all slides; if it is nowhere,
-    SamplerError. `reader`: that of a sampler that this one serves.
+    SamplerError.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[SlidePair],
-        config: SamplerConfig,
-        rank: int,
-        size: int,
-        reader: PairReader | None = None,
-    ) -> None:
-        super().__init__(config, rank, reader)
+    def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
+        super().__init__(config, rank)
         self._own = share_slides(pairs, rank, size, config.seed)
         own = set(self._own)
         self._others = [pair for pair in pairs if pair not in own]
-        self.tumour_patches = round(config.batch_size * config.batch_tumor_ratio)
+        self._tumour_patches = round(config.batch_size * config.batch_tumor_ratio)
         self._regions: OrderedDict[SlidePair, Regions] = OrderedDict()
 
     def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
-        wanted = "tumour" if slot < self.tumour_patches else "none"
+        wanted = "tumour" if slot < self._tumour_patches else "none"
         pair, regions = self._draw_slide(rng, wanted, skip)
         cells = regions.free if wanted == "none" else regions.tumour
         point = self.reader.read(pair, lambda opened: _point(opened, regions.cell, cells, wanted, rng))
@@ -96,7 +89,7 @@ class SurfSampler(DrawingSampler):
         )
         raise SamplerError(
             f"no training slide has {kind}, but batch_tumor_ratio {self.config.batch_tumor_ratio} wants "
-            f"{self.tumour_patches} of {self.config.batch_size} patches of a batch with tumour"
+            f"{self._tumour_patches} of {self.config.batch_size} patches of a batch with tumour"
             + (f" (left out, unreadable: {', '.join(sorted(skip))})" if skip else "")
         )
 
