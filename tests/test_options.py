@@ -112,7 +112,8 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
 # Where each option is tested: by a test that fails if it is ignored.
 TESTED = {
     "train": "last_line_is_the_validation_miou: img_size batch_size num_steps data_sampler log_every validate_every "
-    "log_dir validation_patches val_split",
+    "log_dir validation_patches val_split, "
+    "learning_rate_is_scaled_warmed_up_and_scheduled_as_asked: learning_rate warmup_steps lr_schedule lr_scaling",
     "data": "validation_slides_are_split_off_by_the_seed: slide_path label_path, "
     "validation_slides_of_their_own_in_another_format: valid_slide_path valid_label_path valid_slide_format "
     "valid_label_format, bad_slides_are_an_error_or_left_out: skip_bad_slides, "
@@ -134,8 +135,6 @@ TESTED = {
     "fpn_cells_overrides_the_number_of_cells: fpn_cells",
     "deeplab": "output_stride_8_has_the_same_weights_and_twice_the_rates: output_stride",
     "pretrained": "own_weights_give_equal_outputs: weights_path",
-    "schedule": "warm_up_rises_to_the_peak_and_cosine_falls_to_zero: warmup_steps, "
-    "cyclic_has_four_peaks_of_half_the_height: lr_schedule, scaling_by_ranks: lr_scaling",
     "optimizers": "only_kernels_decay: weight_decay",
     "mining": "threshold_decides_what_is_easy: hard_mining_threshold, "
     "after_the_last_try_what_is_easy_stays: hard_mining_tries",
@@ -149,9 +148,9 @@ TESTED = {
     "time_limit_stops_with_a_checkpoint: time_limit, "
     "moving_average_of_the_weights_is_validated_and_exported_and_loaded: ema, "
     "the_optimizer_is_the_one_asked_for_with_its_clipping: optimizer clip_norm, "
-    "frozen_batch_norm_keeps_its_averages_and_else_they_move_with_the_momentum: freeze_bn bn_momentum, "
-    "pixel_weights_and_loss_are_those_asked_for: pos_pixel_weight neg_pixel_weight loss, "
-    "the_learning_rate_is_the_one_of_the_step: learning_rate",
+    "the_last_part_of_the_steps_keeps_the_averages_of_batch_norm: freeze_bn, "
+    "frozen_batch_norm_keeps_its_averages_and_else_they_move_with_the_momentum: bn_momentum, "
+    "pixel_weights_and_loss_are_those_asked_for: pos_pixel_weight neg_pixel_weight loss",
 }
 
 

@@ -23,18 +23,11 @@ def paths(demo: Path, label: str = "masks") -> list[str | Path]:
 def finished(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run on 2 ranks, in a folder with a space: its log_dir and what it printed."""
     log_dir = tmp_path_factory.mktemp("a run") / "log"
-    words = [
-        "train.py",
-        *paths(demo),
-        *SMALL,
-        "--num_steps",
-        "24",
-        "--log_every",
-        "8",
-        "--validate_every",
-        "12",
-    ]
-    done = run_python([*words, "--log_dir", log_dir, "--val_split", "0.34"], ranks=2)
+    words = (
+        "--num_steps 24 --log_every 8 --validate_every 12 --val_split 0.34 --learning_rate 2e-3 --lr_scaling sqrt "
+        "--warmup_steps 12 --lr_schedule polynomial"
+    )
+    done = run_python(["train.py", *paths(demo), *SMALL, *words.split(), "--log_dir", log_dir], ranks=2)
     assert done.returncode == 0, done.stderr
     return log_dir, done.stdout
 
@@ -56,6 +49,14 @@ def test_metrics_have_every_logged_and_validated_step(finished):
         }  # fmt: skip
         assert 0 <= record["miou"] <= 1
         assert len(record["iou"]) == 2
+
+
+@pytest.mark.mpi
+def test_learning_rate_is_scaled_warmed_up_and_scheduled_as_asked(finished):
+    rates = [r["learning_rate"] for r in read_metrics(finished[0]) if r["split"] == "train"]
+    peak = 2e-3 * 2**0.5
+    # Of the last update before each log, which began at steps 4, 12 and 20.
+    assert rates == pytest.approx([peak * 5 / 13, peak, peak * (1 / 3) ** 0.9])
 
 
 @pytest.mark.mpi

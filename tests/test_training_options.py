@@ -42,7 +42,8 @@ def debugged(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     log_dir = tmp_path_factory.mktemp("debug") / "log"
     more = (
         "--debug --num_steps 5000 --log_every 40 --validate_every 50 --histograms --profile 20:24 "
-        "--hard_mining --hard_mining_threshold 0.3 --hard_mining_tries 1 --checkpoint_every 20 --keep_checkpoints 3"
+        "--hard_mining --hard_mining_threshold 0.3 --hard_mining_tries 1 --checkpoint_every 20 --keep_checkpoints 3 "
+        "--freeze_bn 0.3"
     )
     return log_dir, run(demo, log_dir, *more.split())
 
@@ -78,6 +79,16 @@ def test_checkpoints_are_written_and_kept_as_asked(debugged):
     steps = sorted(int(path.name[5:]) for path in (debugged[0] / "checkpoints").iterdir())
     assert steps[-3:] == [60, 80, 100]
     assert set(steps[:-3]) <= {50}  # the best
+
+
+def test_the_last_part_of_the_steps_keeps_the_averages_of_batch_norm(debugged):
+    averages = []
+    for step in (60, 80, 100):  # frozen from 70 on
+        reader = tf.train.load_checkpoint(str(next((debugged[0] / "checkpoints").glob(f"*{step}/*.index")))[:-6])
+        names = [name for name in reader.get_variable_to_shape_map() if "moving_" in name]
+        averages.append(np.concatenate([reader.get_tensor(name).ravel() for name in sorted(names)]))
+    assert np.abs(averages[0] - averages[1]).max() > 0
+    np.testing.assert_array_equal(averages[1], averages[2])
 
 
 def test_the_report_is_one_page_with_all_in_it(debugged):

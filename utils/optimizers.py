@@ -15,11 +15,11 @@ from models.catalog import OPTIMIZERS
 
 
 def make_optimizer(
-    name: str, learning_rate: float, weight_decay: float | None = None, clip_norm: float | None = None
+    name: str, learning_rate: float, weight_decay: float | None = None, clip_norm: float = 0.0
 ) -> tf.keras.optimizers.legacy.Optimizer:
-    """`name` of OPTIMIZERS. `weight_decay` None: as is usual for it."""
+    """`name` of OPTIMIZERS. `weight_decay` None: as is usual for it. `clip_norm` 0: gradients as they are."""
     common: dict[str, Any] = {"learning_rate": learning_rate}
-    if clip_norm is not None:
+    if clip_norm:
         common["global_clipnorm"] = clip_norm
     decay = OPTIMIZERS[name] if weight_decay is None else weight_decay
     if name == "adam":

@@ -179,7 +179,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--freeze_bn",
         type=fraction,
-        default=0.25,
+        default=0.5,
         help="last part of the steps, trained with batch norm's moving averages as in inference: large patches "
         "mean small batches, whose statistics the exported model does not see",
     )
@@ -223,8 +223,9 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--clip_norm",
-        type=positive_float,
-        help="longest gradient, of all weights after the reduction (none: any)",
+        type=non_negative_float,
+        default=1.0,
+        help="longest gradient, of all weights after the reduction, 0: any",
     )
     add(
         "--ema",
