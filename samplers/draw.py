@@ -1,6 +1,9 @@
 """What the SURF and the Radboud sampler share: a batch of drawn patches, each redrawn until it is fit.
 
 A patch is a function of (seed, rank, batch index, place in the batch): it has a generator of its own.
+
+batch_size · batch_tumor_ratio patches of a batch are tumour patches, the first ones. Of a part of a patch they are
+one more as often as that part says, by chance: a batch of 1 with a ratio of 0.5 has tumour every other time.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import numpy as np
 
 from samplers.augment import Augmentation
 from samplers.dataset import SlidePair
-from samplers.patches import SEED_AUGMENT, SEED_BATCH, PatchInfo, SamplerConfig, SamplerError
+from samplers.patches import SEED_AUGMENT, SEED_BATCH, SEED_TUMOUR, PatchInfo, SamplerConfig, SamplerError
 from samplers.reader import BadSlideError, OpenPair, PairReader
 from samplers.tissue import contrast_is_low, patch_origin
 
@@ -53,8 +56,8 @@ class DrawingSampler:
         self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read, with the reason
         self._dropped: dict[str, int] = {}  # slide → first batch without it
 
-    def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
-        """A patch for a place in the batch, none of the slides in `skip`; None: no luck, to be asked again.
+    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+        """A patch with or without tumour, of none of the slides in `skip`; None: no luck, to be asked again.
 
         BadSlideError: a slide could not be read. SamplerError: there is none of the wanted kind.
         """
@@ -65,6 +68,12 @@ class DrawingSampler:
         size_l0, width, height = self.reader.geometry(pair)
         return Proposal(pair, patch_origin(x_l0, size_l0, width), patch_origin(y_l0, size_l0, height), wanted)
 
+    def tumour_patches(self, index: int) -> int:
+        """How many patches of a batch, the first ones, are tumour patches."""
+        # By chance, not every nth: hard mining uses up batches, and could always be left with the same kind.
+        chance = np.random.default_rng((SEED_TUMOUR, self.config.seed, self.rank, index)).random()
+        return int(self.config.batch_size * self.config.batch_tumor_ratio + chance)
+
     def drop(self, slide: str, index: int) -> None:
         self._dropped[slide] = min(index, self._dropped.get(slide, index))
 
@@ -74,8 +83,10 @@ class DrawingSampler:
         """See `patches.Sampler`. A slide that fails is left out of the rest of the batch."""
         failed = dict(self.failed_at_start)
         skip = {slide for slide, first in self._dropped.items() if index >= first}
+        tumour = self.tumour_patches(index)
         patches = [
-            self._draw(index, slot, skip, failed, images[slot], labels[slot]) for slot in range(len(images))
+            self._draw(index, slot, slot < tumour, skip, failed, images[slot], labels[slot])
+            for slot in range(len(images))
         ]
         return patches, failed
 
@@ -83,6 +94,7 @@ class DrawingSampler:
         self,
         index: int,
         slot: int,
+        tumour: bool,
         skip: set[str],
         failed: dict[str, str],
         image_out: np.ndarray,
@@ -93,7 +105,7 @@ class DrawingSampler:
         pale = 0
         for _ in range(MAX_TRIES):
             try:
-                proposal = self.propose(rng, slot, skip | failed.keys())
+                proposal = self.propose(rng, tumour, skip | failed.keys())
                 if proposal is None:
                     continue
                 pixels = self.reader.read(proposal.pair, proposal.read)

@@ -13,7 +13,7 @@ from samplers.dataset import SlidePair
 from samplers.labels import LabelMap
 
 # First word of the seeds, so that what is drawn for one purpose tells nothing about another.
-SEED_BATCH, SEED_SHARE, SEED_VALIDATION, SEED_AUGMENT = 1, 2, 3, 4
+SEED_BATCH, SEED_SHARE, SEED_VALIDATION, SEED_AUGMENT, SEED_TUMOUR = 1, 2, 3, 4, 5
 
 
 class SamplerError(RuntimeError):

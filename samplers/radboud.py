@@ -9,8 +9,7 @@ An annotation is drawn by `annotation_weighting`:
 then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on it
 and moved inside of the slide. The connected regions of a mask are its annotations.
 
-So are round(batch_size · batch_tumor_ratio) patches of a batch drawn, the first ones. The others are the SURF
-sampler's without tumour, of slides without annotations too: where only lesions are annotated, as in CAMELYON, a
+So is batch_tumor_ratio of the patches drawn. The others are the SURF sampler's without tumour, of slides without annotations too: where only lesions are annotated, as in CAMELYON, a
 model that never sees other tissue than their surroundings calls most of it tumour.
 """
 
@@ -67,9 +66,9 @@ class RadboudSampler(SurfSampler):
             entries += [Entry(pair, annotation) for annotation in annotations]
         return entries
 
-    def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
-        if slot >= self._tumour_patches:
-            return super().propose(rng, slot, skip)
+    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+        if not tumour:
+            return super().propose(rng, tumour, skip)
         left_out = frozenset(skip)
         if left_out not in self._cumulative:
             if np.isin(self._names, list(left_out)).all():

@@ -1,8 +1,8 @@
 """SURF sampler: patches around points of the tumour and of the other tissue, found on a thumbnail.
 
 A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the
-cell. The patch is centred on the point and moved inside of the slide. round(batch_size · batch_tumor_ratio)
-patches of a batch, the first ones, contain tumour, the others none.
+cell. The patch is centred on the point and moved inside of the slide. batch_tumor_ratio of the patches contain
+tumour, the others none.
 
 A tumour patch is any that meets tumour, each with the same chance. Patches centred on tumour would teach that
 tumour is in the middle, and at 256 pixels that 4 of 5 pixels are tumour: with --batch_tumor_ratio 1 on
@@ -60,11 +60,10 @@ class SurfSampler(DrawingSampler):
         self._own = share_slides(pairs, rank, size, config.seed)
         own = set(self._own)
         self._others = [pair for pair in pairs if pair not in own]
-        self._tumour_patches = round(config.batch_size * config.batch_tumor_ratio)
         self._regions: OrderedDict[SlidePair, Regions] = OrderedDict()
 
-    def propose(self, rng: np.random.Generator, slot: int, skip: Collection[str]) -> Proposal | None:
-        wanted = "tumour" if slot < self._tumour_patches else "none"
+    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+        wanted = "tumour" if tumour else "none"
         pair, regions = self._draw_slide(rng, wanted, skip)
         cells = regions.free if wanted == "none" else regions.tumour
         point = self.reader.read(pair, lambda opened: _point(opened, regions.cell, cells, wanted, rng))
@@ -88,8 +87,7 @@ class SurfSampler(DrawingSampler):
             else f"room for a tumour-free patch of {self.config.img_size} pixels"
         )
         raise SamplerError(
-            f"no training slide has {kind}, but batch_tumor_ratio {self.config.batch_tumor_ratio} wants "
-            f"{self._tumour_patches} of {self.config.batch_size} patches of a batch with tumour"
+            f"no training slide has {kind}, but batch_tumor_ratio {self.config.batch_tumor_ratio} wants it"
             + (f" (left out, unreadable: {', '.join(sorted(skip))})" if skip else "")
         )
 
