@@ -9,8 +9,9 @@ An annotation is drawn by `annotation_weighting`:
 then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on it
 and moved inside of the slide. The connected regions of a mask are its annotations.
 
-So is batch_tumor_ratio of the patches drawn. The others are the SURF sampler's without tumour, of slides without annotations too: where only lesions are annotated, as in CAMELYON, a
-model that never sees other tissue than their surroundings calls most of it tumour.
+So is batch_tumor_ratio of the patches drawn. The others are the SURF sampler's without tumour, of slides without
+annotations too: where only lesions are annotated, as in CAMELYON, a model that never sees other tissue than their
+surroundings calls most of it tumour.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from samplers import SlidePair
 from samplers.labels import LabelMap
 from utils.cli import UserError
-from utils.data import prepare_slides, sampler_config
+from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import parse_options
 from utils.ranks import Ranks
 
@@ -128,5 +129,24 @@ def test_the_samplers_get_what_was_asked_for(demo):
         9,
     )
     assert (config.label_map.num_classes, config.augment) == (3, True)
-    plain = parse_options(["--slide_path", str(demo / "slides"), "--no-augment"])
-    assert not sampler_config(plain, LabelMap()).augment
+    words = ["--slide_path", str(demo / "slides"), "--no-augment", "--data_sampler", "surf"]
+    other = sampler_config(parse_options(words), LabelMap())
+    assert (other.sampler, other.augment) == ("surf", False)
+
+
+def test_the_check_of_the_slides_knows_spacing_and_classes(demo):
+    with pytest.raises(UserError, match="smaller than a patch of 2048"):
+        prepared(demo, "--resolution", "2")
+    words = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks"), "--img_size", "256"]
+    options = parse_options([*words, "--label_map", "1:2", "--val_split", "0.34"])
+    assert prepare_slides(options, Ranks())[2].num_classes == 3
+
+
+def test_a_run_that_goes_on_keeps_its_split(demo, tmp_path):
+    splits = {seed: prepared(demo, "--val_split", "0.34", "--seed", str(seed)) for seed in range(12)}
+    other = next(seed for seed in splits if names(splits[seed][1]) != names(splits[0][1]))
+    (tmp_path / "splits.json").write_text(json.dumps(split_values(*splits[0])))
+    words = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks"), "--img_size", "256"]
+    options = parse_options([*words, "--val_split", "0.34", "--seed", str(other)])
+    train, val, _ = prepare_slides(options, Ranks(), tmp_path)
+    assert (names(train), names(val)) == tuple(names(side) for side in splits[0])

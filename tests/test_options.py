@@ -62,6 +62,29 @@ def test_surf_works_at_level_0_unless_a_resolution_is_given(tmp_path):
     assert parse_options(["--slide_path", str(tmp_path)]).resolution == 0.25
 
 
+def test_steps_that_follow_from_others(tmp_path):
+    words = ["--slide_path", str(tmp_path), "--num_steps", "2000"]
+    assert parse_options(words).warmup_steps == 100
+    short = parse_options([*words, "--debug"])
+    assert (short.num_steps, short.validation_patches, short.warmup_steps) == (100, 100, 5)
+    assert (short.planned_steps, short.planned_validation_patches) == (2000, 512)
+
+
+def test_the_side_of_a_patch_is_a_multiple_of_what_the_model_needs(tmp_path):
+    words = ["--slide_path", str(tmp_path), "--img_size", "1000", "--model", "deeplab"]
+    assert parse_options(words).img_size == 1000
+
+
+def test_the_model_is_that_of_the_weights(tmp_path, capsys):
+    weights = tmp_path / "a.h5"
+    weights.write_bytes(b"efficientnet-b4")
+    words = ["--slide_path", str(tmp_path), "--weights_path", str(weights)]
+    assert parse_options(words).model == "effdetd4"
+    with pytest.raises(SystemExit):
+        parse_options([*words, "--model", "deeplab"])
+    assert "is of effdetd4, not of --model deeplab" in capsys.readouterr().err
+
+
 def test_option_values_are_json_with_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slides").mkdir()
@@ -130,12 +153,7 @@ TESTED = {
     "two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch: sync_batch_norm, "
     "accumulated_batches_are_one_of_their_size: accumulate_steps, "
     "adasum_and_what_overflows_on_one_rank_keep_ranks_equal: adasum mixed_precision",
-    "models": "every_trainable_variable_has_a_gradient_with_batch_1: model",
-    "efficientdet": "the_bifpn_starts_at_the_level_asked_for: fpn_min_level, "
-    "fpn_cells_overrides_the_number_of_cells: fpn_cells",
-    "deeplab": "output_stride_8_has_the_same_weights_and_twice_the_rates: output_stride",
     "pretrained": "own_weights_give_equal_outputs: weights_path",
-    "optimizers": "only_kernels_decay: weight_decay",
     "mining": "threshold_decides_what_is_easy: hard_mining_threshold, "
     "after_the_last_try_what_is_easy_stays: hard_mining_tries",
     "resume": "the_same_bits_after_kill_stop_and_a_torn_checkpoint: deterministic, "
@@ -147,9 +165,9 @@ TESTED = {
     "early_stopping_ends_the_run_with_a_model_and_does_not_go_on: early_stopping, "
     "time_limit_stops_with_a_checkpoint: time_limit, "
     "moving_average_of_the_weights_is_validated_and_exported_and_loaded: ema, "
-    "the_optimizer_is_the_one_asked_for_with_its_clipping: optimizer clip_norm, "
+    "the_optimizer_is_the_one_asked_for_with_its_clipping: optimizer clip_norm weight_decay, "
     "the_last_part_of_the_steps_keeps_the_averages_of_batch_norm: freeze_bn, "
-    "frozen_batch_norm_keeps_its_averages_and_else_they_move_with_the_momentum: bn_momentum, "
+    "the_model_is_built_as_asked: model fpn_min_level fpn_cells output_stride bn_momentum, "
     "pixel_weights_and_loss_are_those_asked_for: pos_pixel_weight neg_pixel_weight loss",
 }
 

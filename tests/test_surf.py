@@ -156,7 +156,7 @@ def test_tumour_comes_from_all_slides_if_the_share_has_none(tmp_path: Path) -> N
 
 
 def test_no_tumour_at_all_is_an_error_that_says_so(pairs: list[SlidePair]) -> None:
-    with pytest.raises(SamplerError, match="no training slide has tumour, but batch_tumor_ratio 0.5"):
+    with pytest.raises(SamplerError, match=r"no training slide has tumour, but batch_tumor_ratio 0\.5"):
         batches(pairs[2:], CONFIG, 1)
 
 

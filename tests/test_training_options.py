@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +14,12 @@ from models import normalise
 from samplers import Batch, PatchInfo
 from tests.launch import run_python
 from tests.rank_weights import build, patches
+from train import Loop
 from utils.cli import EXIT_STOPPED
 from utils.distributed import World
 from utils.metrics import mean_iou, patch_confusions
 from utils.options import build_parser
+from utils.position import Position
 from utils.resume import read_metrics
 from utils.training import Trainer
 from utils.validate import validate
@@ -84,7 +86,9 @@ def test_checkpoints_are_written_and_kept_as_asked(debugged):
 def test_the_last_part_of_the_steps_keeps_the_averages_of_batch_norm(debugged):
     averages = []
     for step in (60, 80, 100):  # frozen from 70 on
-        reader = tf.train.load_checkpoint(str(next((debugged[0] / "checkpoints").glob(f"*{step}/*.index")))[:-6])
+        reader = tf.train.load_checkpoint(
+            str(next((debugged[0] / "checkpoints").glob(f"*{step}/*.index")))[:-6]
+        )
         names = [name for name in reader.get_variable_to_shape_map() if "moving_" in name]
         averages.append(np.concatenate([reader.get_tensor(name).ravel() for name in sorted(names)]))
     assert np.abs(averages[0] - averages[1]).max() > 0
@@ -111,9 +115,11 @@ def test_early_stopping_ends_the_run_with_a_model_and_does_not_go_on(demo, tmp_p
 
 
 def test_time_limit_stops_with_a_checkpoint(demo, tmp_path):
-    assert run(demo, tmp_path / "log", "--num_steps", "4000", "--time_limit", "0:00") == []
+    # An update is of two batches of two, and none is cut in two by a stop.
+    more = ["--num_steps", "4000", "--time_limit", "0:00", "--accumulate_steps", "2"]
+    assert run(demo, tmp_path / "log", *more) == []
     assert (tmp_path / "log" / "code").read_text() == str(EXIT_STOPPED)
-    assert [path.name for path in (tmp_path / "log" / "checkpoints").iterdir()] == ["step_000000002"]
+    assert [path.name for path in (tmp_path / "log" / "checkpoints").iterdir()] == ["step_000000004"]
 
 
 # --- a Trainer alone ---------------------------------------------------------------------------------------
@@ -160,6 +166,36 @@ def test_the_optimizer_is_the_one_asked_for_with_its_clipping(trainer_of):
     trainer.train_step(*patches(0), 1.0, 0)
     way = np.sqrt(sum(np.square(a - b).sum() for a, b in zip(start, weights(trainer))))
     assert 0 < way <= 0.0019 + 1e-6  # Nesterov's first step is 1.9 gradients long
+
+    assert trainer_of("--optimizer", "sgd", "--weight_decay", "0.25").optimizer.weight_decay == 0.25
+
+
+def test_the_model_is_built_as_asked(trainer_of, monkeypatch):
+    made = []
+    monkeypatch.setattr(utils.training, "build_model", lambda *a, **k: made.append((*a, k)) or build(*a, **k))
+    words = "--model deeplab --fpn_min_level 2 --fpn_cells 4 --output_stride 8 --bn_momentum 0.5 --seed 1"
+    trainer = Trainer(build_parser().parse_args(words.split()), 3, World())
+    name, _, classes, more = made[0]
+    assert (name, classes) == ("deeplab", 3)
+    assert {k: v for k, v in more.items() if k != "batch_norm"} == {
+        "fpn_min_level": 2, "fpn_cells": 4, "output_stride": 8, "bn_momentum": 0.5
+    }  # fmt: skip
+    images = patches(0)[0]
+    expected = trainer.model(normalise("deeplab", images), training=False)
+    np.testing.assert_allclose(trainer.network(images, False), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_start_weights_are_of_the_seed(trainer_of):
+    first, same, other = (weights(trainer_of("--seed", seed)) for seed in "001")
+    assert all(np.array_equal(a, b) for a, b in zip(first, same))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other))
+
+
+def test_hard_mining_is_as_hard_as_asked(trainer_of):
+    options = build_parser().parse_args(["--hard_mining_threshold", "0.3", "--hard_mining_tries", "1"])
+    loop = SimpleNamespace(options=options, train_loader=[], trainer=None, start=Position())
+    Loop.mined(loop)
+    assert (loop.miner.threshold, loop.miner.tries) == (0.3, 1)
 
 
 def test_validation_by_slide_and_by_patch_adds_up(trainer_of):
