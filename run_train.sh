@@ -30,7 +30,7 @@ if [ $# -eq 0 ]; then
     stamp=$(date +%Y%m%d-%H%M%S)
     set -- --slide_path data/demo/training/slides --label_path data/demo/training/masks \
         --valid_slide_path data/demo/validation/slides --valid_label_path data/demo/validation/masks \
-        --data_sampler surf --img_size 256 --batch_size 4 --num_steps 640 \
+        --data_sampler surf --img_size 256 --batch_size 4 --num_steps 640 --freeze_bn 0.25 \
         --log_every 80 --validate_every 640 --validation_patches 160 --log_dir "logs/demo-$stamp"
 fi
 
