@@ -15,11 +15,16 @@ from utils.options import parse_options
 from utils.ranks import Ranks
 
 
-def prepared(demo: Path, *words: str) -> tuple[list[SlidePair], list[SlidePair]]:
+def prepared_with_classes(
+    demo: Path, *words: str, resumed: Path | None = None
+) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
     folders = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks")]
     options = parse_options([*folders, "--data_sampler", "surf", "--img_size", "256", *words])
-    train, val, _ = prepare_slides(options, Ranks())
-    return train, val
+    return prepare_slides(options, Ranks(), resumed)
+
+
+def prepared(demo: Path, *words: str, resumed: Path | None = None) -> tuple[list[SlidePair], list[SlidePair]]:
+    return prepared_with_classes(demo, *words, resumed=resumed)[:2]
 
 
 def names(pairs: list[SlidePair]) -> set[str]:
@@ -137,16 +142,13 @@ def test_the_samplers_get_what_was_asked_for(demo):
 def test_the_check_of_the_slides_knows_spacing_and_classes(demo):
     with pytest.raises(UserError, match="smaller than a patch of 2048"):
         prepared(demo, "--resolution", "2")
-    words = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks"), "--img_size", "256"]
-    options = parse_options([*words, "--label_map", "1:2", "--val_split", "0.34"])
-    assert prepare_slides(options, Ranks())[2].num_classes == 3
+    words = ["--label_map", "1:2", "--val_split", "0.34"]
+    assert prepared_with_classes(demo, *words)[2].num_classes == 3
 
 
 def test_a_run_that_goes_on_keeps_its_split(demo, tmp_path):
     splits = {seed: prepared(demo, "--val_split", "0.34", "--seed", str(seed)) for seed in range(12)}
     other = next(seed for seed in splits if names(splits[seed][1]) != names(splits[0][1]))
     (tmp_path / "splits.json").write_text(json.dumps(split_values(*splits[0])))
-    words = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks"), "--img_size", "256"]
-    options = parse_options([*words, "--val_split", "0.34", "--seed", str(other)])
-    train, val, _ = prepare_slides(options, Ranks(), tmp_path)
+    train, val = prepared(demo, "--val_split", "0.34", "--seed", str(other), resumed=tmp_path)
     assert (names(train), names(val)) == tuple(names(side) for side in splits[0])

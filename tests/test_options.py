@@ -154,8 +154,6 @@ TESTED = {
     "accumulated_batches_are_one_of_their_size: accumulate_steps, "
     "adasum_and_what_overflows_on_one_rank_keep_ranks_equal: adasum mixed_precision",
     "pretrained": "own_weights_give_equal_outputs: weights_path",
-    "mining": "threshold_decides_what_is_easy: hard_mining_threshold, "
-    "after_the_last_try_what_is_easy_stays: hard_mining_tries",
     "resume": "the_same_bits_after_kill_stop_and_a_torn_checkpoint: deterministic, "
     "resume_without_log_dir_is_refused: resume, resume_force_goes_on_with_other_options: resume_force",
     "training_options": "debug_is_a_whole_run_of_100_images_and_says_what_the_real_one_takes: debug, "
@@ -167,6 +165,7 @@ TESTED = {
     "moving_average_of_the_weights_is_validated_and_exported_and_loaded: ema, "
     "the_optimizer_is_the_one_asked_for_with_its_clipping: optimizer clip_norm weight_decay, "
     "the_last_part_of_the_steps_keeps_the_averages_of_batch_norm: freeze_bn, "
+    "hard_mining_is_as_hard_as_asked: hard_mining_threshold hard_mining_tries, "
     "the_model_is_built_as_asked: model fpn_min_level fpn_cells output_stride bn_momentum, "
     "pixel_weights_and_loss_are_those_asked_for: pos_pixel_weight neg_pixel_weight loss",
 }

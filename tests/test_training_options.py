@@ -170,10 +170,10 @@ def test_the_optimizer_is_the_one_asked_for_with_its_clipping(trainer_of):
     assert trainer_of("--optimizer", "sgd", "--weight_decay", "0.25").optimizer.weight_decay == 0.25
 
 
-def test_the_model_is_built_as_asked(trainer_of, monkeypatch):
+def test_the_model_is_built_as_asked(monkeypatch):
     made = []
     monkeypatch.setattr(utils.training, "build_model", lambda *a, **k: made.append((*a, k)) or build(*a, **k))
-    words = "--model deeplab --fpn_min_level 2 --fpn_cells 4 --output_stride 8 --bn_momentum 0.5 --seed 1"
+    words = "--model deeplab --fpn_min_level 2 --fpn_cells 4 --output_stride 8 --bn_momentum 0.5"
     trainer = Trainer(build_parser().parse_args(words.split()), 3, World())
     name, _, classes, more = made[0]
     assert (name, classes) == ("deeplab", 3)
@@ -191,7 +191,7 @@ def test_start_weights_are_of_the_seed(trainer_of):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other))
 
 
-def test_hard_mining_is_as_hard_as_asked(trainer_of):
+def test_hard_mining_is_as_hard_as_asked():
     options = build_parser().parse_args(["--hard_mining_threshold", "0.3", "--hard_mining_tries", "1"])
     loop = SimpleNamespace(options=options, train_loader=[], trainer=None, start=Position())
     Loop.mined(loop)
