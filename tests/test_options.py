@@ -120,6 +120,7 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
         "CUDA_VISIBLE_DEVICES",
         "HOROVOD_CYCLE_TIME",
         "OMPI_MCA_mpi_yield_when_idle",
+        "TF_ENABLE_ONEDNN_OPTS",
     ):
         monkeypatch.setenv(name, "")  # put back after the test
         monkeypatch.delenv(name)
@@ -127,9 +128,12 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
     configure_environment(parse_options([*words, "--verbose"]))
     assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # the user's word goes before ours
     configure_environment(parse_options([*words, "--no_cuda"]))
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
 
 
 # Where each option is tested: by a test that fails if it is ignored.

@@ -390,6 +390,8 @@ def _choose_model(options: argparse.Namespace, model_given: bool, parser: argpar
 def configure_environment(options: argparse.Namespace) -> None:
     """What has to be set before TensorFlow is imported."""
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Horovod's optimizer does not work with Keras 3
+    # TensorFlow leaves oneDNN off where the CPU has no AVX-512 VNNI; it is 1.1 to 1.5 times as fast there too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if not options.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         for name in ("tensorflow", "absl"):  # absl: a line for each swish of an exported model
