@@ -227,15 +227,16 @@ class Loop:
         # Adasum's sum is as long as one rank's gradient where they agree, so its rate is one rank's.
         scale = SCALINGS["none" if options.adasum else options.lr_scaling](self.world.size)
         peak = options.learning_rate * scale
+        freeze_step = (1 - options.freeze_bn) * options.num_steps
         interval = self.new_interval(self.start.interval)
         if self.world.is_first:  # an earlier end's, that would be taken for this one's
             shutil.rmtree(self.log_dir / "model", ignore_errors=True)
         batches = self.mined() if options.hard_mining else self.train_loader
         for number, batch in enumerate(batches, 1):
             rate = learning_rate(
-                self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule
+                self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule, freeze_step
             )
-            frozen = self.step >= (1 - options.freeze_bn) * options.num_steps
+            frozen = self.step >= freeze_step
             self.log.profile(self.step)
             stop = self.stop_requested or self.time_is_up()
             result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)

@@ -10,6 +10,19 @@ def test_warm_up_rises_to_the_peak_and_cosine_falls_to_zero():
     assert rates[-1] == pytest.approx(0)
 
 
+def test_warm_up_comes_again_at_the_restart_below_the_same_schedule():
+    plain, again = (
+        [learning_rate(step, 1000, 100, 0.5, "cosine", restart) for step in range(1000)]
+        for restart in (1000, 500)
+    )
+    assert again[:500] == plain[:500]
+    assert again[500] == pytest.approx(plain[500] / 101)
+    assert again[549] == pytest.approx(plain[549] * 50 / 101)
+    assert again[600:] == plain[600:]
+    # A restart within the first warm-up is the only one.
+    assert learning_rate(60, 1000, 100, 0.5, "cosine", 50) == pytest.approx(0.5 * 11 / 101)
+
+
 def test_constant_stays():
     assert {learning_rate(step, 100, 0, 0.1, "constant") for step in (0, 50, 99)} == {0.1}
 

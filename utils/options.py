@@ -174,7 +174,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, see --lr_scaling")
     add("--loss", choices=LOSSES, default="cross_entropy", help="dice takes no pixel weights")
-    add("--warmup_steps", type=int, default=-1, help="steps of linear warm-up, -1 for a 20th of --num_steps")
+    add(
+        "--warmup_steps",
+        type=int,
+        default=-1,
+        help="steps of linear warm-up, also after --freeze_bn; -1: a 20th",
+    )
     add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
     add(
         "--freeze_bn",
@@ -397,9 +402,9 @@ def configure_environment(options: argparse.Namespace) -> None:
         for name in ("tensorflow", "absl"):  # absl: a line for each swish of an exported model
             logging.getLogger(name).setLevel(logging.ERROR)
     # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
-    # of a core. Steps take long here, 20 ms are nothing.
+    # of a core. Steps take long here, 20 ms are nothing; but not where each batch norm waits for them.
     if options.no_cuda or not NVIDIA.exists():
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "20")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "1" if options.sync_batch_norm else "20")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -43,11 +43,16 @@ SCALINGS: dict[str, Callable[[int], float]] = {
 }
 
 
-def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
+def learning_rate(
+    step: int, num_steps: int, warmup_steps: int, peak: float, schedule: str, restart: float = 0
+) -> float:
     """The rate for the update that starts at `step` (images seen so far) of `num_steps`.
 
-    Rises linearly over `warmup_steps` (Goyal et al., arXiv 1706.02677, section 2.2), never 0.
+    Rises linearly over `warmup_steps` (Goyal et al., arXiv 1706.02677, section 2.2), never 0, and does so again
+    from step `restart` on: with batch norm frozen, the network is another function than the one trained so far.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak * SCHEDULES[schedule](min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    warm = step - (restart if step >= restart else 0)
+    factor = (warm + 1) / (warmup_steps + 1) if warm < warmup_steps else 1.0
+    if step >= warmup_steps:
+        factor *= SCHEDULES[schedule](min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    return peak * factor
