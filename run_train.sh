@@ -23,6 +23,7 @@ fi
 . utils/env.sh
 
 if [ "${1:-}" = --tensorboard ]; then
+    export TF_CPP_MIN_LOG_LEVEL=2 # TensorFlow's own messages
     exec "$VENV/bin/python" -m tensorboard.main --logdir "${2:-logs}"
 fi
 if [ $# -eq 0 ]; then

@@ -50,14 +50,15 @@ from utils.cli import (
 )
 from utils.data import prepare_slides, sampler_config, split_values
 from utils.options import configure_environment, option_values, parse_options
-from utils.resume import find_checkpoint
+from utils.resume import find_checkpoint, learning_options
 from utils.schedule import SCALINGS, learning_rate
+from utils.summary import end_summary, start_summary
 
 if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
     from utils.distributed import World
     from utils.logs import RunLog
     from utils.mining import HardMiner
-    from utils.position import Interval, Position
+    from utils.position import Interval, Laps, Position
     from utils.training import StepResult, Trainer
 
 
@@ -84,6 +85,7 @@ class CheckpointWriteError(OSError):
 
 def run(options: argparse.Namespace) -> int:
     from utils.distributed import init_world, select_devices
+    from utils.environment import describe_environment
     from utils.logs import RunLog
     from utils.position import Position
     from utils.training import Trainer
@@ -117,6 +119,9 @@ def run(options: argparse.Namespace) -> int:
     if world.is_first:
         write_json(option_values(options), log_dir / "options.json")
         write_json(split_values(train_pairs, val_pairs), log_dir / "splits.json")
+    environment = describe_environment(world, devices)
+    if world.is_first:
+        write_json(environment, log_dir / "environment.json")
 
     # 5. Train, validate, save, export.
     config = sampler_config(options, label_map)
@@ -130,11 +135,12 @@ def run(options: argparse.Namespace) -> int:
             training_loader(train_pairs, config, *shared, start.batch, start.dropped)
         )
         val_loader = stack.enter_context(validation_loader(val_pairs, config, *shared))
-        log.say(summary(options, world, trainer, devices, train_pairs, val_pairs))
+        slides = len(train_pairs), len(val_pairs)
+        log.say(start_summary(options, environment, trainer, slides, log_dir))
         if state:
             log.say(f"goes on at step {start.step} from {checkpoint}{start.remark}")
         else:
-            log.hparams(option_values(options))
+            log.hparams({"ranks": world.size, **learning_options(options)})
         return Loop(
             options, world, trainer, config, train_pairs, train_loader, val_loader, log, log_dir, start
         ).run()
@@ -146,23 +152,6 @@ def make_log_dir(options: argparse.Namespace) -> Path:
     log_dir = (options.log_dir or Path("logs") / name).absolute()
     log_dir.mkdir(parents=True, exist_ok=True)
     return log_dir
-
-
-def summary(
-    options: argparse.Namespace,
-    world: World,
-    trainer: Trainer,
-    gpus: list[Any],
-    train: list[SlidePair],
-    val: list[SlidePair],
-) -> str:
-    where = "a GPU each" if gpus else "CPU"
-    return (
-        f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes; "
-        f"{world.size} rank{'s' * (world.size > 1)} on {where} with batch {options.batch_size} of "
-        f"{options.img_size}² patches ({options.data_sampler}); {len(train)} training and {len(val)} validation "
-        f"slides; {options.num_steps} steps"
-    )
 
 
 @dataclass
@@ -188,11 +177,16 @@ class Loop:
     longest_pause: float = field(init=False)  # seconds of a validation and its checkpoint
     validation_due: bool = field(init=False)  # a signal came between
     stop_requested: bool = False
+    validated: int = 0  # patches of the last validation
+    laps: dict[str, Laps] = field(init=False)  # seconds of a batch, by split
 
     def __post_init__(self) -> None:
         self.step, self.best, self.miou = self.start.step, self.start.best, self.start.miou
         self.validations, self.longest_pause = self.start.validations, self.start.longest_pause
         self.validation_due = self.start.validation_due
+        from utils.position import Laps
+
+        self.laps = {"train": Laps(), "val": Laps()}
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them before the time is up
@@ -213,11 +207,10 @@ class Loop:
             from utils.forecast import forecast
 
             parameters = self.trainer.model.count_params()
-            self.log.say(forecast(self.options, self.world, self.log_dir, parameters))
-        self.log.say(f"TensorBoard: tensorboard --logdir '{self.log_dir}'")
-        self.log.say(f"pictures:    {self.log_dir / 'pictures'} and {self.log_dir / 'samples'}")
-        self.log.say(f"report:      {self.log_dir / 'report.html'}")
-        self.log.say(f"model:       {self.log_dir / 'model'}")
+            self.log.say(
+                forecast(self.options, self.world, self.log_dir, parameters, self.laps, self.validated)
+            )
+        self.log.say(end_summary(self.log_dir))
         self.log.say(f"validation mIoU {self.miou:.4f} (step {self.step})")
         return EXIT_DONE
 
@@ -232,6 +225,8 @@ class Loop:
         if self.world.is_first:  # an earlier end's, that would be taken for this one's
             shutil.rmtree(self.log_dir / "model", ignore_errors=True)
         batches = self.mined() if options.hard_mining else self.train_loader
+        self.log.now("the first step takes longest")
+        self.laps["train"].start()
         for number, batch in enumerate(batches, 1):
             rate = learning_rate(
                 self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule, freeze_step
@@ -239,14 +234,16 @@ class Loop:
             frozen = self.step >= freeze_step
             self.log.profile(self.step)
             stop = self.stop_requested or self.time_is_up()
-            result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)
+            with self.log.traced(number):
+                result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)
             self.step += images
             if not math.isfinite(result.loss):
                 self.fail_on_loss(batch, result)
             interval.counts.add(*result.counts)
             self.drawn.extend(batch.patches if len(self.drawn) < 500 else [])
             wait = self.train_loader.wait_seconds - interval.start_wait
-            self.log.progress(self.step, result.loss, interval.counts, wait / interval.seconds)
+            self.log.progress(self.step, result.loss, interval, wait)
+            self.laps["train"].lap()
             if number % options.accumulate_steps:
                 continue  # the weights are those of the last update, and gradients are no part of a checkpoint
             done = self.step >= options.num_steps
@@ -265,6 +262,7 @@ class Loop:
                 if saves or result.stop:
                     self.save(batch.index + 1, interval, must=done or result.stop)
                 self.longest_pause = max(self.longest_pause, time.perf_counter() - pause)
+            self.laps["train"].start()
             if done or result.stop:
                 return not done
         raise AssertionError("the training loader is endless")
@@ -322,7 +320,7 @@ class Loop:
         seconds = interval.seconds
         values = self.trainer.summed(interval.counts).summary()
         wait = max(self.world.gather(self.train_loader.wait_seconds - interval.start_wait))
-        values["images_per_second"] = (self.step - interval.start_step) / seconds
+        values.update(seconds=seconds, images_per_second=(self.step - interval.start_step) / seconds)
         bad = {slide for rank in self.world.gather(set(self.train_loader.dropped)) for slide in rank}
         values.update(sampler_wait=wait / seconds, bad_slides=len(bad), learning_rate=rate)
         if self.options.hard_mining:
@@ -347,7 +345,14 @@ class Loop:
         from utils.report import write_report
         from utils.validate import validate
 
-        found = validate(self.trainer, self.val_loader)
+        self.laps["val"].start()
+
+        def progress(images: int) -> None:
+            self.laps["val"].lap()
+            self.log.now(f"validating, {images * self.world.size} patches")
+
+        found = validate(self.trainer, self.val_loader, progress)
+        self.log.now("writing")
         values = found.values()
         self.log.record(self.step, "val", values)
         self.log.pictures(self.step, [shown.picture for shown in found.mixed])
@@ -360,6 +365,7 @@ class Loop:
             self.log.histograms(self.step, self.trainer.model.trainable_variables)
         if self.world.is_first:
             write_report(self.log_dir, found)
+        self.validated = found.counts.images
 
     def draw_patches(self) -> None:
         """Collective: samples/<slide>.png, once, with the patches of all ranks' first batches."""

@@ -1,6 +1,6 @@
 import numpy as np
 
-from utils.pictures import OUTLINE_PREDICTION, panel
+from utils.pictures import OUTLINE_PREDICTION, draw_outline, panel, split_panel
 
 
 def test_panel_is_downsized_and_shows_the_prediction():
@@ -12,3 +12,22 @@ def test_panel_is_downsized_and_shows_the_prediction():
     overlay = shown[:, -128:]
     assert (overlay == OUTLINE_PREDICTION).all(-1).any()
     assert not (shown[:, :128] == OUTLINE_PREDICTION).all(-1).any()
+
+
+def test_outline_does_not_run_along_the_edge_of_the_patch():
+    mask = np.zeros((64, 64), bool)
+    mask[:, 32:] = True
+    drawn = (draw_outline(np.zeros((64, 64, 3), np.uint8), mask, (9, 9, 9)) > 0).any(-1)
+    columns = np.flatnonzero(drawn.any(0))
+    assert set(columns) <= set(range(29, 36))
+    assert drawn[:, columns].any(1).all()
+    assert not draw_outline(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), (9, 9, 9)).any()
+
+
+def test_panel_is_split_into_its_parts():
+    image = np.random.default_rng(0).integers(0, 255, (60, 100, 3)).astype(np.uint8)
+    label = np.zeros((60, 100), np.uint8)
+    parts = split_panel(panel(image, label, label))
+    assert [part.shape for part in parts] == [(60, 100, 3)] * 4
+    np.testing.assert_array_equal(parts[0], image)
+    assert (parts[1] == 255).all()

@@ -44,8 +44,9 @@ def test_metrics_have_every_logged_and_validated_step(finished):
     assert [r["step"] for r in records if r["split"] == "val"] == [12, 24]
     for record in records:
         assert set(record) == {
-            "step", "split", "loss", "miou", "iou", "dice", "auc", "images_per_second", "sampler_wait", "bad_slides",
-            "learning_rate", "precision", "recall", "calibration_error", *(["slides"] * (record["split"] == "val")),
+            "step", "split", "loss", "miou", "iou", "dice", "auc", "seconds", "images_per_second", "sampler_wait",
+            "bad_slides", "learning_rate", "precision", "recall", "calibration_error",
+            *(["slides"] * (record["split"] == "val")),
         }  # fmt: skip
         assert 0 <= record["miou"] <= 1
         assert len(record["iou"]) == 2

@@ -56,8 +56,11 @@ def test_debug_is_a_whole_run_of_100_images_and_says_what_the_real_one_takes(deb
         ("train", 40), ("val", 50), ("train", 80), ("train", 100), ("val", 100)
     ]  # fmt: skip
     lines = (log_dir / "stdout").read_text().splitlines()
-    assert "  5000 steps (patches) in 2500 updates, 100 validations of at most 6 patches" in lines
-    assert any("GB of memory a rank" in line for line in lines)
+    assert "the same without --debug, on 1 rank like this:" in lines
+    assert "  patches  5,000 of 128² for training (= steps), 6 a validation" in lines
+    assert "  steps    2,500 updates of 2 patches, 100 validations" in lines
+    for name in ("slides", "time", "memory", "read", "network", "disk"):
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
     assert lines[-1].startswith("validation mIoU")
     assert (log_dir / "model" / "saved_model.pb").exists()
 
@@ -68,7 +71,7 @@ def test_hard_mining_logs_what_it_rejects(debugged):
 
 def test_histograms_profile_and_hparams_are_there_for_tensorboard(debugged):
     folder = debugged[0] / "tensorboard"
-    assert list(folder.glob("plugins/profile/*/*.xplane.pb"))
+    assert list(folder.glob("train/plugins/profile/*/*.xplane.pb"))
     tags = set()
     for path in folder.glob("val/events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -97,9 +100,16 @@ def test_the_last_part_of_the_steps_keeps_the_averages_of_batch_norm(debugged):
 
 def test_the_report_is_one_page_with_all_in_it(debugged):
     text = (debugged[0] / "report.html").read_text()
-    assert text.count('src="data:image/png;base64,') == text.count("<img ") >= 9
+    assert text.count('src="data:image/') == text.count("<img ") >= 16
     assert "http" not in text
-    for words in ("Worst patches", "Reliability", "--hard_mining_threshold", "tumor_00", "viewport"):
+    for words in (
+        "Worst validation",
+        "Reliability",
+        "--hard_mining_threshold",
+        "tumor_00",
+        "viewport",
+        "sources",
+    ):
         assert words in text
 
 

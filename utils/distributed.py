@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from utils import last_words
 from utils.cli import COMMANDS, LAUNCHERS, UserError, launcher_mpi, launcher_rank
+from utils.doctor import version_of
 from utils.ranks import Ranks
 
 try:
@@ -141,6 +142,14 @@ def mpi_of_horovod() -> str | None:
             if name in content:
                 return kind
     return None
+
+
+def horovod_built() -> str:
+    """ "0.28.1 with MPI, Gloo; MPI is openmpi 4.1.8"."""
+    kinds = [kind for kind in ("MPI", "Gloo", "NCCL") if getattr(hvd, f"{kind.lower()}_built")()]
+    mpi = mpi_of_horovod()
+    built = f"; MPI is {mpi} {version_of(mpi) or 'of the system'}" if mpi else ""
+    return f"{version_of('horovod')} with {', '.join(kinds)}{built}"
 
 
 def check_launcher() -> None:

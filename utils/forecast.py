@@ -7,36 +7,64 @@ import resource
 from datetime import timedelta
 from pathlib import Path
 
-from utils.ranks import Ranks
-from utils.resume import read_metrics, read_splits
+import tensorflow as tf
+
+from utils.distributed import World
+from utils.position import Laps
+from utils.resume import read_splits
+from utils.summary import count, lines
 
 GB = 1e9
 
 
-def forecast(options: argparse.Namespace, world: Ranks, log_dir: Path, parameters: int) -> str:
-    """Collective. Lines that say what the command without `--debug` would do."""
+def forecast(
+    options: argparse.Namespace,
+    world: World,
+    log_dir: Path,
+    parameters: int,
+    laps: dict[str, Laps],
+    validated: int,
+) -> str:
+    """Collective. Lines that say what the command without `--debug` would do.
+
+    `laps`: of batches by split; `validated`: patches of a validation.
+    """
     peaks = world.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    gpus = world.gather([tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i, _ in
+                         enumerate(tf.config.list_logical_devices("GPU"))])  # fmt: skip
     if not world.is_first:
         return ""
-    speed = {row["split"]: row["images_per_second"] for row in read_metrics(log_dir)}  # the last of each
-    steps, patches = options.planned_steps, options.planned_validation_patches
+    steps, most = options.planned_steps, options.planned_validation_patches
+    patches = validated if validated < options.validation_patches else most  # else there may be more
     splits = read_splits(log_dir)
-    updates = -(-steps // (options.batch_size * world.size * options.accumulate_steps))
-    validations = max(1, steps // options.validate_every)
-    seconds = steps / speed["train"] + validations * patches / speed["val"]
+    images = options.batch_size * world.size * options.accumulate_steps
+    pace = {split: options.batch_size * world.size / found.usual for split, found in laps.items()}
+    updates = -(-steps // images)
+    validations = -(-steps // options.validate_every)  # at its end as well
+    times = updates * images / pace["train"], validations * patches / pace["val"]
     newest = max((log_dir / "checkpoints").glob("step_*"))
-    checkpoint = sum(file.stat().st_size for file in newest.iterdir())
-    pixels = steps * options.img_size**2
-    reduced = parameters * (2 if options.fp16_allreduce else 4) if world.size > 1 else 0
-    lines = [
-        f"without --debug, on {world.size} ranks like these:",
-        f"  {len(splits['train'])} slides for training, {len(splits['val'])} for validation",
-        f"  {steps} steps (patches) in {updates} updates, {validations} validations of at most {patches} patches",
-        f"  about {timedelta(seconds=round(seconds))} at {speed['train']:.1f} images/s in training and "
-        f"{speed['val']:.1f} in validation, start and export not counted",
-        f"  {max(peaks) / GB:.1f} GB of memory a rank at its peak, {sum(peaks) / GB:.1f} GB on all of them, "
-        "without the samplers' processes",
-        f"  {3 * pixels / GB:.1f} GB of pixels cut out of slides, {reduced / 1e6:.1f} MB reduced an update and rank",
-        f"  {checkpoint / 1e6:.0f} MB a checkpoint, {(options.keep_checkpoints + 1) * checkpoint / 1e6:.0f} MB kept",
-    ]
-    return "\n".join(lines)
+    checkpoint = sum(file.stat().st_size for file in newest.iterdir()) / 1e6
+    model = sum(file.stat().st_size for file in (log_dir / "model").rglob("*") if file.is_file()) / 1e6
+    reduced = parameters * (2 if options.fp16_allreduce else 4) / 1e6
+    gpu = f", {max(sum(peak) for peak in gpus) / GB:.1f} GB of its GPU" if any(gpus) else ""
+    kept = options.keep_checkpoints + 1  # and the best
+    rows = {
+        "slides": f"{len(splits['train'])} for training, {len(splits['val'])} for validation",
+        "patches": f"{steps:,} of {options.img_size}² for training (= steps), {patches:,} a validation",
+        "steps": f"{updates:,} updates of {images} patches, {count(validations, 'validation')}",
+        "time": f"about {_time(sum(times))}: training {_time(times[0])} at {pace['train']:.1f} patches/s, "
+        f"validation {_time(times[1])} at {pace['val']:.1f}; start and export not counted",
+        "memory": f"{max(peaks) / GB:.1f} GB a rank at its peak{gpu}; {sum(peaks) / GB:.1f} GB on all ranks, the "
+        "samplers' processes not counted",
+        "read": f"{3 * steps * options.img_size**2 / GB:.1f} GB of pixels cut out of slides for training",
+        "network": f"{reduced:.1f} MB of gradients an update and rank"
+        if world.size > 1
+        else "none, one process",
+        "disk": f"{checkpoint:.0f} MB a checkpoint, at most {kept} are kept; {model:.0f} MB the model",
+    }
+    first = f"the same without --debug, on {count(world.size, 'rank')} like {'these' if world.size > 1 else 'this'}:"
+    return f"{first}\n{lines(rows, '  ')}"
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=max(1, round(seconds))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -16,10 +17,24 @@ from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 from utils.cli import terminal_columns
-from utils.metrics import Counts, mean_iou
+from utils.metrics import mean_iou
+from utils.pictures import PARTS
+from utils.position import Interval
 from utils.resume import drop_later_metrics
 
 _PIPE_SECONDS = 0.05
+# No elapsed time where it would push the scores off a narrow terminal.
+_WIDE = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+_NARROW = "{n_fmt}/{total_fmt}|{bar}| {remaining} left{postfix}"
+_WIDE_COLUMNS = 110
+# TensorBoard's sections, which it sorts by name: what one looks at first stands first.
+_SECTIONS = {
+    **dict.fromkeys(("loss", "miou", "auc", "calibration_error", "learning_rate"), "curves"),
+    **dict.fromkeys(("iou", "dice", "precision", "recall"), "per_class"),
+}
+_METRICS = {"curves/miou": "mIoU", "per_class/dice/class_1": "Dice of tumour", "curves/auc": "AUC",
+            "curves/calibration_error": "calibration error", "curves/loss": "loss"}  # fmt: skip
+_FIRST_OPTIONS = ("model", "img_size", "ranks", "batch_size", "learning_rate")  # TensorBoard shows five
 
 
 def _short(value: float | None, digits: int = 4) -> str:
@@ -38,6 +53,7 @@ class RunLog:
         self.bar: tqdm | None = None
         self.profiled = profiled  # first step and the one after the last
         self.profiling = False
+        self.scores = ""  # of the last batch, as the bar has them
         if log_dir is None:
             return
         drop_later_metrics(log_dir / "metrics.jsonl", step)
@@ -50,10 +66,10 @@ class RunLog:
         self.bar = tqdm(
             total=num_steps,
             initial=step,
-            unit="img",
-            smoothing=0.05,
+            smoothing=0,  # the time left with the validations that are to come
             disable=not self.tty,
             ncols=columns,
+            bar_format=_WIDE if columns >= _WIDE_COLUMNS else _NARROW,
         )
 
     def __enter__(self) -> RunLog:
@@ -69,18 +85,30 @@ class RunLog:
             for writer in self.writers.values():
                 writer.close()
 
-    def progress(self, step: int, loss: float, counts: Counts, wait: float) -> None:
-        """Moves the bar to `step`, with the loss of this batch, and the mIoU and the part of the time that was
-        waited for data since the last log.
+    def progress(self, step: int, loss: float, interval: Interval, wait: float) -> None:
+        """Moves the bar to `step`, with the loss of this batch, and since the last log the mIoU, the images of
+        all ranks a second, and the part of the time that was waited for data.
         """
         if self.bar is not None and self.tty:
+            seconds = interval.seconds
+            rate, miou = (step - interval.start_step) / seconds, mean_iou(interval.counts.confusion)
+            wide = self.bar.ncols >= _WIDE_COLUMNS
+            self.scores = (
+                f"{rate:.1f} {'images' if wide else 'img'}/s, loss {loss:.3f}, mIoU {_short(miou, 3)}, "
+                f"{'data wait' if wide else 'wait'} {wait / seconds:.0%}"
+            )
+            self.bar.set_postfix_str(self.scores, refresh=False)
             self.bar.update(min(step, self.bar.total) - self.bar.n)
-            miou = _short(mean_iou(counts.confusion), 3)
-            self.bar.set_postfix(loss=f"{loss:.4f}", mIoU=miou, wait=f"{wait:.1%}", refresh=False)
+
+    def now(self, what: str) -> None:
+        """What the bar says while it stands still."""
+        if self.bar is not None and self.tty:
+            self.bar.set_postfix_str(what)
 
     def close_bar(self) -> None:
         """After the last step: what is said then has no bar to go round."""
         if self.bar is not None:
+            self.now(self.scores)
             self.bar.close()
             self.bar = None
 
@@ -90,29 +118,44 @@ class RunLog:
             return
         start, stop = self.profiled
         if not self.profiling and start <= step < stop:
-            tf.profiler.experimental.start(str(self.log_dir / "tensorboard"))
+            # Where a run of TensorBoard's is: elsewhere its profiler does not find it.
+            tf.profiler.experimental.start(str(self.log_dir / "tensorboard" / "train"))
             self.profiling = True
         elif self.profiling and step >= stop:
             self.stop_profile()
+
+    def traced(self, step: int) -> contextlib.AbstractContextManager[Any]:
+        """Around a step: the profiler's times of a step are of what is within."""
+        return (
+            tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+            if self.profiling
+            else contextlib.nullcontext()
+        )
 
     def stop_profile(self) -> None:
         if self.profiling:
             tf.profiler.experimental.stop()
             self.profiling, self.profiled = False, None
+            self.say(
+                f"profile:     xprof --logdir '{self.log_dir}/tensorboard' (README: how to install xprof)"
+            )
 
     def histograms(self, step: int, variables: Sequence[tf.Variable]) -> None:
         if self.log_dir is None:
             return
         with self.writers["val"].as_default(step):
             for variable in variables:
-                tf.summary.histogram(variable.name.partition(":")[0], variable)
+                tf.summary.histogram(f"weights/{variable.name.partition(':')[0]}", variable)
 
     def hparams(self, options: dict[str, Any]) -> None:
-        """The options, for TensorBoard's table of runs."""
+        """The options and the validation's scores, for TensorBoard's table of runs."""
         if self.log_dir is None:
             return
         shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
+        names = [*_FIRST_OPTIONS, *(name for name in shown if name not in _FIRST_OPTIONS)]
+        metrics = [hparams.Metric(tag, display_name=f"validation {name}") for tag, name in _METRICS.items()]
         with self.writers["val"].as_default(0):
+            hparams.hparams_config([hparams.HParam(name) for name in names if name in shown], metrics)
             hparams.hparams(shown, trial_id=self.log_dir.name)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
@@ -137,9 +180,7 @@ class RunLog:
         if self.log_dir is None or not panels:
             return
         with self.writers["val"].as_default(step):
-            tf.summary.image(
-                "patch, label, prediction, overlay", np.stack(panels), max_outputs=len(panels), step=step
-            )
+            tf.summary.image(", ".join(PARTS), np.stack(panels), max_outputs=len(panels), step=step)
         folder = self.log_dir / "pictures"
         folder.mkdir(exist_ok=True)
         sheet = cv2.cvtColor(np.concatenate(panels, axis=0), cv2.COLOR_RGB2BGR)
@@ -158,7 +199,8 @@ class RunLog:
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
-    """("iou", [0.9, None]) → [("iou/class_0", 0.9)]; numbers as they are."""
+    """("iou", [0.9, None]) → [("per_class/iou/class_0", 0.9)]; numbers as they are."""
+    tag = f"{_SECTIONS.get(name, 'speed')}/{name}"
     if isinstance(value, list):
-        return [(f"{name}/class_{i}", v) for i, v in enumerate(value) if v is not None]
-    return [] if value is None or isinstance(value, (str, dict)) else [(name, float(value))]
+        return [(f"{tag}/class_{i}", v) for i, v in enumerate(value) if v is not None]
+    return [] if value is None or isinstance(value, (str, dict)) else [(tag, float(value))]

@@ -7,6 +7,8 @@ import numpy as np
 
 # One colour a class (RGB), class 0 is not painted; repeats after the last.
 COLOURS = np.array([(0, 200, 83), (41, 98, 255), (255, 171, 0), (213, 0, 249), (0, 184, 212)], np.uint8)
+PARTS = ("patch", "label", "prediction", "outlines")  # of a panel
+GAP = 4  # pixels between them
 OUTLINE_LABEL, OUTLINE_PREDICTION = (0, 0, 0), (255, 234, 0)
 
 
@@ -25,15 +27,20 @@ def paint_classes(classes: np.ndarray) -> np.ndarray:
 def draw_outline(
     image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int = 2
 ) -> np.ndarray:
-    """A copy of RGB `image` (H, W, 3) with the outline of the bool `mask` (H, W)."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return cv2.drawContours(image.copy(), contours, -1, colour, thickness)
+    """A copy of RGB `image` (H, W, 3) with the outline of the bool `mask` (H, W).
+
+    What goes on beyond the image has no outline along its edge.
+    """
+    edge = 2 * thickness
+    wider = cv2.copyMakeBorder(mask.astype(np.uint8), edge, edge, edge, edge, cv2.BORDER_REPLICATE)
+    contours, _ = cv2.findContours(wider, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, thickness, offset=(-edge, -edge))
 
 
 def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: int = 512) -> np.ndarray:
-    """patch | label | prediction | overlay side by side, each downsized to at most `size` pixels.
+    """patch | label | prediction | outlines side by side, each downsized to at most `size` pixels.
 
-    `image` uint8 RGB (H, W, 3), `label` and `prediction` uint8 (H, W) class values. In the overlay the
+    `image` uint8 RGB (H, W, 3), `label` and `prediction` uint8 (H, W) class values. Of the outlines the
     label's outline is black and the prediction's is yellow.
     """
     scale = min(1.0, size / max(label.shape))
@@ -48,6 +55,12 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
     for value in range(1, max(int(truth.max()), int(predicted.max())) + 1):
         overlay = draw_outline(overlay, np.equal(truth, value), OUTLINE_LABEL, 3)
         overlay = draw_outline(overlay, np.equal(predicted, value), OUTLINE_PREDICTION, 2)
-    gap = np.full((height, 4, 3), 128, np.uint8)
+    gap = np.full((height, GAP, 3), 128, np.uint8)
     parts = [small, gap, paint_classes(truth), gap, paint_classes(predicted), gap, overlay]
     return np.concatenate(parts, axis=1)
+
+
+def split_panel(picture: np.ndarray) -> list[np.ndarray]:
+    """The PARTS of a panel."""
+    width = (picture.shape[1] + GAP) // len(PARTS)
+    return [picture[:, i * width : (i + 1) * width - GAP] for i in range(len(PARTS))]

@@ -1,4 +1,4 @@
-"""Where a run is, as its checkpoints have it, and what it sums up between two logs."""
+"""Where a run is, as its checkpoints have it, what it sums up between two logs, how long a batch takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,27 @@ class Position:
         return cls(
             step, batch, best, state["validations"], miou, dropped, interval, mined, due, pause, remark
         )
+
+
+class Laps:
+    """How long the last batches took, each alone."""
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=500)
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def lap(self) -> None:
+        """A batch is done, and the next one begins."""
+        self.seconds.append(time.perf_counter() - self.started)
+        self.start()
+
+    @property
+    def usual(self) -> float:
+        """The mean without what is slow but once: a first batch waits for its graph."""
+        seconds = np.array(self.seconds)
+        return float(seconds[seconds <= 3 * np.median(seconds)].mean())
 
 
 @dataclass

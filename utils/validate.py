@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ class Validation:
         """For metrics.jsonl."""
         return {
             **self.counts.summary(),
+            "seconds": self.seconds,
             "images_per_second": self.counts.images / self.seconds,
             "sampler_wait": self.wait,
             "bad_slides": self.bad_slides,
@@ -77,8 +79,13 @@ class _Top:
         self.items = heapq.nlargest(SHOWN, [*self.items, item])
 
 
-def validate(trainer: Trainer, loader: Loader) -> Validation:
-    """Collective. The averaged weights, where there are any, are what is validated."""
+def validate(
+    trainer: Trainer, loader: Loader, progress: Callable[[int], None] = lambda images: None
+) -> Validation:
+    """Collective. The averaged weights, where there are any, are what is validated.
+
+    `progress` is called after each batch with this rank's images so far.
+    """
     start, wait = time.perf_counter(), loader.wait_seconds
     trainer.average_statistics()  # Horovod
     counts = Counts(trainer.num_classes)
@@ -88,6 +95,7 @@ def validate(trainer: Trainer, loader: Loader) -> Validation:
         for batch in loader:
             batch_counts, classes = trainer.evaluate_batch(batch.images, batch.labels)
             counts.add(*batch_counts)
+            progress(counts.images)
             confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
             for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
                 name = slide_of_patch(patch.slide) or patch.slide
