@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         last_words.end_at_once(text)
 
 
+CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of its updates
+
+
 class CheckpointWriteError(OSError):
     """The last checkpoint of a run cannot be written."""
 
@@ -224,7 +227,7 @@ class Loop:
         interval = self.new_interval(self.start.interval)
         if self.world.is_first:  # an earlier end's, that would be taken for this one's
             shutil.rmtree(self.log_dir / "model", ignore_errors=True)
-        batches = self.mined() if options.hard_mining else self.train_loader
+        batches = self.mined() if options.hard_mining else iter(self.train_loader)
         self.log.now("the first step takes longest")
         self.laps["train"].start()
         for number, batch in enumerate(batches, 1):
@@ -232,6 +235,8 @@ class Loop:
                 self.step, options.num_steps, options.warmup_steps, peak, options.lr_schedule, freeze_step
             )
             frozen = self.step >= freeze_step
+            if frozen and self.step - images < freeze_step:
+                batch = self.calibrate(batch, batches)
             self.log.profile(self.step)
             stop = self.stop_requested or self.time_is_up()
             with self.log.traced(number):
@@ -266,6 +271,14 @@ class Loop:
             if done or result.stop:
                 return not done
         raise AssertionError("the training loader is endless")
+
+    def calibrate(self, batch: Batch, batches: Iterator[Batch]) -> Batch:
+        """Collective: batch norm's averages anew, before they are frozen. Returns the batch to go on with."""
+        updates = self.options.num_steps // (self.options.batch_size * self.world.size)
+        for i in range(max(1, min(CALIBRATION_BATCHES, updates // 8))):
+            self.trainer.calibrate(batch.images, 2 / (i + 2))  # a mean in which the last ones weigh most
+            batch = next(batches)
+        return batch
 
     def mined(self) -> Iterator[Batch]:
         from utils.mining import HardMiner

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from models import build_model, load_weights, serving_model, training_network
+from models import build_model, load_weights, normalise, serving_model, training_network
+from models.calibration import calibrate
 from models.layers import drawing
 from utils.checkpoint import restore_checkpoint
 from utils.cli import UserError
@@ -87,6 +88,10 @@ class Trainer:
             for frozen in (False, True)
         }
         self.eval_graph = tf.function(self._eval_step, autograph=False)
+        self.calibration_graph = tf.function(
+            lambda images, part: calibrate(self.model, normalise(self.model_name, images), part),
+            autograph=False,
+        )
 
     @property
     def statistics(self) -> list[tf.Variable]:
@@ -120,6 +125,11 @@ class Trainer:
     def average_statistics(self) -> None:
         """Collective: one model on all ranks, before it is validated, saved or exported."""
         self.world.average_variables(self.statistics)
+
+    def calibrate(self, images: np.ndarray, part: float) -> None:
+        """Collective: moves batch norm's averages by `part` to what inference sees of uint8 (B, H, W, 3)."""
+        self.calibration_graph(tf.constant(images), tf.constant(part, tf.float32))
+        self.average_statistics()  # Horovod: so variances are around the mean of all ranks' images
 
     def train_step(
         self,

@@ -1,0 +1,53 @@
+"""Batch norm's moving averages, estimated anew as inference sees them.
+
+In training each batch is normalised by its own statistics, so the averages miss how images differ from each
+other: of batches of one or two images a network that goes by them is another one (the loss of EfficientDet-D4
+went from 0.3 to 330 when they were frozen). Here each layer is normalised by the averages of the layers before
+it, and its variance is that around the mean of all images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
+
+import tensorflow as tf
+import tf_keras as keras
+
+
+def calibrate(model: keras.Model, images: tf.Tensor, part: tf.Tensor) -> None:
+    """Moves the averages of all batch norms by `part` (0 to 1) towards what they see of normalised `images`.
+
+    In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
+    become those of this batch, and the next call brings the mean over both with 1/2.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    with _measuring(norms, part):
+        model(images, training=False)
+
+
+@contextlib.contextmanager
+def _measuring(norms: Sequence[keras.layers.Layer], part: tf.Tensor) -> Iterator[None]:
+    for norm in norms:
+        norm.call = functools.partial(_measure, norm, norm.call, part)  # hides the method
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.call
+
+
+def _measure(
+    norm: keras.layers.Layer,
+    call: Callable[..., tf.Tensor],
+    part: tf.Tensor,
+    inputs: tf.Tensor,  # (B, H, W, C)
+    training: Any = None,
+) -> tf.Tensor:
+    x = tf.cast(inputs, tf.float32)
+    norm.moving_mean.assign_add(part * (tf.reduce_mean(x, [0, 1, 2]) - norm.moving_mean))
+    spread = tf.reduce_mean(tf.math.squared_difference(x, norm.moving_mean), [0, 1, 2])
+    norm.moving_variance.assign_add(part * (spread - norm.moving_variance))
+    return call(inputs, training=False)
