@@ -56,8 +56,8 @@ def test_metrics_have_every_logged_and_validated_step(finished):
 def test_learning_rate_is_scaled_warmed_up_and_scheduled_as_asked(finished):
     rates = [r["learning_rate"] for r in read_metrics(finished[0]) if r["split"] == "train"]
     peak = 2e-3 * 2**0.5
-    # Of the last update before each log, which began at steps 4, 12 and 20.
-    assert rates == pytest.approx([peak * 5 / 13, peak, peak * (1 / 3) ** 0.9])
+    # Of the last update before each log, which began at steps 4, 12 (batch norm is frozen, warm-up again) and 20.
+    assert rates == pytest.approx([peak * 5 / 13, peak / 13, peak * (1 / 3) ** 0.9 * 9 / 13])
 
 
 @pytest.mark.mpi
@@ -67,6 +67,9 @@ def test_what_a_run_leaves_behind(finished):
     splits = json.loads((log_dir / "splits.json").read_text())
     assert {len(splits["train"]), len(splits["val"])} == {2, 1}
     assert sorted(p.name for p in (log_dir / "checkpoints").iterdir()) == ["step_000000012", "step_000000024"]
+    # Of 6 updates, and one for batch norm's averages when they were frozen.
+    state = json.loads((log_dir / "checkpoints" / "step_000000024" / "state.json").read_text())
+    assert [rank["next_batch"] for rank in state["ranks"]] == [7, 7]
     assert len(list((log_dir / "samples").glob("*.png"))) == 2
     assert (log_dir / "pictures" / "validation_000000024.png").stat().st_size > 10_000
     assert list((log_dir / "tensorboard" / "val").glob("events*"))
