@@ -158,6 +158,14 @@ def test_centres_divide_the_slides(words, train, val, tmp_path):
     assert found(seventeen(tmp_path, "training/center_{center}"), *words) == (train, val)
 
 
+@pytest.mark.parametrize(("dataset", "folder"), [("16", "training/tumor"), ("17", "training/patients")])
+def test_slides_of_a_dataset_are_of_the_format_asked_for(dataset, folder, tmp_path):
+    layout = {folder: ["a.tif", "a.svs"], "training/lesion_annotations": ["a.xml"]}
+    words = ["--dataset", dataset, "--data_root", str(make(tmp_path, layout)), "--label_format", "xml"]
+    (pair,), _ = _find(parse_options([*words, "--slide_format", "svs"]))
+    assert (pair.slide.name, pair.label.name) == ("a.svs", "a.xml")
+
+
 def test_centres_that_leave_nothing_are_an_error(tmp_path):
     root = seventeen(tmp_path, "training/center_{center}")
     with pytest.raises(UserError, match="train_centers"):

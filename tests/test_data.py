@@ -10,7 +10,7 @@ import pytest
 from samplers import SlidePair
 from samplers.labels import LabelMap
 from utils.cli import UserError
-from utils.data import prepare_slides, sampler_config, split_values
+from utils.data import _find, prepare_slides, sampler_config, split_values
 from utils.options import parse_options
 from utils.ranks import Ranks
 
@@ -55,19 +55,42 @@ def test_validation_slides_of_their_own_in_another_format(demo, tmp_path):
     val = ["--valid_slide_path", str(folder_of(demo, "slides", tmp_path / "vs", 3))]
     val += [
         "--valid_label_path",
-        str(demo / "xml"),
+        str(folder_of(demo, "xml", tmp_path / "vl", 3)),
         "--valid_label_format",
         "xml",
-        "--valid_slide_format",
-        "tiff",
     ]
-    (demo_xml,) = (demo / "xml").glob("*_003.xml")
-    (tmp_path / "vl").mkdir()
-    (tmp_path / "vl" / demo_xml.name).symlink_to(demo_xml)
-    val[3] = str(tmp_path / "vl")
     train, found = prepared(demo, "--slide_path", str(slides), "--label_path", str(masks), *val)
     assert (names(train), names(found)) == ({"tumor_001", "tumor_002"}, {"tumor_003"})
     assert found[0].label.suffix == ".xml"
+
+
+def touched(folder: Path, *files: str) -> str:
+    folder.mkdir()
+    for file in files:
+        (folder / file).touch()
+    return str(folder)
+
+
+def found(root: Path, *words: str) -> list[list[tuple[str, str | None]]]:
+    """(slide, label) of both sides, of two folders with files of every format and a slide without a label."""
+    files = [f"{stem}.{end}" for stem in "ab" for end in ("svs", "tif", "ndpi")]
+    labels = [f"a.{end}" for end in ("xml", "png", "tif", "geojson")]
+    folders = [f"--{side}{kind}_path={touched(root / (side + kind), *names)}" for side in ("", "valid_")
+               for kind, names in (("slide", files), ("label", labels))]  # fmt: skip
+    sides = _find(parse_options([*folders, *words]))
+    return [[(pair.slide.name, pair.label and pair.label.name) for pair in pairs] for pairs in sides]
+
+
+def test_each_side_has_files_of_its_formats(tmp_path):
+    words = "--slide_format svs --label_format xml --valid_slide_format ndpi --valid_label_format png"
+    assert found(tmp_path, *words.split()) == [[("a.svs", "a.xml")], [("a.ndpi", "a.png")]]
+
+
+def test_unlabelled_slides_are_treated_alike_on_both_sides(tmp_path):
+    for number, (word, more) in enumerate((("skip", []), ("normal", [("b.tif", None)]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert found(folder, "--unlabelled", word) == [[("a.tif", "a.tif"), *more]] * 2
 
 
 def test_a_slide_on_both_sides_is_refused(demo):

@@ -209,10 +209,13 @@ def test_threshold_and_smallest_lesion(toys, slides, tmp_path, whole):
     assert record(whole, "tumor_001")["area_mm2"] == pytest.approx(60 * 65 / 1e6)
     assert record(whole, "tumor_001")["node_label"] == "itc"
     assert pixels(whole, "tumor_001", "prediction").sum() == 120 * 130  # without the other, of 2 µm
-    for value, lesions in (("0.09", 0), ("0.001", 2)):
+    # The slide's probability is the mean over a square as large as the smallest lesion.
+    for value, lesions, probability in (("0.09", 0, 60 * 65 / 90**2), ("0.001", 2, 1)):
         out = tmp_path / value
         assert main(words(toys / "lesion", slides / "tumor_001.tif", out, "--min_lesion_mm", value)) == 0
         assert record(out, "tumor_001")["lesions"] == lesions
+        (row,) = csv.DictReader((out / "slides.csv").read_text().splitlines())
+        assert float(row["probability"]) == pytest.approx(probability, abs=1e-6)
         assert pixels(out, "tumor_001", "prediction").any() == (lesions > 0)
     out = tmp_path / "threshold"
     assert main(words(toys / "red", slides / "tumor_001.tif", out, "--threshold", "0.99")) == 0

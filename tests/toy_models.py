@@ -33,6 +33,15 @@ def toy_deeplab(img_size: Any = 64, num_classes: int = 2, **options: Any) -> ker
         return models.build_model("deeplab", img_size, num_classes, **options)
 
 
+def pixelwise(name: str, img_size: Any, num_classes: int, batch_norm: Any = None, **_: Any) -> keras.Model:
+    """Stands for `build_model` where any network will do: one convolution of a pixel, made in no time."""
+    images = keras.Input((None, None, 3), name="images")
+    x = keras.layers.Conv2D(num_classes, 1, name="logits")(images)
+    return keras.Model(
+        images, (batch_norm or keras.layers.BatchNormalization)(name="norm")(x), name="pixelwise"
+    )
+
+
 @functools.lru_cache
 def real_model(name: str, num_classes: int, **options: Any) -> keras.Model:
     """A model of full size, built once for all tests that only read it or load into it."""

@@ -1,0 +1,128 @@
+"""train.py in this process up to its loop: what becomes of the options before the first step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import predict
+import samplers
+import train
+import utils.training
+from tests.toy_models import pixelwise, randomise
+from utils import distributed
+from utils.cli import UserError
+from utils.distributed import World, select_devices
+from utils.options import parse_options
+
+
+class NoLoader:
+    """Stands for the loader: nothing is drawn, and no process started."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        self.words = words
+
+    def __enter__(self) -> NoLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def started(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Starts train.py with a toy model on the demo's slides: the loop that would run."""
+    loops: list[train.Loop] = []
+    monkeypatch.setattr(utils.training, "build_model", pixelwise)
+    monkeypatch.setattr(samplers, "Loader", NoLoader)
+    monkeypatch.setattr(train.Loop, "run", lambda loop: loops.append(loop) or 0)
+
+    def start(*words: str) -> train.Loop:
+        folders = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks")]
+        small = "--img_size 256 --data_sampler surf --val_split 0.34 --log_dir"
+        options = parse_options([*folders, *small.split(), str(tmp_path / "log"), *words])
+        assert train.run(options) == 0
+        return loops.pop()
+
+    return start
+
+
+def test_both_loaders_have_the_processes_that_were_asked_for(started):
+    loop = started("--sample_processes", "3", "--batch_size", "5")
+    for loader in (loop.train_loader, loop.val_loader):
+        assert loader.words[1:4] == (5, 256, 3)
+
+
+def test_the_model_has_the_classes_of_the_label_map(started, tmp_path):
+    loop = started("--label_map", "1:2", "--profile", "20:24")
+    assert (loop.trainer.num_classes, loop.config.label_map.num_classes) == (3, 3)
+    assert loop.log.profiled == (20, 24)
+    assert (tmp_path / "log" / "options.json").exists()
+
+
+def test_weights_are_loaded_and_their_averages_begin_with_them(started, tmp_path, capsys):
+    stored = randomise(pixelwise("effdetd0", None, 2), seed=1)
+    stored.save_weights(tmp_path / "a.h5")
+    trainer = started("--weights_path", str(tmp_path / "a.h5"), "--ema", "0.9").trainer
+    assert (
+        f"a.h5: loaded {len(stored.variables)} of {len(stored.variables)} variables"
+        in capsys.readouterr().out
+    )
+    for found, expected in zip(trainer.model.variables, stored.variables):
+        np.testing.assert_array_equal(found, expected)
+    for average, expected in zip(trainer.averages, stored.trainable_variables):
+        np.testing.assert_array_equal(average, expected)
+
+
+@pytest.mark.parametrize("program", [train, predict])
+def test_both_programs_set_the_environment_before_they_run(program, tmp_path, monkeypatch):
+    for name in (
+        "TF_CPP_MIN_LOG_LEVEL",
+        "CUDA_VISIBLE_DEVICES",
+        "HOROVOD_CYCLE_TIME",
+        "HOROVOD_STALL_CHECK_DISABLE",
+    ):
+        monkeypatch.setenv(name, "")  # put back after the test
+        monkeypatch.delenv(name)
+    found = []
+    names = ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(
+        program, "run", lambda *_: found.append([os.environ.get(name) for name in names]) or 0
+    )
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "a.tif").touch()
+    words = ["--slide_path", str(tmp_path)]
+    if program is predict:
+        words += ["--model_path", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert [program.main([*words, *more]) for more in (["--verbose"], ["--no_cuda"])] == [0, 0]
+    assert found == [[None, None], ["-1", "2"]]
+
+
+@pytest.mark.parametrize("program", [train, predict])
+@pytest.mark.parametrize("no_cuda", [False, True])
+def test_both_programs_choose_devices_as_asked(program, no_cuda, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed, "select_devices", lambda _, no_cuda: asked.append(no_cuda) or 1 / 0)
+    options = parse_options(["--slide_path", str(tmp_path), *["--no_cuda"] * no_cuda])
+    with pytest.raises(ZeroDivisionError):
+        program.run(options, *[None] * 2 * (program is predict))
+    assert asked == [no_cuda]
+
+
+def test_a_rank_has_the_gpu_of_its_number_or_none(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["gpu 0", "gpu 1"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, *_: seen.append(devices))
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
+    for threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
+        monkeypatch.setattr(tf.config.threading, threads, lambda _: None)
+    assert select_devices(World(1, 2, 1, 2, True), no_cuda=False) == ["gpu 1"]
+    assert select_devices(World(1, 2, 1, 2, True), no_cuda=True) == []
+    assert seen == ["gpu 1", []]
+    with pytest.raises(UserError, match="3 ranks on this node but 2 GPUs"):
+        select_devices(World(1, 3, 1, 3, True), no_cuda=False)
