@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,7 @@ class Notes:
     num_classes: int = 2
     rates: list[float] = field(default_factory=list)  # of each update
     frozen: list[bool] = field(default_factory=list)
+    calibrated: list[int] = field(default_factory=list)  # after so many updates
     logged: list[int] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
@@ -38,6 +40,9 @@ class Notes:
         self.frozen.append(frozen)
         return StepResult(0.5, stop, (np.zeros((2, 2), int), np.zeros((2, AUC_BINS), int), 0.5, len(images)))
 
+    def calibrate(self, images: np.ndarray, part: float) -> None:
+        self.calibrated.append(len(self.rates))
+
     def summed(self, counts: Counts) -> Counts:
         return counts
 
@@ -47,7 +52,10 @@ class Notes:
     def profile(self, *_: object) -> None:
         pass
 
-    progress = profile
+    progress = now = profile
+
+    def traced(self, *_: object) -> nullcontext[None]:
+        return nullcontext()
 
 
 @dataclass
@@ -121,10 +129,14 @@ def test_the_learning_rate_is_multiplied_as_asked_but_not_with_adasum(trained, w
 def test_the_learning_rate_is_warmed_up_and_then_scheduled(trained):
     words = "--num_steps 40 --batch_size 4 --learning_rate 0.5 --warmup_steps 9 --lr_schedule"
     constant, polynomial = (trained(f"{words} {name}").rates for name in ("constant", "polynomial"))
-    assert constant == pytest.approx([0.05, 0.25, 0.45] + [0.5] * 7)
+    assert constant == pytest.approx([0.05, 0.25, 0.45, 0.5, 0.5] * 2)  # again when batch norm is frozen
     assert polynomial[3:5] == pytest.approx([0.5 * (28 / 31) ** 0.9, 0.5 * (24 / 31) ** 0.9])
 
 
-def test_batch_norm_is_frozen_in_the_last_part_of_the_steps(trained):
-    assert trained("--num_steps 16 --batch_size 2 --freeze_bn 0.25").frozen == [False] * 6 + [True] * 2
-    assert trained("--num_steps 16 --batch_size 2 --freeze_bn 0").frozen == [False] * 8
+def test_batch_norm_is_calibrated_once_and_frozen_in_the_last_part_of_the_steps(trained):
+    notes = trained("--num_steps 16 --batch_size 2 --freeze_bn 0.25")
+    assert notes.frozen == [False] * 6 + [True] * 2
+    assert notes.calibrated == [6]
+    assert trained("--num_steps 16 --batch_size 2 --freeze_bn 1").calibrated == [0]
+    notes = trained("--num_steps 16 --batch_size 2 --freeze_bn 0")
+    assert (notes.frozen, notes.calibrated) == ([False] * 8, [])

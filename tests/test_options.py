@@ -135,6 +135,9 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    assert os.environ.pop("HOROVOD_CYCLE_TIME") == "20"
+    configure_environment(parse_options([*words, "--no_cuda", "--sync_batch_norm"]))
+    assert os.environ["HOROVOD_CYCLE_TIME"] == "1"  # ms; each layer waits for it
 
 
 # Where each option is tested: by a test that fails if it is ignored.
@@ -147,7 +150,7 @@ TESTED = {
     "nothing_comes_within_an_update_of_several_batches: accumulate_steps, "
     "the_learning_rate_is_multiplied_as_asked_but_not_with_adasum: learning_rate lr_scaling adasum, "
     "the_learning_rate_is_warmed_up_and_then_scheduled: warmup_steps lr_schedule, "
-    "batch_norm_is_frozen_in_the_last_part_of_the_steps: freeze_bn",
+    "batch_norm_is_calibrated_once_and_frozen_in_the_last_part_of_the_steps: freeze_bn",
     "run": "both_loaders_have_the_processes_that_were_asked_for: sample_processes, "
     "the_model_has_the_classes_of_the_label_map: label_map profile log_dir, "
     "weights_are_loaded_and_their_averages_begin_with_them: weights_path ema, "

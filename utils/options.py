@@ -404,7 +404,8 @@ def configure_environment(options: argparse.Namespace) -> None:
     # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
     # of a core. Steps take long here, 20 ms are nothing; but not where each batch norm waits for them.
     if options.no_cuda or not NVIDIA.exists():
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "1" if options.sync_batch_norm else "20")
+        waiting = getattr(options, "sync_batch_norm", False)  # predict.py has no such option
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "1" if waiting else "20")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
