@@ -46,6 +46,7 @@ def test_original_choices():
         (["--valid_slide_path", "."], "--valid_label_path"),
         (["--pos_pixel_weight", "0", "--neg_pixel_weight", "0"], "--pos_pixel_weight"),
         (["--resolution", "nan"], "--resolution"),
+        (["--bb_downsample", "-1"], "--bb_downsample"),
         (["--val_split", "0"], "--val_split"),
     ],
 )
@@ -120,6 +121,7 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
         "TF_CPP_MIN_LOG_LEVEL",
         "CUDA_VISIBLE_DEVICES",
         "HOROVOD_CYCLE_TIME",
+        "HOROVOD_STALL_CHECK_TIME_SECONDS",
         "OMPI_MCA_mpi_yield_when_idle",
         "TF_ENABLE_ONEDNN_OPTS",
     ):
@@ -133,6 +135,7 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # the user's word goes before ours
     configure_environment(parse_options([*words, "--no_cuda"]))
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "600"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
     assert os.environ.pop("HOROVOD_CYCLE_TIME") == "20"
