@@ -87,7 +87,12 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add("--valid_slide_format", default="tif", help="format of the validation slides")
     add("--valid_label_format", default="tif", help="format of the validation labels")
     add("--data_sampler", choices=["radboud", "surf"], default="radboud", help="which sampler to use")
-    add("--bb_downsample", type=non_negative_int, default=7, help="level of the slide on which regions are found")
+    add(
+        "--bb_downsample",
+        type=non_negative_int,
+        default=7,
+        help="level of the slide on which regions are found",
+    )
     add("--batch_tumor_ratio", type=fraction, default=1.0, help="part of the batch that contains tumour")
     add("--sample_processes", type=positive_int, default=1, help="processes of the sampler (a rank)")
     add("--resolution", type=positive_float, default=0.25, help="spacing of the patch in µm/px")
