@@ -42,7 +42,7 @@ def metrics(log_dir: Path) -> list[dict]:
     """Without what depends on the clock."""
     rows = read_metrics(log_dir)
     return [
-        {k: v for k, v in row.items() if k not in ("images_per_second", "sampler_wait", "slides")}
+        {k: v for k, v in row.items() if k not in ("images_per_second", "sampler_wait", "seconds", "slides")}
         for row in rows
     ]
 
