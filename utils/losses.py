@@ -44,10 +44,10 @@ def _pixel_weights(labels: tf.Tensor, pos_weight: float, neg_weight: float) -> t
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """(pixels,), with the classes in front: TensorFlow's fused op takes each row of two for a matrix of its own."""
-    by_class = tf.transpose(tf.cast(logits, tf.float32))  # (C, pixels)
-    one_hot = tf.one_hot(labels, by_class.shape[0], axis=0)
-    return tf.reduce_logsumexp(by_class, axis=0) - tf.reduce_sum(one_hot * by_class, axis=0)
+    """(pixels,), from the library's fused softmax and cross-entropy."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
+    )
 
 
 def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
