@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,4 +86,6 @@ def test_usual_lap_leaves_out_the_first():
 
 
 def test_tensorboard_command_is_that_of_the_environment():
-    assert tensorboard_command().split()[0].endswith(("/tensorboard", "python", "python3"))
+    path = Path(tensorboard_command()).absolute()
+    assert path.exists()
+    assert path.parent == Path(sys.executable).parent

@@ -119,6 +119,7 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
         "TF_CPP_MIN_LOG_LEVEL",
         "CUDA_VISIBLE_DEVICES",
         "HOROVOD_CYCLE_TIME",
+        "HOROVOD_STALL_CHECK_TIME_SECONDS",
         "OMPI_MCA_mpi_yield_when_idle",
         "TF_ENABLE_ONEDNN_OPTS",
     ):
@@ -132,6 +133,7 @@ def test_what_has_to_be_set_before_tensorflow_is_imported(tmp_path, monkeypatch)
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # the user's word goes before ours
     configure_environment(parse_options([*words, "--no_cuda"]))
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    assert os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "600"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
 

@@ -401,6 +401,8 @@ def configure_environment(options: argparse.Namespace) -> None:
     if options.no_cuda or not NVIDIA.exists():
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "20")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    # While rank 0 exports or writes, the others wait: no stall, for as long as that may take.
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "600")
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
