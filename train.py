@@ -61,6 +61,8 @@ if TYPE_CHECKING:  # imported in run(): wrong options are answered before Tensor
     from utils.position import Interval, Laps, Position
     from utils.training import StepResult, Trainer
 
+CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of its updates
+
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
@@ -77,9 +79,6 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
             text = f"{str(error)[:500]}\n{memory.advice(options)}\n"
         last_words.end_at_once(text)
-
-
-CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of its updates
 
 
 class CheckpointWriteError(OSError):
