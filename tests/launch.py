@@ -25,12 +25,16 @@ def launcher(ranks: int) -> list[str]:
 
 
 def run_python(
-    words: list[str | Path], ranks: int = 1, cwd: Path | None = None, **environment: str
+    words: list[str | Path],
+    ranks: int = 1,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python WORDS` on `ranks` ranks; stdout and stderr are kept as text."""
+    """Runs `python WORDS` on `ranks` ranks, `timeout` seconds at most; stdout and stderr are kept as text."""
     process = start_python(words, ranks, cwd, **environment)
     try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
+        stdout, stderr = process.communicate(timeout=timeout)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -56,14 +56,14 @@ def events(folder):
             yield from event.summary.value
 
 
-def test_table_of_runs_has_the_validation_scores_and_what_matters_first(log_of, tmp_path):
+def test_table_of_runs_has_the_validation_scores_and_the_options(log_of, tmp_path):
     with log_of() as log:
         log.hparams({"adasum": False, "ranks": 2, "model": "effdetd0"})
         log.record(8, "val", {"loss": 0.5, "miou": 0.75, "dice": [0.9, 0.8], "slides": {}})
     values = {value.tag: value for value in events(tmp_path / "tensorboard" / "val")}
     content = values["_hparams_/experiment"].metadata.plugin_data.content
     experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
-    assert [info.name for info in experiment.hparam_infos] == ["model", "ranks", "adasum"]
+    assert [info.name for info in experiment.hparam_infos] == ["adasum", "ranks", "model"]
     metrics = [info.name.tag for info in experiment.metric_infos]
     assert metrics[0] == "curves/miou"
     assert {"curves/miou", "curves/loss", "per_class/dice/class_1"} <= set(metrics) & set(values)

@@ -70,6 +70,7 @@ def test_steps_that_follow_from_others(tmp_path):
     short = parse_options([*words, "--debug"])
     assert (short.num_steps, short.validation_patches, short.warmup_steps) == (100, 100, 5)
     assert (short.planned_steps, short.planned_validation_patches) == (2000, 512)
+    assert not [name for name in option_values(short) if name.startswith("planned_")]
 
 
 def test_the_side_of_a_patch_is_a_multiple_of_what_the_model_needs(tmp_path):

@@ -34,7 +34,6 @@ _SECTIONS = {
 }
 _METRICS = {"curves/miou": "mIoU", "per_class/dice/class_1": "Dice of tumour", "curves/auc": "AUC",
             "curves/calibration_error": "calibration error", "curves/loss": "loss"}  # fmt: skip
-_FIRST_OPTIONS = ("model", "img_size", "ranks", "batch_size", "learning_rate")  # TensorBoard shows five
 
 
 def _short(value: float | None, digits: int = 4) -> str:
@@ -152,10 +151,9 @@ class RunLog:
         if self.log_dir is None:
             return
         shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
-        names = [*_FIRST_OPTIONS, *(name for name in shown if name not in _FIRST_OPTIONS)]
         metrics = [hparams.Metric(tag, display_name=f"validation {name}") for tag, name in _METRICS.items()]
         with self.writers["val"].as_default(0):
-            hparams.hparams_config([hparams.HParam(name) for name in names if name in shown], metrics)
+            hparams.hparams_config([hparams.HParam(name) for name in shown], metrics)
             hparams.hparams(shown, trial_id=self.log_dir.name)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:

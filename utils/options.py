@@ -421,5 +421,7 @@ def configure_environment(options: argparse.Namespace) -> None:
 def option_values(options: argparse.Namespace) -> dict[str, Any]:
     """The resolved options as options.json holds them: paths absolute, in the order of their names."""
     return {
-        name: os.path.abspath(v) if isinstance(v, Path) else v for name, v in sorted(vars(options).items())
+        name: os.path.abspath(v) if isinstance(v, Path) else v
+        for name, v in sorted(vars(options).items())
+        if not name.startswith("planned_")  # what --debug has cut: not options
     }

@@ -71,8 +71,7 @@ def _check_options(options: argparse.Namespace, log_dir: Path) -> None:
 
 def learning_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options that change what is learnt: neither FREE ones nor paths."""
-    return {k: v for k, v in option_values(options).items()
-            if k not in FREE and not k.endswith("_path") and not k.startswith("planned_")}  # fmt: skip
+    return {k: v for k, v in option_values(options).items() if k not in FREE and not k.endswith("_path")}
 
 
 def read_splits(log_dir: Path) -> dict[str, list[str]]:
