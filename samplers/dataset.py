@@ -101,12 +101,15 @@ def check_pairs(
     img_size: int,
     resolution: float | None = None,
     threads: int = 4,
-    progress: bool = False,
+    progress: str = "",
 ) -> dict[SlidePair, list[str]]:
-    """`check_pair` of all pairs in parallel: the reasons why each cannot be used, an empty list if it can."""
+    """`check_pair` of all pairs in parallel: the reasons why each cannot be used, an empty list if it can.
+
+    With `progress` a bar of that name.
+    """
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(lambda p: check_pair(p.slide, p.label, label_map, img_size, resolution), pairs)
-        reasons = list(tqdm(results, "checking slides", len(pairs), unit="slide", disable=not progress))
+        reasons = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
     # libvips has one error buffer for all threads, so one slide's error may be taken for another's: what was
     # found bad is looked at again, alone.
     return {

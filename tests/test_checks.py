@@ -171,10 +171,12 @@ def test_a_mask_without_tumour_is_no_mistake(tmp_path: Path, slide: Path) -> Non
 
 def test_all_are_checked_in_parallel(tmp_path: Path, slide: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pairs = [SlidePair(path, None) for path in (slide, tmp_path / "missing.tif", slide.with_suffix(".png"))]
-    found = check_pairs(pairs, MAP, 128, 0.25, threads=3, progress=True)
+    found = check_pairs(pairs, MAP, 128, 0.25, threads=3, progress="checking slides")
     assert list(found) == pairs
     assert [len(found[pair]) for pair in pairs] == [0, 1, 1]
-    assert "3/3" in capfd.readouterr().err
+    bar = capfd.readouterr().err
+    assert "checking slides" in bar
+    assert "3/3" in bar
 
 
 def test_damage_is_not_blamed_on_others_in_parallel(tmp_path: Path) -> None:

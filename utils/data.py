@@ -88,13 +88,14 @@ def _check(
     """Collective: the good ones of `pairs`; each rank opens its share."""
     mine = pairs[world.rank :: world.size]
     threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
+    name = "checking slides" if world.size == 1 else f"checking slides (rank 0 of {world.size})"
     problems = check_pairs(
         mine,
         label_map,
         options.img_size,
         options.resolution,
         threads=threads,
-        progress=world.is_first and terminal_columns() > 0,
+        progress=name if world.is_first and terminal_columns() > 0 else "",
     )
     bad = {pair: reasons for part in world.gather(problems) for pair, reasons in part.items() if reasons}
     if bad:
