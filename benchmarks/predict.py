@@ -28,6 +28,7 @@ import predict
 from prediction import store
 from prediction.model import Predictor, class_names
 from prediction.work import Opened, Worker
+from utils.distributed import World, select_devices
 from utils.options import configure_environment
 from utils.ranks import Ranks
 
@@ -46,6 +47,7 @@ def bare(predictor: Predictor, batch_size: int, side: int) -> float:
 def main(argv: list[str] | None = None) -> None:
     options, source, slides = predict.parse_options(argv)
     configure_environment(options)
+    select_devices(World(), options.no_cuda)
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
     predictor = Predictor(source, options.mixed_precision, settings.img_size, settings.tta)

@@ -121,8 +121,9 @@ def test_a_rank_has_the_gpu_of_its_number_or_none(monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
     for threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
         monkeypatch.setattr(tf.config.threading, threads, lambda _: None)
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", seen.append)
     assert select_devices(World(1, 2, 1, 2, True), no_cuda=False) == ["gpu 1"]
     assert select_devices(World(1, 2, 1, 2, True), no_cuda=True) == []
-    assert seen == ["gpu 1", []]
+    assert seen == ["gpu 1", [], {"remapping": False}]  # a CPU fuses nothing into its convolutions
     with pytest.raises(UserError, match="3 ranks on this node but 2 GPUs"):
         select_devices(World(1, 3, 1, 3, True), no_cuda=False)

@@ -218,11 +218,12 @@ def select_devices(world: World, no_cuda: bool) -> list[Any]:
     if world.local_size > 1:  # alone, TensorFlow's own choice is right
         tf.config.threading.set_intra_op_parallelism_threads(threads_of_rank(world.local_size))
         tf.config.threading.set_inter_op_parallelism_threads(2)  # a collective must not block the computation
-    if no_cuda:
-        tf.config.set_visible_devices([], "GPU")
-        return []
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = [] if no_cuda else tf.config.list_physical_devices("GPU")
     if not gpus:
+        tf.config.set_visible_devices([], "GPU")
+        # A convolution of one image with batch norm fused into it takes oneDNN 30 times as long without AVX-512
+        # (scalar code), and with more images no less than the two apart.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
         return []
     if world.local_size > len(gpus):
         raise UserError(
