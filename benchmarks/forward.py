@@ -24,7 +24,9 @@ def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
     import tensorflow as tf
 
     from models import serving_model
+    from utils.distributed import World, select_devices
 
+    select_devices(World(), no_cuda=False)  # as train.py and predict.py
     model = serving_model(options.model, build(options))
     forward = tf.function(lambda images: tf.reduce_mean(model(images, training=False)))
     images = tf.constant(images_of(options))
