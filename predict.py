@@ -28,7 +28,6 @@ from prediction import store
 from prediction.model import Predictor, Source, class_names, find_model
 from prediction.store import Settings
 from prediction.work import Outcome, Worker
-from utils import last_words
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -42,12 +41,13 @@ from utils.cli import (
     show_warnings,
 )
 from utils.files import OutputError
-from utils.options import configure_environment
-from utils.progress import SlideBar
-from utils.ranks import Ranks
+from utils.ranks import killed_rank
+from utils.ranks.single import Ranks
+from utils.reporting.progress_bar import SlideBar
+from utils.startup import configure_environment
 
 if TYPE_CHECKING:
-    from utils.distributed import World
+    from utils.ranks.world import World
 
 PROGRAM = "predict.py"
 INTERRUPTED = 130
@@ -176,12 +176,12 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("\ninterrupted: the same command goes on\n")
         return INTERRUPTED
     except Exception:
-        last_words.end_at_once(f"\n{traceback.format_exc()}")
+        killed_rank.end_at_once(f"\n{traceback.format_exc()}")
 
 
 def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
     """Collective."""
-    from utils.distributed import init_world, select_devices
+    from utils.ranks.world import init_world, select_devices
 
     # 1. Ranks and devices.
     world = init_world(True)

@@ -39,27 +39,23 @@ from samplers import (
     training_loader,
     validation_loader,
 )
-from samplers.dataset import SlidePair
-from utils import last_words, memory
-from utils.cli import (
-    EXIT_DONE,
-    EXIT_STOPPED,
-    UserError,
-    report_user_error,
-    show_warnings,
-)
-from utils.data import prepare_slides, sampler_config, split_values
-from utils.options import configure_environment, option_values, parse_options
-from utils.resume import find_checkpoint, learning_options
-from utils.schedule import SCALINGS, learning_rate
-from utils.summary import end_summary, start_summary
+from samplers.pairs.pairing import SlidePair
+from training import memory
+from training.data import prepare_slides, sampler_config, split_values
+from training.options import option_values, parse_options
+from training.resume import find_checkpoint, learning_options
+from training.schedule import SCALINGS, learning_rate
+from training.summary import end_summary, start_summary
+from utils.cli import EXIT_DONE, EXIT_STOPPED, UserError, report_user_error, show_warnings
+from utils.ranks import killed_rank
+from utils.startup import configure_environment, give_back
 
 if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
-    from utils.distributed import World
-    from utils.logs import RunLog
-    from utils.mining import HardMiner
-    from utils.position import Interval, Laps, Position
-    from utils.training import StepResult, Trainer
+    from training.mining import HardMiner
+    from training.progress import Interval, Laps, Position
+    from training.run_log import RunLog
+    from training.trainer import StepResult, Trainer
+    from utils.ranks.world import World
 
 CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of its updates
 
@@ -67,7 +63,7 @@ CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of it
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     configure_environment(options)
-    memory.give_back(options.recompute)
+    give_back(options.recompute)
     show_warnings()
     try:
         return run(options)
@@ -78,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
         if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
             text = f"{str(error)[:500]}\n{memory.advice(options)}\n"
-        last_words.end_at_once(text)
+        killed_rank.end_at_once(text)
 
 
 class CheckpointWriteError(OSError):
@@ -86,11 +82,11 @@ class CheckpointWriteError(OSError):
 
 
 def run(options: argparse.Namespace) -> int:
-    from utils.distributed import init_world, select_devices
-    from utils.environment import describe_environment
-    from utils.logs import RunLog
-    from utils.position import Position
-    from utils.training import Trainer
+    from training.progress import Position
+    from training.run_log import RunLog
+    from training.trainer import Trainer
+    from utils.ranks.world import init_world, select_devices
+    from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
@@ -186,7 +182,7 @@ class Loop:
         self.step, self.best, self.miou = self.start.step, self.start.best, self.start.miou
         self.validations, self.longest_pause = self.start.validations, self.start.longest_pause
         self.validation_due = self.start.validation_due
-        from utils.position import Laps
+        from training.progress import Laps
 
         self.laps = {"train": Laps(), "val": Laps()}
 
@@ -206,7 +202,7 @@ class Loop:
             self.log.say("exporting the model ...")
             self.export()
         if self.options.debug:
-            from utils.forecast import forecast
+            from training.forecast import forecast
 
             parameters = self.trainer.model.count_params()
             self.log.say(
@@ -280,7 +276,7 @@ class Loop:
         return batch
 
     def mined(self) -> Iterator[Batch]:
-        from utils.mining import HardMiner
+        from training.mining import HardMiner
 
         options = self.options
         self.miner = HardMiner(
@@ -348,14 +344,14 @@ class Loop:
         return sum(candidates), sum(rejected)
 
     def new_interval(self, state: dict[str, Any] | None = None) -> Interval:
-        from utils.position import Interval
+        from training.progress import Interval
 
         return Interval.begin(self.trainer.num_classes, self.step, self.train_loader.wait_seconds, state)
 
     def validate(self) -> None:
         """Collective: metrics in inference mode over the whole validation set."""
-        from utils.report import write_report
-        from utils.validate import validate
+        from training.report import write_report
+        from training.validate import validate
 
         self.laps["val"].start()
 
@@ -392,7 +388,7 @@ class Loop:
 
         If it cannot be written (a full disk), the run goes on, unless it is at its end (`must`).
         """
-        from utils.checkpoint import prune_checkpoints, save_checkpoint
+        from training.checkpoint import prune_checkpoints, save_checkpoint
 
         self.trainer.average_statistics()  # Horovod
         counts = self.trainer.summed(interval.counts)

@@ -15,11 +15,11 @@ import numpy as np
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.grid import Place, is_background, places
 from CAMELYON17_PREPROCESSING.settings import Folders, Row, Settings, Source
-from samplers.checks import check_label
+from samplers.pairs.checks import check_label
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
-from samplers.slide import DataError, ReadError
+from samplers.slides.slide import DataError, ReadError
 
 OVERVIEW_UM = 8.0  # µm/px, at which regions are found
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.schedule import Outcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
-from samplers.camelyon import camelyon16, camelyon17, files_below, of_centers
-from samplers.dataset import SlidePair, name_some, pair_files
-from samplers.slide import DataError
+from samplers.pairs.camelyon import camelyon16, camelyon17, files_below, of_centers
+from samplers.pairs.pairing import SlidePair, name_some, pair_files
+from samplers.slides.slide import DataError
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -31,14 +31,14 @@ from utils.cli import (
     Parser,
     UserError,
     fraction,
-    launcher_rank,
     positive_float,
     positive_int,
     report_user_error,
     show_warnings,
 )
-from utils.progress import SlideBar
-from utils.ranks import Ranks
+from utils.ranks.launcher import launcher_rank
+from utils.ranks.single import Ranks
+from utils.reporting.progress_bar import SlideBar
 
 PROGRAM = "preprocess.py"
 INTERRUPTED = 130
@@ -175,7 +175,7 @@ def _ranks() -> Ranks:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
-    from utils.distributed import init_world
+    from utils.ranks.world import init_world
 
     return init_world(True)
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from samplers.camelyon import center_of
-from samplers.dataset import SlidePair, patient_of
+from samplers.pairs.camelyon import center_of
+from samplers.pairs.pairing import SlidePair, patient_of
 
 
 @dataclass(frozen=True)

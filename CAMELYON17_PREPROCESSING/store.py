@@ -26,8 +26,8 @@ import numpy as np
 import pyvips
 
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, Row, Settings, Source
-from samplers.dataset import slide_of_patch
-from samplers.slide import DataError
+from samplers.pairs.pairing import slide_of_patch
+from samplers.slides.slide import DataError
 from utils.files import OutputError, differences
 
 KINDS = ("positive", "negative")

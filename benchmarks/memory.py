@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.catalog import MODELS, RECOMPUTE
-from utils.memory import GB, measure
-from utils.options import build_parser as train_parser
+from training.memory import GB, measure
+from training.options import build_parser as train_parser
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,9 +28,9 @@ import predict
 from prediction import store
 from prediction.model import Predictor, class_names
 from prediction.work import Opened, Worker
-from utils.distributed import World, select_devices
-from utils.options import configure_environment
-from utils.ranks import Ranks
+from utils.ranks.single import Ranks
+from utils.ranks.world import World, select_devices
+from utils.startup import configure_environment
 
 BARE_BATCHES = 8  # before and after a slide
 

@@ -29,9 +29,9 @@ import psutil
 import pyvips
 
 from samplers import SAMPLERS, Batch, Loader, PatchInfo, SamplerConfig, SlidePair, training_loader
-from samplers.dataset import find_pairs
+from samplers.pairs.pairing import find_pairs
 from samplers.radboud import WEIGHTINGS
-from samplers.ring import slot_count
+from samplers.workers.ring import slot_count
 
 
 def sampler_parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.sampler import sampler_parser
 from samplers import SamplerConfig, SlidePair, training_loader
-from samplers.dataset import find_pairs
+from samplers.pairs.pairing import find_pairs
 
 TENTHS = 10
 

@@ -50,9 +50,9 @@ def child(options: argparse.Namespace) -> None:
     """One rank: trains on noise; the first one prints what it measured."""
     import numpy as np
 
-    from utils.distributed import init_world, select_devices
-    from utils.options import build_parser as training_parser
-    from utils.training import Trainer
+    from training.options import build_parser as training_parser
+    from training.trainer import Trainer
+    from utils.ranks.world import init_world, select_devices
 
     words = [f"--{n}={getattr(options, n)}" for n in ("model", "img_size", "batch_size", "fpn_min_level")]
     words += ["--fp16_allreduce"] * options.fp16_allreduce

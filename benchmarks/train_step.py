@@ -76,7 +76,7 @@ def make_step(options: argparse.Namespace) -> Callable[[], Any]:
     import tf_keras as keras
 
     from models import normalise
-    from utils.losses import make_loss
+    from training.losses import make_loss
 
     model, loss_of = build(options), make_loss("cross_entropy")
     scaled = options.mixed_precision == "float16"

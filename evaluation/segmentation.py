@@ -26,9 +26,9 @@ from tqdm import tqdm
 from evaluation import boundary
 from evaluation.tables import SLIDE_SUFFIXES
 from evaluation.truth import OUTLINE_SUFFIXES, find_files, find_truth, reach_of
-from samplers.formats import downsample_of
-from samplers.labels import MASK_SUFFIXES, LabelMap, open_label
-from samplers.slide import DataError, ReadError, Slide
+from samplers.labels.label import MASK_SUFFIXES, LabelMap, open_label
+from samplers.slides.formats import downsample_of
+from samplers.slides.slide import DataError, ReadError, Slide
 
 TILE = 2048  # pixels of the prediction
 TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.froc import Detection
 from evaluation.truth import slide_key
-from samplers.slide import DataError
+from samplers.slides.slide import DataError
 
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms")
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from samplers.slide import DataError, Slide
+from samplers.slides.slide import DataError, Slide
 from samplers.tissue import window_sums, windows_of
 
 SAME = 0.001  # of a downsample: a difference in how the spacing was written

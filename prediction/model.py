@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers.label_map import LabelMap
+from samplers.labels.label_map import LabelMap
 from utils.cli import UserError
 
 EXPORTED, STATE = "saved_model.pb", "state.json"
@@ -94,7 +94,7 @@ def _need_options(folder: Path) -> dict[str, Any]:
 
 
 def _newest_whole(folder: Path) -> Path:
-    from utils.checkpoint import latest_checkpoint
+    from training.checkpoint import latest_checkpoint
 
     path, bad = latest_checkpoint(folder)
     if path is None:
@@ -172,7 +172,7 @@ def _of_checkpoint(source: Source, precision: str) -> Callable[[Any], Any]:
     import tf_keras as keras
 
     from models import build_model, serving_model
-    from utils.checkpoint import VARIABLES, CheckpointError, read_state
+    from training.checkpoint import VARIABLES, CheckpointError, read_state
 
     options = source.options
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")

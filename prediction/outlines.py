@@ -1,27 +1,18 @@
-"""Outlines along the edges of pixels, and the files that viewers read them from: QuPath's GeoJSON, ASAP's XML."""
+"""Outlines of predicted lesions along the edges of pixels."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import shapely
 from rasterio.features import shapes
 
 from prediction.raster import Raster
-from utils.pictures import colour_of
-
-if TYPE_CHECKING:
-    from prediction.lesions import Lesion
 
 WINDOW = 4096  # pixels a side that are traced at once
-EXCLUSION = "Exclusion"  # group of holes in ASAP's XML, which has none: painted after what they lie in
 _CLASSES = 256
 
 
@@ -69,60 +60,6 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Outl
     return outlines
 
 
-def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
-    """A feature a lesion and class, polygons with holes, in level-0 pixels."""
-    features = []
-    for number, lesion in enumerate(lesions, 1):
-        for outline in lesion.outlines:
-            rings = [_rings(shapely.get_rings(polygon), downsample) for polygon in outline.polygons]
-            properties = {
-                "objectType": "annotation",
-                "name": f"lesion {number}",
-                "classification": {"name": names[outline.value - 1], "color": colour_of(outline.value)},
-                "measurements": {
-                    "confidence": round(lesion.confidence, 6),
-                    "diameter mm": round(lesion.diameter, 6),
-                    "area mm2": round(lesion.area, 6),
-                },
-            }
-            geometry = {"type": "MultiPolygon", "coordinates": rings}
-            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    collection = {"type": "FeatureCollection", "features": features}
-    path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
-
-
-def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
-    """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
-    whole = [
-        (f"lesion {number}", names[outline.value - 1], polygon)
-        for number, lesion in enumerate(lesions, 1)
-        for outline in lesion.outlines
-        for polygon in outline.polygons
-    ]
-    holes, cut = without_islands([polygon for *_, polygon in whole])
-    parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
-    parts += [("hole", EXCLUSION, hole) for hole in holes]
-    groups = [*dict.fromkeys(names), EXCLUSION]
-    rings = _rings(shapely.get_exterior_ring([polygon for *_, polygon in parts]), downsample)
-    with path.open("w", encoding="utf-8") as file:
-        file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
-        for (name, group, _), ring in zip(parts, rings):
-            file.write(
-                f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(group)} '
-                f'Color="{_hex(groups.index(group) + 1)}">\n\t\t\t<Coordinates>\n'
-            )
-            for order, (x, y) in enumerate(ring[:-1]):
-                file.write(f'\t\t\t\t<Coordinate Order="{order}" X="{x}" Y="{y}" />\n')
-            file.write("\t\t\t</Coordinates>\n\t\t</Annotation>\n")
-        file.write("\t</Annotations>\n\t<AnnotationGroups>\n")
-        for number, group in enumerate(groups, 1):
-            file.write(
-                f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{_hex(number)}">'
-                "<Attributes /></Group>\n"
-            )
-        file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
-
-
 def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, list[list[shapely.Polygon]]]:
     """For files without holes: the polygons' holes in which no other one lies, and the polygons without the others.
 
@@ -157,16 +94,3 @@ def _cut(shape: shapely.Geometry, rows: Sequence[float]) -> Iterator[shapely.Pol
     boxes = shapely.box(left, top, right, rows[middle]), shapely.box(left, rows[middle], right, bottom)
     for box, others in zip(boxes, (rows[:middle], rows[middle + 1 :])):
         yield from _cut(shapely.intersection(shape, box), others)
-
-
-def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
-    """Points of closed rings, in level-0 pixels; whole numbers as such."""
-    points, owner = shapely.get_coordinates(rings, return_index=True)
-    points = points * downsample
-    if float(downsample).is_integer():
-        points = points.astype(np.int64)
-    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
-
-
-def _hex(value: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour_of(value))

@@ -14,16 +14,15 @@ from prediction import store
 from prediction.grid import Grid, frame_of, grown
 from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
 from prediction.model import Predictor
-from prediction.outlines import write_asap, write_geojson
 from prediction.raster import Raster
 from prediction.store import Settings
 from prediction.stream import Canvas, predict_band
-from prediction.write import write_lesions, write_overlay, write_tiff
-from samplers.checks import check_tiff, decode_samples
+from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
+from samplers.pairs.checks import check_tiff, decode_samples
 from samplers.reader import tissue_of, trim_memory
-from samplers.slide import DataError, ReadError, Slide
+from samplers.slides.slide import DataError, ReadError, Slide
 from utils.files import OutputError
-from utils.ranks import Ranks
+from utils.ranks.single import Ranks
 
 Advance = Callable[[float, int], None]  # by how many slides and by how many patches
 

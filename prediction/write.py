@@ -1,26 +1,32 @@
-"""The files of a slide: pyramids, outlines, a picture to look at, the challenge's table."""
+"""Writes the files of a predicted slide: pyramids, outlines for QuPath and ASAP, an overview, the challenge's table."""
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import cv2
 import numpy as np
+import shapely
 import tifffile
 
 from prediction.grid import Frame
 from prediction.lesions import Cells, Lesion
+from prediction.outlines import without_islands
 from prediction.raster import Raster
-from samplers.slide import Slide
+from samplers.slides.slide import Slide
 from utils.files import OutputError
-from utils.pictures import OUTLINE_PREDICTION, draw_outline
+from utils.pictures import OUTLINE_PREDICTION, colour_of, draw_outline
 
 TILE = 512  # pixels a side, as ASAP writes them
 OVERLAY = 2048  # pixels of the longer side
+EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are a group that is painted after the lesions
 _OPACITY = 0.6  # of the heat map where tumour is more probable than not
 
 
@@ -107,3 +113,70 @@ def write_lesions(path: Path, lesions: Sequence[Lesion], frame: Frame) -> None:
         for lesion in sorted(lesions, key=lambda lesion: -lesion.confidence)
     ]
     path.write_text("".join(lines))
+
+
+def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+    """A feature a lesion and class, polygons with holes, in level-0 pixels."""
+    features = []
+    for number, lesion in enumerate(lesions, 1):
+        for outline in lesion.outlines:
+            rings = [_rings(shapely.get_rings(polygon), downsample) for polygon in outline.polygons]
+            properties = {
+                "objectType": "annotation",
+                "name": f"lesion {number}",
+                "classification": {"name": names[outline.value - 1], "color": colour_of(outline.value)},
+                "measurements": {
+                    "confidence": round(lesion.confidence, 6),
+                    "diameter mm": round(lesion.diameter, 6),
+                    "area mm2": round(lesion.area, 6),
+                },
+            }
+            geometry = {"type": "MultiPolygon", "coordinates": rings}
+            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    collection = {"type": "FeatureCollection", "features": features}
+    path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
+
+
+def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+    """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
+    whole = [
+        (f"lesion {number}", names[outline.value - 1], polygon)
+        for number, lesion in enumerate(lesions, 1)
+        for outline in lesion.outlines
+        for polygon in outline.polygons
+    ]
+    holes, cut = without_islands([polygon for *_, polygon in whole])
+    parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
+    parts += [("hole", EXCLUSION, hole) for hole in holes]
+    groups = [*dict.fromkeys(names), EXCLUSION]
+    rings = _rings(shapely.get_exterior_ring([polygon for *_, polygon in parts]), downsample)
+    with path.open("w", encoding="utf-8") as file:
+        file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
+        for (name, group, _), ring in zip(parts, rings):
+            file.write(
+                f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(group)} '
+                f'Color="{_hex(groups.index(group) + 1)}">\n\t\t\t<Coordinates>\n'
+            )
+            for order, (x, y) in enumerate(ring[:-1]):
+                file.write(f'\t\t\t\t<Coordinate Order="{order}" X="{x}" Y="{y}" />\n')
+            file.write("\t\t\t</Coordinates>\n\t\t</Annotation>\n")
+        file.write("\t</Annotations>\n\t<AnnotationGroups>\n")
+        for number, group in enumerate(groups, 1):
+            file.write(
+                f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{_hex(number)}">'
+                "<Attributes /></Group>\n"
+            )
+        file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
+
+
+def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
+    """Points of closed rings, in level-0 pixels; whole numbers as such."""
+    points, owner = shapely.get_coordinates(rings, return_index=True)
+    points = points * downsample
+    if float(downsample).is_integer():
+        points = points.astype(np.int64)
+    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
+
+
+def _hex(value: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour_of(value))

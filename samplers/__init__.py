@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from samplers.dataset import SlidePair
-from samplers.loader import Loader
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import Batch, PatchInfo, SamplerConfig, SamplerError, share_slides
 from samplers.picture import draw_samples
 from samplers.radboud import RadboudSampler
 from samplers.surf import SurfSampler
 from samplers.validation import GridSampler, validation_patches
+from samplers.workers.loader import Loader
 
 SAMPLERS = {"surf": SurfSampler, "radboud": RadboudSampler}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samplers.augment import Augmentation
-from samplers.dataset import SlidePair
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_AUGMENT, SEED_BATCH, SEED_TUMOUR, PatchInfo, SamplerConfig, SamplerError
 from samplers.reader import BadSlideError, OpenPair, PairReader
 from samplers.tissue import contrast_is_low, patch_origin

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from samplers.dataset import SlidePair
-from samplers.labels import LabelMap
+from samplers.labels.label import LabelMap
+from samplers.pairs.pairing import SlidePair
 
 # First word of the seeds, so that what is drawn for one purpose tells nothing about another.
 SEED_BATCH, SEED_SHARE, SEED_VALIDATION, SEED_AUGMENT, SEED_TUMOUR = 1, 2, 3, 4, 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from samplers.dataset import SlidePair
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import PatchInfo, SamplerConfig
 from samplers.reader import OpenPair, overview
 from samplers.tissue import contours

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 
-from samplers.dataset import SlidePair
 from samplers.draw import Proposal
-from samplers.labels import Annotation
+from samplers.labels.label import Annotation
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import BadSlideError, OpenPair, trim_memory
 from samplers.surf import SurfSampler

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from samplers.dataset import SlidePair
-from samplers.labels import Label, MaskLabel, open_label
+from samplers.labels.label import Label, MaskLabel, open_label
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
-from samplers.slide import DataError, ReadError, Slide
+from samplers.slides.slide import DataError, ReadError, Slide
 from samplers.tissue import tissue_mask
 
 MAX_OPEN = 192  # slides; to open one and its label takes as long as to read several patches

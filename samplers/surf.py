@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samplers.dataset import SlidePair
 from samplers.draw import DrawingSampler, Proposal
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import OpenPair, overview
 from samplers.tissue import PixelSet, cells_without

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from samplers.dataset import SlidePair
+from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, SamplerError, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
 from samplers.tissue import window_sums, windows_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.demo_slides import make_demo
+from utils.demo.slides import make_demo
 
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 

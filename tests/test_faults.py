@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import run_python, start_python, wait_for
-from utils.resume import read_metrics
+from tests.helpers.launch import run_python, start_python, wait_for
+from training.resume import read_metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 RANKS, SEEDS, ENDS_WITHIN = 2, range(20), 60
@@ -32,7 +32,7 @@ def command(demo: Path, log_dir: Path) -> list[str | Path]:
         "--keep_checkpoints 3 --fpn_min_level 3 --freeze_bn 0"
     )
     return [
-        *("tests/toy_train.py", *words.split()),
+        *("tests/helpers/toy_train.py", *words.split()),
         *("--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir),
     ]
 
@@ -82,7 +82,7 @@ def kill(victim: str, chance: random.Random, process: subprocess.Popen, log_dir:
     else:
         wait_until_it_trains(process, log_dir, EVERY * chance.randint(1, 3))
         time.sleep(chance.uniform(0, 0.3))
-        word = {"rank": "toy_train", "worker": "samplers.worker"}[victim]
+        word = {"rank": "toy_train", "worker": "samplers.workers.worker"}[victim]
         targets = [chance.choice(descendants(process, word))]
     ranks = {rank_of(target) for target in targets}
     for target in targets:

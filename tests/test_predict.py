@@ -26,18 +26,18 @@ from predict import main
 from prediction import grid
 from prediction.model import Predictor, find_model
 from prediction.outlines import without_islands
-from samplers.annotations import read_asap, read_geojson
-from samplers.labels import LabelMap, open_label
-from samplers.slide import Slide
-from tests.launch import ROOT, run_python, start_python, wait_for
-from tests.lesion_slides import make_slide
-from tests.tiny_slides import overwrite_tile, write_levels
-from tests.toy_models import randomise, toy_efficientdet
-from tests.toy_predictors import export, rings, slide_with
-from utils.checkpoint import save_checkpoint
+from samplers.labels.annotations import read_asap, read_geojson
+from samplers.labels.label import LabelMap, open_label
+from samplers.slides.slide import Slide
+from tests.helpers.launch import ROOT, run_python, start_python, wait_for
+from tests.helpers.lesion_slides import make_slide
+from tests.helpers.tiny_slides import overwrite_tile, write_levels
+from tests.helpers.toy_models import randomise, toy_efficientdet
+from tests.helpers.toy_predictors import export, rings, slide_with
+from training.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.distributed import World
 from utils.files import write_aside
+from utils.ranks.world import World
 
 COMMON = ("--img_size", "128", "--batch_size", "3")
 FEW = ("--threshold", "0.99")  # noise has the most ragged outlines that there are
@@ -349,8 +349,8 @@ def test_tables_are_what_the_evaluation_reads(toys, slides, tmp_path):
 def trained(tmp_path, monkeypatch) -> Path:
     """A log_dir with a toy network's checkpoint, averages (--ema) and export."""
     import models
-    from utils.options import build_parser, option_values
-    from utils.training import Trainer
+    from training.options import build_parser, option_values
+    from training.trainer import Trainer
 
     real = models.build_model
 
@@ -360,7 +360,7 @@ def trained(tmp_path, monkeypatch) -> Path:
         known = {key: value for key, value in options.items() if key in ("bn_momentum", "batch_norm")}
         return toy_efficientdet(img_size, num_classes, fpn_min_level=3, **known)
 
-    monkeypatch.setattr("utils.training.build_model", build)
+    monkeypatch.setattr("training.trainer.build_model", build)
     monkeypatch.setattr(models, "build_model", build)
     options = build_parser().parse_args(["--ema", "0.9", "--img_size", "128", "--seed", "3"])
     options.resolution = None
@@ -571,12 +571,12 @@ def test_two_ranks_leave_a_slide_that_is_bad_for_one_of_them(toys, slides, tmp_p
 
 @pytest.mark.slow
 def test_memory_for_a_slide_of_100_000_pixels_stays_below_4_gb(toys, tmp_path):
-    from tests.large_slide import write_sparse
+    from tests.helpers.large_slide import write_sparse
 
     write_sparse(tmp_path / "large.tif", 100_000)
     command = [
         "-m",
-        "tests.large_slide",
+        "tests.helpers.large_slide",
         *words(toys / "lesion", tmp_path / "large.tif", tmp_path / "out", "--img_size", "1024"),
     ]
     done = run_python(command)

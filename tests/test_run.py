@@ -13,12 +13,12 @@ import tensorflow as tf
 import predict
 import samplers
 import train
-import utils.training
-from tests.toy_models import pixelwise, randomise
-from utils import distributed
+import training.trainer
+from tests.helpers.toy_models import pixelwise, randomise
+from training.options import parse_options
 from utils.cli import UserError
-from utils.distributed import World, select_devices
-from utils.options import parse_options
+from utils.ranks import world as distributed
+from utils.ranks.world import World, select_devices
 
 
 class NoLoader:
@@ -38,7 +38,7 @@ class NoLoader:
 def started(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Starts train.py with a toy model on the demo's slides: the loop that would run."""
     loops: list[train.Loop] = []
-    monkeypatch.setattr(utils.training, "build_model", pixelwise)
+    monkeypatch.setattr(training.trainer, "build_model", pixelwise)
     monkeypatch.setattr(samplers, "Loader", NoLoader)
     monkeypatch.setattr(train.Loop, "run", lambda loop: loops.append(loop) or 0)
 

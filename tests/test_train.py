@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.launch import run_python
-from utils.resume import read_metrics
+from tests.helpers.launch import run_python
+from training.resume import read_metrics
 
 SMALL = ["--data_sampler", "surf", "--img_size", "128", "--batch_size", "2", "--validation_patches", "6"]
 
@@ -127,7 +127,7 @@ def test_no_pairs_is_refused(tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(demo, tmp_path):
     words = [*paths(demo), *SMALL, "--fpn_min_level", "3", "--num_steps", "24", "--val_split", "0.34"]
     done = run_python(
-        ["tests/toy_train.py", *words, "--learning_rate", "1e30", "--log_dir", tmp_path / "log"]
+        ["tests/helpers/toy_train.py", *words, "--learning_rate", "1e30", "--log_dir", tmp_path / "log"]
     )
     assert done.returncode == 1
     assert "[rank 0] failed: the loss is nan at step" in done.stderr

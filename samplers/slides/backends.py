@@ -1,0 +1,179 @@
+"""Pixels of a level of a slide, by libvips or by OpenSlide. Positions and sizes are in pixels of the level.
+
+A region that cannot be decoded must never be grey or black: libvips fills what is lost of a damaged JPEG tile
+and, whatever `fail_on` says, only leaves a message in its error buffer, so we look there after each read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openslide
+import pyvips
+
+from samplers.slides.formats import DataError, Level, ReadError, missing_tiles, one_line, vips_image
+from samplers.slides.vips_errors import vips_faults
+
+# libvips keeps rows of decoded tiles a level, 300 MB for a width of 100 000 pixels. Above this the level is
+# opened anew, which takes less than a millisecond.
+MAX_LEVEL_BYTES = 64 << 20
+_CACHED_ROWS = 3.5  # measured: 37 MB for slides of 12 tiles a row of 0.79 MB, with the region's own 3 MB
+OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
+
+
+class _Handle:
+    """A level opened by one thread: libvips regions belong to the thread that made them."""
+
+    def __init__(self, image: Any) -> None:
+        self.bands = image.bands
+        self.region = pyvips.Region.new(image)
+        self.tiles = 0.0  # about how many libvips keeps decoded
+        self.held_bytes = 0
+
+
+class VipsReader:
+    """Reads the levels of a file with libvips; several threads may."""
+
+    def __init__(self, path: Path, kind: str, levels: Sequence[Level]) -> None:
+        self.path, self.kind, self._levels = path, kind, levels
+        self._threads = threading.local()
+        self._handles: list[dict[int, _Handle]] = []  # of all threads
+        self._missing: dict[int, np.ndarray] = {}  # tiles that are not in the file, looked for after an error
+        self._lock = threading.Lock()
+
+    def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """A region that is inside: uint8 (h, w, 3), a label (h, w). ReadError if it cannot be decoded."""
+        if level not in self._missing:
+            try:
+                return self._fetch(x, y, width, height, level)
+            except ReadError:
+                missing = missing_tiles(self.path, self._levels[level])
+                if missing is None or not missing.any():
+                    raise
+                self._missing[level] = missing
+        return self._fetch_sparse(x, y, width, height, level)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(handle.held_bytes for handles in self._handles for handle in list(handles.values()))
+
+    def release(self) -> None:
+        """Gives the memory back; what is read next is opened anew. Not while another thread reads."""
+        with self._lock:
+            for handles in self._handles:
+                handles.clear()
+
+    close = release
+
+    def _fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        handles = self._thread_handles()
+        try:
+            if level not in handles:
+                handles[level] = _Handle(vips_image(self.path, self.kind, self._levels[level].options))
+            handle = handles[level]
+            with vips_faults.watched():
+                data = handle.region.fetch(x, y, width, height)
+        except (pyvips.Error, DataError, RuntimeError) as error:
+            handles.pop(level, None)  # it may keep the damaged tile, and give it without a word the next time
+            region = region_name(x, y, width, height, level)
+            raise ReadError(f"{self.path}: {region}: {one_line(error)}") from error
+        self._count(handles, level, width, height)
+        pixels = np.frombuffer(data, np.uint8).reshape(height, width, handle.bands)
+        if self.kind == "label":
+            return pixels[:, :, 0]
+        return pixels if handle.bands == 3 else np.repeat(pixels, 3, axis=2)
+
+    def _fetch_sparse(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """Tile by tile, white (a label: 0) where there is none: TIFFs may leave out what was not scanned."""
+        shape = (height, width) if self.kind == "label" else (height, width, 3)
+        pixels = np.full(shape, 0 if self.kind == "label" else 255, np.uint8)
+        missing = self._missing[level]
+        tile_width, tile_height = self._levels[level].tile or (width, height)
+        for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
+            top, bottom = max(y, row * tile_height), min(y + height, (row + 1) * tile_height)
+            for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
+                if not missing[row, column]:
+                    left, right = max(x, column * tile_width), min(x + width, (column + 1) * tile_width)
+                    part = self._fetch(left, top, right - left, bottom - top, level)
+                    pixels[top - y : bottom - y, left - x : right - x] = part
+        return pixels
+
+    def _thread_handles(self) -> dict[int, _Handle]:
+        handles: dict[int, _Handle] | None = getattr(self._threads, "handles", None)
+        if handles is None:
+            handles = self._threads.handles = {}
+            with self._lock:
+                self._handles.append(handles)
+        return handles
+
+    def _count(self, handles: dict[int, _Handle], level: int, width: int, height: int) -> None:
+        """Adds what a read leaves in libvips' tile cache; a level with too much is opened anew next time."""
+        spec, handle = self._levels[level], handles[level]
+        if spec.tile is None:
+            handle.held_bytes = spec.width * spec.height * handle.bands
+            return
+        columns, rows = (-(-size // tile) + 1 for size, tile in zip((width, height), spec.tile))
+        limit = _CACHED_ROWS * (-(-spec.width // spec.tile[0]) + 1)
+        tile_bytes = spec.tile[0] * spec.tile[1] * handle.bands
+        handle.tiles = min(handle.tiles + 1.25 * columns * rows, limit)
+        handle.held_bytes = int(handle.tiles * tile_bytes) + width * height * handle.bands
+        if handle.held_bytes > MAX_LEVEL_BYTES:
+            del handles[level]
+
+
+class OpenSlideReader:
+    """Reads the levels of a file with OpenSlide; several threads may."""
+
+    held_bytes = 0  # the cache is one for all slides
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.slide = openslide.OpenSlide(self.path)
+            self.slide.set_cache(_openslide_cache())
+        except openslide.OpenSlideError as error:
+            raise DataError(f"{self.path}: cannot be opened: {error}") from error
+
+    def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """As of `VipsReader`."""
+        downsample = self.slide.level_downsamples[level]
+        corner_l0 = (round(x * downsample), round(y * downsample))
+        try:
+            rgba = np.asarray(self.slide.read_region(corner_l0, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            with self._lock:
+                self._open()  # OpenSlide refuses everything after an error
+            raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {error}") from error
+        if self.kind == "label":
+            return np.ascontiguousarray(rgba[:, :, 0])
+        pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+        pixels[rgba[:, :, 3] == 0] = 255  # never scanned
+        return pixels
+
+    def release(self) -> None:
+        """Nothing is held apart from the common cache."""
+
+    def close(self) -> None:
+        self.slide.close()
+
+
+def region_name(x: int, y: int, width: int, height: int, level: int) -> str:
+    return f"level {level}, x {x}, y {y}, {width} × {height}"
+
+
+_shared_cache: list[Any] = []
+
+
+def _openslide_cache() -> Any:
+    if not _shared_cache:
+        _shared_cache.append(openslide.OpenSlideCache(OPENSLIDE_CACHE_BYTES))
+    return _shared_cache[0]

@@ -1,0 +1,264 @@
+"""Reading of whole-slide images: one thin class over libvips (TIFF, SVS, PNG, JPEG) and OpenSlide (the rest).
+
+Positions are in level 0 (`_l0`), sizes at the level or spacing that is read, spacings in µm/px.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pyvips
+
+from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
+from samplers.slides.formats import (
+    VIPS_VENDORS,
+    DataError,
+    Level,
+    ReadError,
+    downsample_of,
+    openslide_levels,
+    vendor_of,
+    vips_levels,
+)
+
+__all__ = ["DataError", "ReadError", "Slide", "SlideCache", "inside"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SPACING = 0.25  # µm/px, 40×
+_MAX_STRIP_PIXELS = 16 << 20  # read at once for a thumbnail
+
+
+def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Image, uint8 (h, w, 3), at a smaller size.
+
+    By whole numbers it is the mean of the covered pixels. Between them OpenCV's mean takes longer than reading
+    the patch (1475² to 1024²: 27 ms); libvips weighs what is covered by a triangle, in 8 ms.
+    """
+    rows, columns = pixels.shape[:2]
+    if rows % height == 0 and columns % width == 0:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels), columns, rows, 3, "uchar")
+    reduced = image.reduce(columns / width, rows / height, kernel="linear")
+    return np.frombuffer(reduced.write_to_memory(), np.uint8).reshape(height, width, 3)
+
+
+class Slide:
+    """An open slide (uint8 RGB) or label mask (uint8, one band); a context manager. Several threads may read.
+
+    Attributes: `path`; `width`, `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the
+    real ones, [0] == 1.0; `spacing` µm/px at level 0 (`spacing_known` False: assumed, with a warning).
+    Raises DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError for
+    a region that is not inside.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
+        self.path = Path(path)
+        self.kind = kind
+        self._closed = False
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file")
+        if self.path.stat().st_size == 0:
+            raise DataError(f"{self.path}: the file is empty (0 bytes)")
+        levels, spacing = self._open()
+        self.width, self.height = levels[0].width, levels[0].height
+        self.level_sizes = tuple((level.width, level.height) for level in levels)
+        self.downsamples = tuple(downsample_of(self.level_sizes[0], size) for size in self.level_sizes)
+        self.spacing_known = spacing is not None
+        self.spacing = DEFAULT_SPACING if spacing is None else spacing
+        if spacing is None and kind == "image":
+            log.warning("%s: no spacing in its metadata, taken as %g µm/px", self.path, DEFAULT_SPACING)
+
+    def _open(self) -> tuple[list[Level], float | None]:
+        vendor = vendor_of(self.path)
+        self._reader: VipsReader | OpenSlideReader
+        if vendor in VIPS_VENDORS:
+            try:
+                levels, spacing = vips_levels(self.path, self.kind, vendor)
+                self._reader = VipsReader(self.path, self.kind, levels)
+                return levels, spacing
+            except DataError:
+                if vendor in (None, "generic-tiff"):  # other formats may have what only OpenSlide reads
+                    raise
+        self._reader = reader = OpenSlideReader(self.path, self.kind)
+        return openslide_levels(reader.slide)
+
+    def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
+        """Region of `width` × `height` pixels of `level`: uint8 (h, w, 3), a label (h, w).
+
+        The corner is in level 0, and rounded to the nearest pixel of the level.
+        """
+        if not 0 <= level < len(self.level_sizes):
+            raise ValueError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes) - 1}")
+        x, y = (
+            inside(start / self.downsamples[level], size, limit, f"{self.path}, level {level}")
+            for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level])
+        )
+        return self.read_level(x, y, width, height, level)
+
+    def read_at(self, x_l0: int, y_l0: int, width: int, height: int, spacing: float) -> np.ndarray:
+        """Region of `width` × `height` pixels of `spacing` µm/px, like `read`.
+
+        Taken from the next finer level and shrunk by area, each pixel from all that it covers (a label:
+        nearest); enlarged if finer than level 0.
+        """
+        downsample = spacing / self.spacing
+        if self.kind == "label":
+            return self.read_grid(x_l0, y_l0, width, height, downsample)
+        level = self.level_at_least(downsample)
+        scale = downsample / self.downsamples[level]
+        source = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = self.read(x_l0, y_l0, *source, level)
+        if source == (width, height):
+            return pixels
+        if scale < 1:
+            return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+        return _shrink(pixels, width, height)
+
+    def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+        """For labels, without interpolation: the pixels of the next finer level in which the centres
+        (x_l0 + (i + 0.5) · downsample, …) of a grid lie, uint8 (h, w).
+        """
+        level = self.level_at_least(downsample)
+        places = []
+        for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level]):
+            inside(
+                start / downsample,
+                size,
+                math.ceil(limit * self.downsamples[level] / downsample),
+                str(self.path),
+            )
+            centres = (start + (np.arange(size) + 0.5) * downsample) / self.downsamples[level]
+            places.append(np.minimum(centres.astype(np.int64), limit - 1))
+        xs, ys = places
+        spans = (int(xs[-1] - xs[0]) + 1, int(ys[-1] - ys[0]) + 1)
+        pixels = self.read_level(int(xs[0]), int(ys[0]), *spans, level)
+        return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
+
+    def thumbnail(self, max_side: int) -> np.ndarray:
+        """The whole slide, its longer side `max_side` pixels or level 0's: uint8 (h, w, 3), a label (h, w).
+
+        From the next finer level, in strips of rows; slow for a large slide without a pyramid.
+        """
+        level = max(i for i, size in enumerate(self.level_sizes) if i == 0 or max(size) >= max_side)
+        level_width, level_height = self.level_sizes[level]
+        shrink = max(1.0, max(level_width, level_height) / max_side)
+        width, height = max(1, round(level_width / shrink)), max(1, round(level_height / shrink))
+        rows = np.linspace(0, level_height, height + 1).round().astype(int)
+        step = max(1, int(_MAX_STRIP_PIXELS / (level_width * shrink)))  # rows of the thumbnail
+        method = cv2.INTER_AREA if self.kind == "image" else cv2.INTER_NEAREST
+        strips = []
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            strip = self.read_level(0, int(rows[first]), level_width, int(rows[last] - rows[first]), level)
+            strips.append(cv2.resize(strip, (width, last - first), interpolation=method))
+        return np.concatenate(strips)
+
+    def level_at_least(self, downsample: float) -> int:
+        """The coarsest level of at most this downsample (to 0.1 %: 4.0003 will do for 4), else 0."""
+        return max(i for i, d in enumerate(self.downsamples) if i == 0 or d <= downsample * 1.001)
+
+    def read_level(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """Like `read`, with the corner in pixels of `level`."""
+        level_width, level_height = self.level_sizes[level]
+        if min(x, y, width - 1, height - 1) < 0 or x + width > level_width or y + height > level_height:
+            raise ValueError(
+                f"{self.path}: {region_name(x, y, width, height, level)} of {level_width} × {level_height}"
+            )
+        if self._closed:
+            raise ValueError(f"{self.path}: is closed")
+        return self._reader.fetch(x, y, width, height, level)
+
+    @property
+    def held_bytes(self) -> int:
+        """About what libvips keeps of this slide in memory."""
+        return self._reader.held_bytes
+
+    def release(self) -> None:
+        """Gives that memory back and leaves the slide open."""
+        self._reader.release()
+
+    def close(self) -> None:
+        self._closed = True
+        self._reader.close()
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SlideCache:
+    """Keeps what was last used open: at most `max_open` slides and about `max_bytes` of decoded tiles.
+
+    Over `max_bytes` what was not used for longest is released, or closed if it has no `release`.
+    """
+
+    def __init__(self, max_open: int = 16, max_bytes: int = 256 << 20) -> None:
+        if max_open < 1:
+            raise ValueError(f"max_open is {max_open}, must be at least 1")
+        self.max_open = max_open
+        self.max_bytes = max_bytes
+        self._open: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, opener: Callable[[Any], Any]) -> Any:
+        """What `opener(key)` gave, opened again if it was closed meanwhile; others may be closed for it."""
+        if key in self._open:
+            self._open.move_to_end(key)
+        else:
+            self._open[key] = opener(key)
+        while len(self._open) > self.max_open:
+            self._open.popitem(last=False)[1].close()
+        if self.held_bytes > self.max_bytes:
+            self._release(keep=key)
+        return self._open[key]
+
+    def _release(self, keep: Hashable) -> None:
+        """Down to half of the limit, so that it is not for each read."""
+        excess = self.held_bytes - self.max_bytes // 2
+        for key, item in list(self._open.items()):
+            if key == keep or excess <= 0:
+                return
+            excess -= getattr(item, "held_bytes", 0)
+            if hasattr(item, "release"):
+                item.release()
+            else:
+                self.drop(key)
+
+    def drop(self, key: Hashable) -> None:
+        """Closes what belongs to `key`, if it is open."""
+        if key in self._open:
+            self._open.pop(key).close()
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(getattr(item, "held_bytes", 0) for item in self._open.values())
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def inside(start: float, size: int, limit: int, name: str) -> int:
+    """`start` rounded to a pixel such that `size` pixels end before `limit`; ValueError: they are not inside.
+
+    With a pixel of tolerance: a level's size is rounded, so what ends with level 0 may end behind it.
+    """
+    if size < 1 or start < 0 or start + size >= limit + 1 or size > limit:
+        raise ValueError(f"{name}: {start:g} + {size} pixels are not inside of 0 to {limit}")
+    return min(int(start + 0.5), limit - size)

@@ -1,0 +1,275 @@
+"""Batches in the order of their index from worker processes (`samplers.workers.worker`), or from the calling process.
+
+Batch b is the work of worker b mod N and a function of its index, so neither timing nor N changes what
+comes. Workers run ahead as far as their ring in shared memory reaches (`samplers.workers.ring`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Pipe, wait
+from pathlib import Path
+
+import numpy as np
+
+from samplers.patches import Batch, PatchInfo, Sampler, SamplerError
+from samplers.workers import ring
+from samplers.workers.ring import IGNORED_SIGNALS, Setup
+
+log = logging.getLogger(__name__)
+
+# A slide that could not be read in batch b is dropped from batch b + DROP_AFTER on: later than what any of 50
+# workers has begun when it is told (each is at most ring.MAX_SLOTS batches ahead), so that the same happens
+# whatever the timing. Until then a batch that meets the slide's bad place draws again.
+DROP_AFTER = 256
+
+
+class _Worker:
+    """A started worker process. OSError: the system does not start it, or give it its memory."""
+
+    def __init__(self, number: int, setup: Setup) -> None:
+        self.number = number
+        root = str(Path(__file__).resolve().parents[2])
+        ring_fd = ring.create(setup.batch_size, setup.img_size, setup.slots)
+        self.control, theirs = Pipe()
+        # Blocked signals stay blocked over fork and exec: no signal of the batch system meets the worker
+        # before it ignores them. Those for this process arrive when they are unblocked, below.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+        try:
+            self.slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "samplers.workers.worker", str(theirs.fileno()), str(ring_fd)],
+                pass_fds=(theirs.fileno(), ring_fd),
+                stdin=subprocess.DEVNULL,
+                # `-m` searches the working directory first: no module of the user's can hide ours there.
+                cwd=root,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+                    # The cores belong to TensorFlow: libvips has one thread a worker, numpy's OpenBLAS too.
+                    "VIPS_CONCURRENCY": "1",
+                    "OMP_NUM_THREADS": "1",
+                    # A patch's buffers of some MB come from memory that is kept, not from the system and
+                    # back each time: page faults took a tenth of the processor time (glibc only).
+                    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+                    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+                },
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            theirs.close()
+            os.close(ring_fd)
+
+    def death(self) -> SamplerError:
+        """How the process ended, as an error to raise."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return SamplerError(f"sampler worker {self.number} closed its socket but runs on")
+        how = f"with exit code {code}"
+        if code < 0:
+            how = f"by signal {-code} ({signal.Signals(-code).name})"
+        if code == -signal.SIGKILL:
+            how += ": someone killed it, or the memory was used up"
+        return SamplerError(f"sampler worker {self.number} (process {self.process.pid}) ended {how}")
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.control.close()  # the worker sees the end of the file after the batch that it is at
+    deadline = time.monotonic() + 2
+    for worker in workers:
+        try:
+            worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+    workers.clear()
+
+
+class Loader:
+    """Iterates over batches, and closes its workers at the end of a `with` (or when it is collected).
+
+    A batch's arrays are views of shared memory: valid until the next batch is taken, copy them before.
+    With `count`, each `iter()` begins with batch 0 and ends after `count` batches (validation); without, it
+    goes on without end at `next_index`, first `start` (training). One iteration at a time. `dropped`: those of
+    the loader that a resumed run goes on with.
+
+    processes=0 draws in the calling process. SamplerError: a worker died (it is noticed at once, while
+    waiting or with the next batch) or raised (its traceback is in the message), or more than
+    `bad_slides_allowed` slides could not be read.
+    """
+
+    def __init__(
+        self,
+        make_sampler: Callable[[], Sampler],
+        batch_size: int,
+        img_size: int,
+        processes: int,
+        start: int = 0,
+        count: int | None = None,
+        bad_slides_allowed: int = 1,
+        dropped: Mapping[str, tuple[str, int]] | None = None,
+    ) -> None:
+        self.next_index = start
+        self.count = count
+        self.wait_seconds = 0.0  # time that the consumer waited for batches
+        self.dropped: dict[str, tuple[str, int]] = {}  # bad slide → reason, first batch without it
+        self._allowed = bad_slides_allowed
+        self._batch_size, self._img_size = batch_size, img_size
+        self._make_sampler = make_sampler
+        self._sampler: Sampler | None = None  # only with processes=0
+        self._workers: list[_Worker] = []
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._epoch = 0  # of the iteration: what workers still send for an earlier one is dropped
+        self._held: tuple[int, int, int] | None = None  # index, epoch and slot of the batch taken last
+        self._ready: dict[int, tuple[int, list[PatchInfo], dict[str, str]]] = {}
+        if processes:
+            self._spawn(processes)
+        for slide, (reason, first) in (dropped or {}).items():
+            self._drop(slide, reason, first)
+        if processes and count is None:
+            self._start()  # the first batches are drawn while the caller builds its model
+
+    def _spawn(self, processes: int) -> None:
+        slots = ring.slot_count(self._batch_size, self._img_size, processes)
+        setup = Setup(self._make_sampler, self._batch_size, self._img_size, slots, processes)
+        try:
+            for number in range(processes):
+                self._workers.append(_Worker(number, setup))
+        except OSError as error:
+            self.close()
+            raise SamplerError(f"a sampler worker could not be started: {error}") from error
+        for worker in self._workers:
+            self._send(worker, setup)
+
+    def _start(self) -> None:
+        """Sets the workers to `next_index`; every slot of their rings is free again."""
+        self._epoch += 1
+        self._ready.clear()
+        count = len(self._workers)
+        for worker in self._workers:
+            first = self.next_index + (worker.number - self.next_index) % count
+            self._send(worker, ("start", self._epoch, first, self.count))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.count is not None:
+            self.next_index = 0
+            if self._workers:
+                self._start()
+        epoch = self._epoch
+        while self.count is None or self.next_index < self.count:
+            if epoch != self._epoch:
+                raise RuntimeError("another iteration over this loader has begun")
+            index = self.next_index
+            self._give_back()
+            began = time.perf_counter()
+            batch, slot, failed = self._take(index)
+            self.wait_seconds += time.perf_counter() - began
+            self._held = (index, epoch, slot)
+            self._count_bad(index, failed)
+            self.next_index = index + 1
+            if batch.patches:
+                yield batch
+
+    def _give_back(self) -> None:
+        """The slot of the batch taken last may be overwritten from now on."""
+        if self._held is not None and self._workers:
+            index, epoch, slot = self._held
+            self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))
+        self._held = None
+
+    def _take(self, index: int) -> tuple[Batch, int, dict[str, str]]:
+        """Waits for batch `index`. Returns it, its slot in the ring and the slides that failed."""
+        if self._closed:
+            raise SamplerError("the loader is closed")
+        if not self._workers:
+            return self._fill_here(index)
+        while True:
+            # Without waiting if it is there: also then a dead worker is noticed.
+            for control in wait([w.control for w in self._workers], 0 if index in self._ready else None):
+                self._receive(control)
+            if index in self._ready:
+                break
+        slot, patches, failed = self._ready.pop(index)
+        images, labels = self._workers[index % len(self._workers)].slots[slot]
+        return Batch(index, images[: len(patches)], labels[: len(patches)], patches), slot, failed
+
+    def _fill_here(self, index: int) -> tuple[Batch, int, dict[str, str]]:
+        if self._sampler is None:
+            self._sampler = self._make_sampler()
+            for slide, (_, first) in self.dropped.items():
+                self._sampler.drop(slide, first)
+        images = np.empty((self._batch_size, self._img_size, self._img_size, 3), np.uint8)
+        labels = np.empty((self._batch_size, self._img_size, self._img_size), np.uint8)
+        patches, failed = self._sampler.fill(index, images, labels)
+        return Batch(index, images[: len(patches)], labels[: len(patches)], patches), 0, failed
+
+    def _receive(self, control: object) -> None:
+        worker = next(w for w in self._workers if w.control is control)
+        try:
+            kind, *arguments = worker.control.recv()
+        except (EOFError, OSError) as error:
+            death = worker.death()
+            self.close()
+            raise death from error
+        if kind == "error":
+            self.close()
+            raise SamplerError(f"sampler worker {worker.number} failed:\n{arguments[0]}")
+        epoch, index, slot, patches, failed = arguments
+        if epoch == self._epoch:
+            self._ready[index] = (slot, patches, failed)
+
+    def _send(self, worker: _Worker, message: object) -> None:
+        try:
+            worker.control.send(message)
+        except OSError as error:
+            # It may have said why before it ended.
+            while worker.control.poll():
+                self._receive(worker.control)
+            death = worker.death()
+            self.close()
+            raise death from error
+
+    def _count_bad(self, index: int, failed: dict[str, str]) -> None:
+        for slide, reason in failed.items():
+            if slide not in self.dropped:
+                log.warning("bad slide, left out from now on: %s: %s", slide, reason)
+                self._drop(slide, reason, index + DROP_AFTER)
+        if len(self.dropped) > self._allowed:
+            self.close()
+            listed = "\n".join(f"  {slide}: {reason}" for slide, (reason, _) in self.dropped.items())
+            raise SamplerError(
+                f"{len(self.dropped)} slides could not be read, {self._allowed} are allowed "
+                f"(--max_bad_slides):\n{listed}"
+            )
+
+    def _drop(self, slide: str, reason: str, first: int) -> None:
+        self.dropped[slide] = (reason, first)
+        if self._sampler is not None:
+            self._sampler.drop(slide, first)
+        for worker in self._workers:
+            self._send(worker, ("drop", slide, first))
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
+    def close(self) -> None:
+        """Ends the workers. The views of batches taken stay readable."""
+        self._closed = True
+        self._finalizer()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,93 @@
+"""A worker process: `python -m samplers.workers.worker CONTROL_FD RING_FD`, started by samplers.workers.loader.
+
+It fills the batches `first`, `first + step`, … into its ring and tells the consumer over the control socket:
+
+    consumer → worker   Setup                           once
+                        ("start", epoch, first, count)  forget what was begun; count None: without end
+                        ("free", epoch, slot)           the slot may be overwritten
+                        ("drop", slide, index)          draw nothing from the slide from batch `index` on
+    worker → consumer   ("batch", epoch, index, slot, patches, failed)
+                        ("error", traceback)            the last message
+
+A new process, not a fork: the consumer runs TensorFlow and MPI, which do not survive one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cv2
+
+from samplers.workers import ring
+from samplers.workers.ring import IGNORED_SIGNALS, Setup
+
+
+class ConsumerGoneError(Exception):
+    """The other end of the control socket is closed."""
+
+
+def receive(control: Connection) -> Any:
+    try:
+        return control.recv()
+    except (EOFError, ConnectionError) as error:
+        raise ConsumerGoneError from error
+
+
+def send(control: Connection, message: tuple) -> None:
+    try:
+        control.send(message)
+    except ConnectionError as error:
+        raise ConsumerGoneError from error
+
+
+def serve(control: Connection, ring_fd: int) -> None:
+    """Fills batches until the consumer is gone (ConsumerGoneError)."""
+    setup: Setup = receive(control)
+    slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
+    os.close(ring_fd)
+    sampler = setup.make_sampler()
+    free: deque[int] = deque()
+    epoch, index, count = -1, 0, 0  # nothing to do until the first "start"
+    while True:
+        while control.poll() or not free or not (count is None or index < count):
+            kind, *arguments = receive(control)
+            if kind == "start":
+                epoch, index, count = arguments
+                free = deque(range(setup.slots))
+            elif kind == "drop":
+                sampler.drop(*arguments)
+            elif arguments[0] == epoch:
+                free.append(arguments[1])
+        slot = free.popleft()
+        patches, failed = sampler.fill(index, *slots[slot])
+        send(control, ("batch", epoch, index, slot, patches, failed))
+        index += setup.step
+
+
+def main(argv: list[str]) -> int:
+    for signum in IGNORED_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)  # the consumer blocked them for the start
+    faulthandler.enable()
+    cv2.setNumThreads(1)
+    control, ring_fd = Connection(int(argv[0])), int(argv[1])
+    try:
+        serve(control, ring_fd)
+    except ConsumerGoneError:
+        return 0
+    except BaseException:
+        # Whatever it is, the consumer raises it; nobody reads this process's exit.
+        send(control, ("error", traceback.format_exc()))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

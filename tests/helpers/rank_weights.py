@@ -1,0 +1,112 @@
+"""Started on one or several ranks: trains each case for some steps on fixed patches and writes the weights.
+
+    python rank_weights.py OUT.npz CASE ...
+
+A step's patches are the same for every number of ranks, which share them. OUT.npz has the variables of rank 0,
+"<case>/<number>", and a JSON line on stdout tells for each case how many of them differ between ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+import training.trainer
+from tests.helpers.toy_models import toy_efficientdet
+from training.options import build_parser
+from training.trainer import Trainer
+from utils.ranks.world import World, init_world
+
+STEPS, PATCHES = 3, 4
+CASES = {
+    "plain": [],
+    "unwrapped": [],
+    "frozen": [],
+    "sync": ["--sync_batch_norm"],
+    "recompute": ["--sync_batch_norm", "--recompute", "full"],
+    "fp16": ["--sync_batch_norm", "--fp16_allreduce"],
+    "accumulate": ["--accumulate_steps", "2"],
+    "adasum": ["--adasum"],
+    "float16": ["--mixed_precision", "float16"],
+}
+
+
+def patches(step: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    coarse = rng.integers(0, 255, (PATCHES, 16, 16, 3)).astype(np.uint8)
+    images = coarse.repeat(16, axis=1).repeat(16, axis=2)
+    return images, (images[..., 0] > 127).astype(np.uint8)
+
+
+def run(case: str, world: World) -> dict:
+    options = build_parser().parse_args(CASES[case])
+    options.seed += 100 * world.rank  # other start weights on each rank, unless they are broadcast
+    wrap = World.wrap_optimizer
+    if case == "unwrapped":
+        World.wrap_optimizer = lambda self, optimizer, *_: optimizer
+    trainer = Trainer(options, 2, world)
+    World.wrap_optimizer = wrap
+    scale = getattr(trainer.optimizer, "_loss_scale", None)
+    if case == "float16":  # as after a resume; it overflows, but not on rank 0
+        if world.is_first:
+            scale.current_loss_scale.assign(2.0**100)
+        # The same graph on both: Horovod knows tensors by the names that TensorFlow gives them.
+        loss, factor = trainer.loss, 0.0 if world.is_first else 1.0
+        trainer.loss = lambda labels, logits: factor * loss(labels, logits)
+    trainer.synchronise()
+    report: dict = {"start": [v.numpy() for v in trainer.model.variables]}
+    frozen = case in ("frozen", "accumulate")
+    for step in range(STEPS):
+        images, labels = patches(step)
+        mine = slice(world.rank, None, world.size)
+        images, labels = images[mine], labels[mine]
+        for i in range(options.accumulate_steps):
+            part = slice(i, None, options.accumulate_steps)
+            loss = trainer.train_step(images[part], labels[part], 1e-3, step, frozen).loss
+    trainer.average_statistics()
+    variables = [*trainer.model.variables, *trainer.optimizer_variables]
+    digests = world.gather([zlib.crc32(v.numpy().tobytes()) for v in variables])
+    report["variables"] = len(digests[0])
+    report["different"] = sum(len(set(values)) > 1 for values in zip(*digests))
+    report["losses"] = world.gather(loss)
+    report["scales"] = world.gather(float(scale()) if case == "float16" else 1.0)
+    report["weights"] = [v.numpy() for v in trainer.model.variables]
+    report["names"] = [v.name for v in trainer.model.variables]
+    return report
+
+
+def build(
+    name: str,
+    img_size: None,
+    num_classes: int,
+    bn_momentum: float = 0.9,
+    batch_norm: type = tf.keras.layers.BatchNormalization,
+    **_: object,
+) -> object:
+    return toy_efficientdet(
+        img_size, num_classes, fpn_min_level=3, bn_momentum=bn_momentum, batch_norm=batch_norm
+    )
+
+
+def main(out: str, *cases: str) -> None:
+    training.trainer.build_model = build  # small: what is tested does not depend on the size
+    world = init_world(True, alone=False)
+    reports = {case: run(case, world) for case in cases}
+    if world.is_first:
+        arrays = {
+            f"{case}/{kind}/{name}": value
+            for case, report in reports.items()
+            for kind in ("start", "weights")
+            for name, value in zip(report["names"], report[kind])
+        }
+        np.savez(out, **arrays)
+        shown = ("variables", "different", "losses", "scales")
+        print(json.dumps({case: {k: report[k] for k in shown} for case, report in reports.items()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,28 @@
+"""train.py with a model of a few thousand weights, for tests of what does not depend on its size.
+
+TOY_WRITE_SECONDS in the environment: how long a checkpoint takes, as that of a large model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import train
+import training.checkpoint
+import training.trainer
+from tests.helpers.rank_weights import build
+
+
+def slow_save(*arguments: Any) -> Any:
+    time.sleep(float(os.environ.get("TOY_WRITE_SECONDS", "0")))
+    return save_checkpoint(*arguments)
+
+
+if __name__ == "__main__":
+    training.trainer.build_model = build
+    save_checkpoint = training.checkpoint.save_checkpoint
+    training.checkpoint.save_checkpoint = slow_save
+    sys.exit(train.main())

@@ -1,0 +1,116 @@
+"""The options of predict.py: what they become, and that each has a test which fails if it is ignored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+import predict
+from prediction.store import WORK, Settings
+from prediction.work import Opened
+from tests.helpers.lesion_slides import make_slide
+from tests.helpers.option_table import check_table
+from training.checkpoint import save_checkpoint
+from utils.cli import UserError
+
+TESTED = {
+    "predict": "a_second_run_does_nothing_and_another_model_or_option_is_refused: model_path output, "
+    "folder_file_and_pattern: slide_path, batch_size_and_img_size_reach_the_model: img_size batch_size, "
+    "no_seams: overlap, resolution_is_that_of_the_result_and_it_lies_at_the_slide_s_corner: resolution, "
+    "without_tissue_only_glass_is_predicted_as_well: tissue_only, tta_is_the_mean_over_flips_and_turns: tta, "
+    "checkpoint_and_export_are_the_same_model_and_another_precision_is_not: mixed_precision, "
+    "threshold_and_smallest_lesion: threshold min_lesion_mm",
+    "predict_options": "settings_are_as_asked_else_as_trained: img_size overlap batch_size resolution tissue_only tta "
+    "mixed_precision threshold min_lesion_mm, the_model_is_loaded_as_asked: img_size tta mixed_precision, "
+    "the_grid_of_a_slide_is_that_of_the_settings: img_size overlap resolution tissue_only",
+    "run": "both_programs_set_the_environment_before_they_run: no_cuda verbose, "
+    "both_programs_choose_devices_as_asked: no_cuda",
+}
+
+
+def test_every_option_of_predict_has_a_test():
+    check_table(predict.build_parser(), TESTED)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A log_dir with all that is looked at before a model is loaded, and a slide beside it."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "saved_model.pb").touch()
+    values = {"mixed_precision": "float32", "img_size": 256, "resolution": 0.5, "bb_downsample": 4}
+    (folder / "options.json").write_text(json.dumps({"model": "effdetd0", **values}))
+    save_checkpoint(folder / "checkpoints", tf.train.Checkpoint(v=tf.Variable([1.0])), {"step": 4})
+    (tmp_path / "a.tif").touch()
+    return folder
+
+
+def words_of(run_dir: Path, more: str) -> list[str]:
+    output, slide = run_dir.parent / "out", run_dir.parent / "a.tif"
+    return [f"--model_path={run_dir}", f"--slide_path={slide}", f"--output={output}", *more.split()]
+
+
+def test_settings_are_as_asked_else_as_trained(run_dir):
+    def settings(more: str) -> dict:
+        options, source, _ = predict.parse_options(words_of(run_dir, more))
+        return asdict(predict.settings_of(options, source))
+
+    asked = settings(
+        "--img_size 384 --overlap 0.5 --batch_size 5 --resolution 2 --no-tissue_only --tta "
+        "--mixed_precision bfloat16 --threshold 0 --min_lesion_mm 0.5"
+    )
+    else_ = settings("")
+    assert len(asked.pop("model")) == len(else_.pop("model")) == 16
+    assert asked == {
+        "img_size": 384, "overlap": 0.5, "batch_size": 5, "resolution": 2.0, "tissue_only": False, "tta": True,
+        "mixed_precision": "bfloat16", "threshold": 0.0, "min_lesion_mm": 0.5, "bb_downsample": 4,
+    }  # fmt: skip
+    assert else_ == {
+        "img_size": 256, "overlap": 0.25, "batch_size": 2, "resolution": 0.5, "tissue_only": True, "tta": False,
+        "mixed_precision": "float32", "threshold": 0.5, "min_lesion_mm": 0.075, "bb_downsample": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "made"),
+    [
+        ("", "model", (None, 256, False)),
+        ("--tta --img_size 384 --mixed_precision float32", "model", ("float32", 384, True)),
+        ("--mixed_precision bfloat16", "checkpoints/step_000000004", ("bfloat16", 256, False)),
+    ],
+)
+def test_the_model_is_loaded_as_asked(more, path, made, run_dir, monkeypatch):
+    found = []
+
+    def load(source, *words):
+        found.extend((source.path.relative_to(run_dir.resolve()), words))
+        raise UserError("this is enough")
+
+    monkeypatch.setattr(predict, "Predictor", load)
+    with pytest.raises(UserError, match="this is enough"):
+        predict.run(*predict.parse_options(words_of(run_dir, more)))
+    assert found == [Path(path), made]
+
+
+def test_the_grid_of_a_slide_is_that_of_the_settings(tmp_path):
+    slide = make_slide(
+        tmp_path, "a", label=None
+    ).slide  # of 1000 × 700 pixels of 0.5 µm, and a 3rd and a 9th of that
+    (tmp_path / WORK).mkdir()
+
+    def grid(img_size: int, overlap: float, resolution: float | None, tissue_only: bool, level: int):
+        opened = Opened(
+            slide,
+            tmp_path,
+            Settings("", img_size, overlap, 2, resolution, tissue_only, level, False, None, 0.5, 0.1),
+        )
+        opened.discard()
+        return opened.grid
+
+    some, other = grid(128, 0.5, None, False, 0), grid(100, 0, 1.0, True, 1)
+    assert (some.size, some.overlap, some.frame.width, some.tissue) == (128, 0.5, 1000, None)
+    assert (other.size, other.overlap, other.frame.width, other.tissue.shape) == (100, 0, 500, (233, 333))

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samplers.labels.label_map import LabelMap
+
+
+def test_default_paints_tumour_first_and_exclusions_after_it() -> None:
+    groups = LabelMap.parse(None).groups
+    assert [group for group, value in groups if value == 1] == ["_0", "_1", "Tumor", "metastases"]
+    assert [value for _, value in groups] == [1] * 4 + [0] * 4
+    assert LabelMap.parse([]) == LabelMap()
+
+
+def test_order_is_kept_and_classes_counted() -> None:
+    label_map = LabelMap.parse(["_2:0", "Tumor: Positive:3", "_0:1"])
+    assert label_map.groups == (("_2", 0), ("Tumor: Positive", 3), ("_0", 1))
+    assert label_map.num_classes == 4
+    assert LabelMap.parse(["_0:0"]).num_classes == 2
+
+
+@pytest.mark.parametrize("item", ["_0", ":1", "_0:", "_0:x", "_0:-1", "_0:1.5", "_0:255", "_0:²"])
+def test_wrong_items_are_named(item: str) -> None:
+    with pytest.raises(ValueError, match="label map") as error:
+        LabelMap.parse(["_1:1", item])
+    assert repr(item) in str(error.value)
+
+
+def test_a_group_may_be_there_once() -> None:
+    with pytest.raises(ValueError, match="'_0:0': the group is there twice"):
+        LabelMap.parse(["_0:1", "_0:0"])
+
+
+def test_values_of_masks() -> None:
+    assert LabelMap().values().tolist() == [0] + [1] * 255
+    assert LabelMap.parse(["_0:1", "_2:2"]).values()[2] == 1  # groups of annotations are no values
+    table = LabelMap.parse(["1:0", "2:1", "300:3"]).values()
+    np.testing.assert_array_equal(table[:4], [0, 0, 1, 0])

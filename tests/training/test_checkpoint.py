@@ -1,0 +1,76 @@
+"""Checkpoints that are torn, foreign or whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    prune_checkpoints,
+    read_state,
+    restore_checkpoint,
+    save_checkpoint,
+)
+
+
+def saved(folder: Path, step: int, value: float = 1.0) -> Path:
+    checkpoint = tf.train.Checkpoint(v=tf.Variable([value, 2.0]))
+    return save_checkpoint(folder, checkpoint, {"step": step, "next_batch": 3})
+
+
+def test_restores_what_was_saved(tmp_path):
+    saved(tmp_path, 10, 5.0)
+    v = tf.Variable([0.0, 0.0])
+    state = restore_checkpoint(latest_checkpoint(tmp_path)[0], tf.train.Checkpoint(v=v))
+    np.testing.assert_array_equal(v, [5.0, 2.0])
+    assert (state["step"], state["next_batch"]) == (10, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000010"]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "no state", "empty"])
+def test_torn_checkpoint_is_said_and_the_one_before_used(tmp_path, harm):
+    before, torn = saved(tmp_path, 10), saved(tmp_path, 20)
+    data = next(torn.glob("variables.data*"))
+    content = bytearray(data.read_bytes())
+    if harm == "truncate":
+        data.write_bytes(content[:-1])
+    elif harm == "flip":
+        content[-1] ^= 1
+        data.write_bytes(content)
+    elif harm == "no state":
+        (torn / "state.json").unlink()
+    else:
+        for path in torn.iterdir():
+            path.unlink()
+    path, bad = latest_checkpoint(tmp_path)
+    assert path == before
+    assert len(bad) == 1
+    assert str(torn) in bad[0]
+
+
+def test_checkpoint_of_another_model_is_an_error(tmp_path):
+    other = tf.train.Checkpoint(w=tf.Variable([1.0, 2.0]))
+    with pytest.raises(CheckpointError, match="another model"):
+        restore_checkpoint(saved(tmp_path, 1), other)
+
+
+def test_prune_keeps_newest_and_best(tmp_path):
+    for step in (1, 2, 3, 4):
+        saved(tmp_path, step)
+    prune_checkpoints(tmp_path, keep=2, best_step=1)
+    assert sorted(read_state(p)["step"] for p in tmp_path.iterdir()) == [1, 3, 4]
+
+
+def test_failed_write_leaves_the_one_before(tmp_path, monkeypatch):
+    before = saved(tmp_path, 1)
+    monkeypatch.setattr(
+        "training.checkpoint._crc32", lambda path: (_ for _ in ()).throw(OSError("disk full"))
+    )
+    with pytest.raises(OSError, match="disk full"):
+        saved(tmp_path, 2)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == [before.name]
+    assert latest_checkpoint(tmp_path) == (before, [])

@@ -1,0 +1,177 @@
+"""From options to slides: which are found, checked, left out and divided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from samplers import SlidePair
+from samplers.labels.label import LabelMap
+from training.data import _find, prepare_slides, sampler_config, split_values
+from training.options import parse_options
+from utils.cli import UserError
+from utils.ranks.single import Ranks
+
+
+def prepared_with_classes(
+    demo: Path, *words: str, resumed: Path | None = None
+) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
+    folders = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks")]
+    options = parse_options([*folders, "--data_sampler", "surf", "--img_size", "256", *words])
+    return prepare_slides(options, Ranks(), resumed)
+
+
+def prepared(demo: Path, *words: str, resumed: Path | None = None) -> tuple[list[SlidePair], list[SlidePair]]:
+    return prepared_with_classes(demo, *words, resumed=resumed)[:2]
+
+
+def names(pairs: list[SlidePair]) -> set[str]:
+    return {pair.name for pair in pairs}
+
+
+def folder_of(demo: Path, kind: str, folder: Path, *numbers: int) -> Path:
+    """Links to some of the demo's slides or masks."""
+    folder.mkdir()
+    for number in numbers:
+        (file,) = (demo / kind).glob(f"*_{number:03d}*")
+        (folder / file.name).symlink_to(file)
+    return folder
+
+
+def test_validation_slides_are_split_off_by_the_seed(demo):
+    found = {
+        tuple(names(prepared(demo, "--val_split", "0.34", "--seed", str(seed))[1])) for seed in range(12)
+    }
+    assert {len(val) for val in found} == {1}
+    assert len(found) == 3
+    assert len(prepared(demo, "--val_split", "0.67")[1]) == 2
+
+
+def test_validation_slides_of_their_own_in_another_format(demo, tmp_path):
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2)
+    masks = folder_of(demo, "masks", tmp_path / "l", 1, 2)
+    val = ["--valid_slide_path", str(folder_of(demo, "slides", tmp_path / "vs", 3))]
+    val += [
+        "--valid_label_path",
+        str(folder_of(demo, "xml", tmp_path / "vl", 3)),
+        "--valid_label_format",
+        "xml",
+    ]
+    train, found = prepared(demo, "--slide_path", str(slides), "--label_path", str(masks), *val)
+    assert (names(train), names(found)) == ({"tumor_001", "tumor_002"}, {"tumor_003"})
+    assert found[0].label.suffix == ".xml"
+
+
+def touched(folder: Path, *files: str) -> str:
+    folder.mkdir()
+    for file in files:
+        (folder / file).touch()
+    return str(folder)
+
+
+def found(root: Path, *words: str) -> list[list[tuple[str, str | None]]]:
+    """(slide, label) of both sides, of two folders with files of every format and a slide without a label."""
+    files = [f"{stem}.{end}" for stem in "ab" for end in ("svs", "tif", "ndpi")]
+    labels = [f"a.{end}" for end in ("xml", "png", "tif", "geojson")]
+    folders = [f"--{side}{kind}_path={touched(root / (side + kind), *names)}" for side in ("", "valid_")
+               for kind, names in (("slide", files), ("label", labels))]  # fmt: skip
+    sides = _find(parse_options([*folders, *words]))
+    return [[(pair.slide.name, pair.label and pair.label.name) for pair in pairs] for pairs in sides]
+
+
+def test_each_side_has_files_of_its_formats(tmp_path):
+    words = "--slide_format svs --label_format xml --valid_slide_format ndpi --valid_label_format png"
+    assert found(tmp_path, *words.split()) == [[("a.svs", "a.xml")], [("a.ndpi", "a.png")]]
+
+
+def test_unlabelled_slides_are_treated_alike_on_both_sides(tmp_path):
+    for number, (word, more) in enumerate((("skip", []), ("normal", [("b.tif", None)]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert found(folder, "--unlabelled", word) == [[("a.tif", "a.tif"), *more]] * 2
+
+
+def test_a_slide_on_both_sides_is_refused(demo):
+    both = ["--valid_slide_path", str(demo / "slides"), "--valid_label_path", str(demo / "masks")]
+    with pytest.raises(UserError, match="3 slides are in training and validation"):
+        prepared(demo, *both)
+
+
+def test_a_patient_on_both_sides_is_refused(demo, tmp_path):
+    for side, node, number in (("train", 0, 1), ("val", 1, 2)):
+        (tmp_path / side).mkdir()
+        for kind, end in (("slides", ".tif"), ("masks", "_mask.tif")):
+            (file,) = (demo / kind).glob(f"*_{number:03d}*")
+            (tmp_path / side / f"patient_007_node_{node}{end}").symlink_to(file)
+    words = [f"--{prefix}{kind}_path={tmp_path / side}" for prefix, side in (("", "train"), ("valid_", "val"))
+             for kind in ("slide", "label")]  # fmt: skip
+    with pytest.raises(UserError, match="1 patients are in training and validation: 007"):
+        prepared(demo, *words)
+
+
+def test_bad_slides_are_an_error_or_left_out(demo, tmp_path, capsys):
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2)
+    (tmp_path / "s" / "tumor_003.tif").write_bytes(b"II*\0 nothing")
+    words = ["--slide_path", str(slides), "--val_split", "0.5"]
+    with pytest.raises(UserError, match=r"1 of 3 slides cannot be used:\n.*tumor_003\.tif"):
+        prepared(demo, *words)
+    train, val = prepared(demo, *words, "--skip_bad_slides")
+    assert names([*train, *val]) == {"tumor_001", "tumor_002"}
+    assert "left out, 1 of 3 slides" in capsys.readouterr().err
+
+
+def test_unlabelled_slides_as_asked(demo, tmp_path):
+    masks = folder_of(demo, "masks", tmp_path / "l", 1, 2)
+    words = ["--label_path", str(masks), "--val_split", "0.5"]
+    assert [len(side) for side in prepared(demo, *words)] == [1, 1]
+    assert sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 3
+    with pytest.raises(UserError, match="1 slides without a label"):
+        prepared(demo, *words, "--unlabelled", "error")
+
+
+def test_the_samplers_get_what_was_asked_for(demo):
+    words = (
+        "--data_sampler radboud --img_size 256 --batch_size 3 --batch_tumor_ratio 0.5 --bb_downsample 4 "
+        "--resolution 0.5 --label_map Tumor:2 --seed 7 --stain_jitter strong --annotation_weighting area "
+        "--max_bad_slides 3 --validation_patches 9"
+    )
+    options = parse_options(["--slide_path", str(demo / "slides"), *words.split()])
+    config = sampler_config(options, LabelMap.parse(options.label_map))
+    assert (config.sampler, config.img_size, config.batch_size, config.batch_tumor_ratio) == (
+        "radboud",
+        256,
+        3,
+        0.5,
+    )
+    assert (config.bb_downsample, config.resolution, config.seed, config.stain_jitter) == (
+        4,
+        0.5,
+        7,
+        "strong",
+    )
+    assert (config.annotation_weighting, config.max_bad_slides, config.max_validation_patches) == (
+        "area",
+        3,
+        9,
+    )
+    assert (config.label_map.num_classes, config.augment) == (3, True)
+    words = ["--slide_path", str(demo / "slides"), "--no-augment", "--data_sampler", "surf"]
+    other = sampler_config(parse_options(words), LabelMap())
+    assert (other.sampler, other.augment) == ("surf", False)
+
+
+def test_the_check_of_the_slides_knows_spacing_and_classes(demo):
+    with pytest.raises(UserError, match="smaller than a patch of 2048"):
+        prepared(demo, "--resolution", "2")
+    words = ["--label_map", "1:2", "--val_split", "0.34"]
+    assert prepared_with_classes(demo, *words)[2].num_classes == 3
+
+
+def test_a_run_that_goes_on_keeps_its_split(demo, tmp_path):
+    splits = {seed: prepared(demo, "--val_split", "0.34", "--seed", str(seed)) for seed in range(12)}
+    other = next(seed for seed in splits if names(splits[seed][1]) != names(splits[0][1]))
+    (tmp_path / "splits.json").write_text(json.dumps(split_values(*splits[0])))
+    train, val = prepared(demo, "--val_split", "0.34", "--seed", str(other), resumed=tmp_path)
+    assert (names(train), names(val)) == tuple(names(side) for side in splits[0])

@@ -1,0 +1,133 @@
+"""Ranks under mpirun (or mpiexec.hydra): equal to each other, and to one process with the same patches."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.launch import run_python
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "rank_weights.py"
+ONE, TWO = (
+    ("plain", "frozen", "accumulate"),
+    ("plain", "sync", "recompute", "fp16", "accumulate", "unwrapped"),
+)
+
+SAME, HALF = 1e-3, 0.1  # of the way: float32 in another order, gradients rounded to FP16
+LEFT_OUT = ("conv/bias:0", "moving_variance:0")
+KERNEL = "efficientnet-b0/stem/conv2d/kernel:0"
+
+pytestmark = pytest.mark.mpi
+
+
+class Trained:
+    """What `rank_weights.py` printed and wrote."""
+
+    def __init__(self, folder: Path, ranks: int, cases: tuple[str, ...]) -> None:
+        done = run_python([SCRIPT, folder / f"{ranks}.npz", *cases], ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        self.ranks = ranks
+        self.report = json.loads(done.stdout.strip().splitlines()[-1])
+        with np.load(folder / f"{ranks}.npz") as arrays:
+            self.arrays = dict(arrays)
+
+    def vector(self, case: str, kind: str) -> np.ndarray:
+        """All variables, "start" or "weights", as one vector.
+
+        Without the biases in front of a batch norm: their gradient is 0 but for rounding, of which Adam makes
+        steps of full length. And without moving variances: Keras's batch norm takes n / (n - 1) of the
+        variance, Horovod's the variance.
+        """
+        prefix = f"{case}/{kind}/"
+        return np.concatenate(
+            [
+                value.ravel()
+                for name, value in self.arrays.items()
+                if name.startswith(prefix) and not name.endswith(LEFT_OUT)
+            ]
+        )
+
+
+def distance(a: Trained, case_a: str, b: Trained, case_b: str) -> float:
+    """Between the weights, relative to the way from the start."""
+    start, end_a, end_b = a.vector(case_a, "start"), a.vector(case_a, "weights"), b.vector(case_b, "weights")
+    np.testing.assert_array_equal(start, b.vector(case_b, "start"))
+    found = float(np.linalg.norm(end_a - end_b) / np.linalg.norm(end_a - start))
+    print(f"{case_a} of {a.ranks}, {case_b} of {b.ranks} ranks: {found:.2g} of the way")
+    return found
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("one"), 1, ONE)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("two"), 2, TWO)
+
+
+@pytest.mark.parametrize("case", ["plain", "sync", "recompute", "fp16", "accumulate"])
+def test_ranks_hold_identical_weights_after_training(two, case):
+    report = two.report[case]
+    assert report["variables"] > 300
+    assert report["different"] == 0
+    assert report["losses"][0] == report["losses"][1]
+
+
+def test_ranks_would_differ_without_horovods_optimizer(two):
+    assert two.report["unwrapped"]["different"] > 100
+
+
+def test_two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch(one, two):
+    assert distance(one, "plain", two, "sync") < SAME
+    assert distance(one, "plain", two, "plain") > 10 * SAME  # the batch norms of the ranks differ
+
+
+def test_recomputed_activations_have_the_same_synchronised_statistics(two):
+    assert distance(two, "sync", two, "recompute") < SAME
+
+
+def test_fp16_allreduce_changes_the_weights_within_its_precision(two):
+    assert 0 < distance(two, "sync", two, "fp16") < HALF
+
+
+def test_accumulated_batches_are_one_of_their_size(one, two):
+    assert distance(one, "frozen", one, "accumulate") < SAME
+    assert distance(one, "frozen", two, "accumulate") < SAME
+
+
+def test_adasum_and_what_overflows_on_one_rank_keep_ranks_equal(tmp_path):
+    trained = Trained(tmp_path, 2, ("adasum", "float16"))
+    assert trained.report["adasum"]["different"] == 0
+    assert trained.report["float16"]["different"] == 0
+    # Three steps of which each overflowed on rank 1 alone: skipped by both, with half the scale each time.
+    assert trained.report["float16"]["scales"] == [2.0**97, 2.0**97]
+    start, end = (trained.arrays[f"float16/{kind}/{KERNEL}"] for kind in ("start", "weights"))
+    np.testing.assert_array_equal(start, end)
+
+
+def test_a_killed_rank_is_named_and_ends_the_job():
+    code = (
+        "import os, signal\n"
+        "from utils.ranks.world import init_world\n"
+        "world = init_world(True)\n"
+        "world.barrier()\n"
+        "if world.rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "world.barrier()"
+    )
+    start = time.monotonic()
+    done = run_python(["-c", code], ranks=2)
+    assert done.returncode != 0
+    assert "[rank 1] process" in done.stderr
+    assert time.monotonic() - start < 60
+
+
+def test_no_horovod_under_a_launcher_is_refused(tmp_path):
+    done = run_python(["train.py", "--no-horovod", "--slide_path", tmp_path], ranks=2)
+    assert done.returncode == 2
+    assert "2 ranks" in done.stderr

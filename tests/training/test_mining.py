@@ -1,0 +1,65 @@
+"""Hard mining with a predictor that gets a patch right where its first pixel says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from samplers import Batch, PatchInfo
+from training.mining import HardMiner
+
+SIZE = 4
+
+
+class Marked:
+    """A patch is easy where images[i, 0, 0, 0] is 1."""
+
+    num_classes = 2
+
+    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        easy = images[:, 0, 0, 0, None, None] == 1
+        return np.where(easy, labels, 1 - labels)
+
+
+def batches(*easy: str) -> Iterator[Batch]:
+    """Batches of (tumour, other); E: easy, h: hard. One array for all of them, as the loader has it."""
+    images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    for index, letters in enumerate(easy):
+        images[:] = index
+        images[:, 0, 0, 0] = [letter == "E" for letter in letters]
+        labels = np.zeros((2, SIZE, SIZE), np.uint8)
+        labels[0, :2] = 1
+        patches = [PatchInfo(f"s{index}", 0, 0, SIZE, tumour) for tumour in (True, False)]
+        yield Batch(index, images, labels, patches)
+
+
+def slides(batch: Batch) -> list[str]:
+    return [patch.slide for patch in batch.patches]
+
+
+def test_easy_patches_are_replaced_by_hard_ones_of_their_kind():
+    miner = HardMiner(batches("Eh", "EE", "hE", "hh"), Marked(), 0.95, 3)
+    first, second = list(miner)
+    assert slides(first) == ["s2", "s0"]
+    assert [patch.tumour for patch in first.patches] == [True, False]
+    assert first.images[0, 1, 1, 1] == 2  # the picture as well
+    assert first.images[1, 1, 1, 1] == 0
+    assert first.labels[0].any()
+    assert not first.labels[1].any()
+    assert (first.index, slides(second)) == (2, ["s3", "s3"])
+    assert (miner.candidates, miner.rejected) == (8, 4)
+
+
+def test_after_the_last_try_what_is_easy_stays():
+    miner = HardMiner(batches("EE", "EE", "EE", "hh"), Marked(), 0.95, 2)
+    first, second = list(miner)
+    assert slides(first) == ["s0", "s0"]
+    assert (first.index, slides(second)) == (2, ["s3", "s3"])
+
+
+def test_threshold_decides_what_is_easy():
+    assert slides(next(iter(HardMiner(batches("hh", "EE"), Marked(), 0.0, 1)))) == ["s0", "s0"]
+    miner = HardMiner(batches("hh", "EE"), Marked(), 0.0, 1)
+    next(iter(miner))
+    assert (miner.candidates, miner.rejected) == (4, 4)  # all are, from a mIoU of 0 on

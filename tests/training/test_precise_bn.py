@@ -1,0 +1,51 @@
+"""Batch norm's averages as inference sees them, and when a run estimates them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from models import normalise
+from samplers import Batch
+from tests.helpers.rank_weights import build, patches
+from train import CALIBRATION_BATCHES, Loop
+from training.precise_bn import calibrate
+
+
+def test_of_one_batch_they_are_its_statistics_in_every_layer():
+    model = build("effdetd0", None, 2)
+    images = normalise("effdetd0", patches(0)[0])
+    tf.function(calibrate, autograph=False)(model, images, tf.constant(1.0))
+    inference = model(images, training=False)
+    np.testing.assert_allclose(inference, model(images, training=True), rtol=1e-4, atol=1e-5)
+
+
+def test_the_variance_is_that_between_images_as_well():
+    inputs = keras.Input((4, 4, 1))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(inputs))
+    step = tf.function(lambda images, part: calibrate(model, images, part), autograph=False)
+    for i in range(100):  # each image is flat: no batch of one has a variance
+        step(tf.fill((1, 4, 4, 1), float(i % 2)), tf.constant(2 / (i + 2)))
+    assert float(norm.moving_mean) == pytest.approx(0.5, abs=0.02)
+    assert float(norm.moving_variance) == pytest.approx(0.25, abs=0.02)
+    model(tf.ones((1, 4, 4, 1)))  # the layer is Keras's again
+    assert float(norm.moving_mean) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(24, 1), (320, 10), (50_000, CALIBRATION_BATCHES)])
+def test_a_run_takes_batches_for_them_that_it_does_not_train_on(steps, expected):
+    used: list[tuple[int, float]] = []
+    batches = (Batch(i, np.full(1, i), np.zeros(1), []) for i in range(100))
+    loop = SimpleNamespace(
+        options=SimpleNamespace(num_steps=steps, batch_size=2),
+        world=SimpleNamespace(size=2),
+        trainer=SimpleNamespace(calibrate=lambda images, part: used.append((int(images[0]), part))),
+    )
+    assert Loop.calibrate(loop, next(batches), batches).index == expected
+    assert [index for index, _ in used] == list(range(expected))
+    assert used[0][1] == 1

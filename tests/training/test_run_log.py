@@ -1,0 +1,91 @@
+"""What a run shows on a terminal and to TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+import training.run_log
+from training.metrics import Counts
+from training.progress import Interval, Laps
+from training.run_log import RunLog
+from training.summary import tensorboard_command
+
+
+@pytest.fixture
+def log_of(tmp_path, monkeypatch):
+    def make(columns: int = 0, **more) -> RunLog:
+        monkeypatch.setattr(training.run_log, "terminal_columns", lambda: columns)
+        return RunLog(tmp_path, 50_000, **more)
+
+    return make
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_bar_has_all_values_whole(log_of, columns):
+    with log_of(columns, step=12_000) as log:
+        log.bar.fp = io.StringIO()
+        log.bar.start_t -= 20 * 3600
+        interval = Interval(Counts(2), 12_000, 0.0, time.perf_counter() - 100)
+        interval.counts.confusion[0, 0] = 1
+        log.progress(44_345, 0.53255, interval, 12.0)
+        line = str(log.bar)
+    assert len(line) <= columns
+    assert re.search(r"44345/50000.* \d+:\d\d:\d\d left, 323.4 im.*g.*/s, loss 0.533, mIoU 1.000", line)
+    assert re.search(r"wait 12%\]?$", line)
+
+
+def test_bar_says_what_it_waits_for(log_of):
+    with log_of(80) as log:
+        log.bar.fp = io.StringIO()
+        log.now("validating, 20 patches")
+        assert str(log.bar).endswith("left, validating, 20 patches")
+
+
+def events(folder):
+    for path in folder.glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            yield from event.summary.value
+
+
+def test_table_of_runs_has_the_validation_scores_and_the_options(log_of, tmp_path):
+    with log_of() as log:
+        log.hparams({"adasum": False, "ranks": 2, "model": "effdetd0"})
+        log.record(8, "val", {"loss": 0.5, "miou": 0.75, "dice": [0.9, 0.8], "slides": {}})
+    values = {value.tag: value for value in events(tmp_path / "tensorboard" / "val")}
+    content = values["_hparams_/experiment"].metadata.plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+    assert [info.name for info in experiment.hparam_infos] == ["adasum", "ranks", "model"]
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert metrics[0] == "curves/miou"
+    assert {"curves/miou", "curves/loss", "per_class/dice/class_1"} <= set(metrics) & set(values)
+
+
+def test_profile_is_where_tensorboard_looks_for_it(log_of, tmp_path, monkeypatch):
+    calls = []
+    fake = SimpleNamespace(start=calls.append, stop=lambda: calls.append("stop"))
+    monkeypatch.setattr(tf.profiler, "experimental", fake)
+    with log_of(profiled=(4, 8)) as log:
+        for step in range(0, 12, 2):
+            log.profile(step)
+    assert calls == [str(tmp_path / "tensorboard" / "train"), "stop"]
+
+
+def test_usual_lap_leaves_out_the_first():
+    laps = Laps()
+    laps.seconds.extend([60, 1, 2, 1, 2])
+    assert laps.usual == 1.5
+
+
+def test_tensorboard_command_is_that_of_the_environment():
+    path = Path(tensorboard_command()).absolute()
+    assert path.exists()
+    assert path.parent == Path(sys.executable).parent

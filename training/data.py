@@ -1,0 +1,184 @@
+"""From the options to the training and validation slides: found, checked on all ranks, split once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samplers import SamplerConfig
+from samplers.labels.label import LabelMap
+from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
+from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs, patient_of, split_pairs
+from training.resume import read_splits
+from utils.cli import UserError
+from utils.ranks.launcher import terminal_columns
+
+if TYPE_CHECKING:
+    from utils.ranks.world import World
+
+
+def prepare_slides(
+    options: argparse.Namespace, world: World, resumed: Path | None = None
+) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
+    """Collective: training pairs, validation pairs and the label map, the same on every rank.
+
+    `resumed`: the log_dir of the run that goes on, whose split is taken. UserError that names every bad file,
+    on every rank; with `--skip_bad_slides` a warning.
+    """
+    label_map = LabelMap.parse(options.label_map)
+    # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
+    train, val = world.of_first(lambda: _find(options))
+    apart = bool(val)  # else they are split off
+    good = set(_check(options, [*train, *val], label_map, world))
+    train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
+    return (*world.agree(lambda: _split(options, train, val, resumed, apart)), label_map)
+
+
+def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
+    """Training and validation pairs, these empty if they are split off later; paths win over --dataset."""
+    train: Found = ([], [])
+    val: Found = ([], [])
+    formats = options.slide_format, options.label_format, options.unlabelled
+    if options.dataset == "16" and options.slide_path is None:
+        train, val = camelyon16(options.data_root, *formats)
+    elif options.dataset == "17" and options.slide_path is None:
+        train = camelyon17(options.data_root, *formats)
+    else:
+        train = find_pairs(options.slide_path, options.label_path, *formats)
+    if options.valid_slide_path is not None:
+        formats = options.valid_slide_format, options.valid_label_format, options.unlabelled
+        val = find_pairs(options.valid_slide_path, options.valid_label_path, *formats)
+    for warning in (*train[1], *val[1]):
+        sys.stderr.write(f"warning: {warning}\n")
+    return _of_centers(options, train[0], val[0])
+
+
+def _of_centers(
+    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
+) -> tuple[list[SlidePair], list[SlidePair]]:
+    """What --train_centers and --val_centers leave; one side's -1 is what the other one does not name."""
+    first, second = (
+        None if -1 in centers else set(centers) for centers in (options.train_centers, options.val_centers)
+    )
+    if not val and first is not None and first == second:
+        return of_centers(train, first), []  # divided by --val_split
+    if not val and (first or second):
+        train, val = _side(train, first, second), _side(train, second, first)
+    else:
+        train, val = _side(train, first, None), _side(val, second, None)
+    if not train or ((first or second) and not val):
+        centers = options.val_centers if train else options.train_centers
+        raise UserError(f"no slides are left by --{'val' if train else 'train'}_centers {centers}")
+    return train, val
+
+
+def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None) -> list[SlidePair]:
+    """The pairs of these centres; None: of all but the others."""
+    if mine is not None:
+        return of_centers(pairs, mine)
+    left_out = set(of_centers(pairs, others)) if others is not None else set()
+    return [pair for pair in pairs if pair not in left_out]
+
+
+def _check(
+    options: argparse.Namespace, pairs: list[SlidePair], label_map: LabelMap, world: World
+) -> list[SlidePair]:
+    """Collective: the good ones of `pairs`; each rank opens its share."""
+    mine = pairs[world.rank :: world.size]
+    threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
+    name = "checking slides" if world.size == 1 else f"checking slides (rank 0 of {world.size})"
+    problems = check_pairs(
+        mine,
+        label_map,
+        options.img_size,
+        options.resolution,
+        threads=threads,
+        progress=name if world.is_first and terminal_columns() > 0 else "",
+    )
+    bad = {pair: reasons for part in world.gather(problems) for pair, reasons in part.items() if reasons}
+    if bad:
+        lines = [f"  {pair.slide}: {'; '.join(bad[pair])}" for pair in pairs if pair in bad]
+        message = f"{len(bad)} of {len(pairs)} slides cannot be used:\n" + "\n".join(lines)
+        if not options.skip_bad_slides:
+            raise UserError(f"{message}\nmend them, or go on without them with --skip_bad_slides")
+        if world.is_first:
+            sys.stderr.write(f"warning: left out, {message}\n")
+    return [pair for pair in pairs if pair not in bad]
+
+
+def _split(
+    options: argparse.Namespace,
+    train: list[SlidePair],
+    val: list[SlidePair],
+    resumed: Path | None,
+    apart: bool,
+) -> tuple[list[SlidePair], list[SlidePair]]:
+    if resumed is not None:
+        train, val = _split_as_before(resumed, [*train, *val])
+    elif not apart:
+        train, val = split_pairs(train, options.val_split, options.seed)
+    both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
+    if both:
+        raise UserError(f"{len(both)} slides are in training and validation, {min(both)} first")
+    patients = _patients(train) & _patients(val)
+    if patients:
+        raise UserError(
+            f"{len(patients)} patients are in training and validation: {', '.join(sorted(patients))}"
+        )
+    for name, pairs in (("training", train), ("validation", val)):
+        if not pairs:
+            raise UserError(f"no {name} slides are left")
+    return train, val
+
+
+def _patients(pairs: list[SlidePair]) -> set[str]:
+    return {patient for patient in (patient_of(pair.name) for pair in pairs) if patient is not None}
+
+
+def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlidePair], list[SlidePair]]:
+    """The slides of the run's splits.json; new ones are left out, so that the patches stay the same."""
+    found = {str(pair.slide.absolute()): pair for pair in pairs}
+    parts = []
+    for name, slides in read_splits(log_dir).items():
+        missing = [slide for slide in slides if slide not in found]
+        if missing:
+            raise UserError(
+                f"the run in {log_dir} has {len(missing)} {name} slides that are not there or not good any more, "
+                f"{missing[0]} first: bring them back, or begin with another --log_dir"
+            )
+        parts.append([found.pop(slide) for slide in slides])
+    if found:
+        sys.stderr.write(f"warning: {len(found)} slides are new since the run began and left out\n")
+    return parts[0], parts[1]
+
+
+def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list[dict[str, str | None]]]:
+    """What splits.json holds."""
+    return {
+        name: [
+            {"slide": str(p.slide.absolute()), "label": None if p.label is None else str(p.label.absolute())}
+            for p in pairs
+        ]
+        for name, pairs in (("train", train), ("val", val))
+    }
+
+
+def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerConfig:
+    return SamplerConfig(
+        sampler=options.data_sampler,
+        img_size=options.img_size,
+        batch_size=options.batch_size,
+        batch_tumor_ratio=options.batch_tumor_ratio,
+        bb_downsample=options.bb_downsample,
+        resolution=options.resolution,
+        label_map=label_map,
+        seed=options.seed,
+        augment=options.augment,
+        stain_jitter=options.stain_jitter,
+        annotation_weighting=options.annotation_weighting,
+        max_bad_slides=options.max_bad_slides,
+        max_validation_patches=options.validation_patches,
+    )

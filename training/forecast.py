@@ -1,0 +1,70 @@
+"""What a run of `--debug` says about the real one: its size, and time and memory from what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from datetime import timedelta
+from pathlib import Path
+
+import tensorflow as tf
+
+from training.progress import Laps
+from training.resume import read_splits
+from training.summary import count, lines
+from utils.ranks.world import World
+
+GB = 1e9
+
+
+def forecast(
+    options: argparse.Namespace,
+    world: World,
+    log_dir: Path,
+    parameters: int,
+    laps: dict[str, Laps],
+    validated: int,
+) -> str:
+    """Collective. Lines that say what the command without `--debug` would do.
+
+    `laps`: of batches by split; `validated`: patches of a validation.
+    """
+    peaks = world.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    gpus = world.gather([tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i, _ in
+                         enumerate(tf.config.list_logical_devices("GPU"))])  # fmt: skip
+    if not world.is_first:
+        return ""
+    steps, most = options.planned_steps, options.planned_validation_patches
+    patches = validated if validated < options.validation_patches else most  # else there may be more
+    splits = read_splits(log_dir)
+    images = options.batch_size * world.size * options.accumulate_steps
+    pace = {split: options.batch_size * world.size / found.usual for split, found in laps.items()}
+    updates = -(-steps // images)
+    validations = -(-steps // options.validate_every)  # at its end as well
+    times = updates * images / pace["train"], validations * patches / pace["val"]
+    newest = max((log_dir / "checkpoints").glob("step_*"))
+    checkpoint = sum(file.stat().st_size for file in newest.iterdir()) / 1e6
+    model = sum(file.stat().st_size for file in (log_dir / "model").rglob("*") if file.is_file()) / 1e6
+    reduced = parameters * (2 if options.fp16_allreduce else 4) / 1e6
+    gpu = f", {max(sum(peak) for peak in gpus) / GB:.1f} GB of its GPU" if any(gpus) else ""
+    kept = options.keep_checkpoints + 1  # and the best
+    rows = {
+        "slides": f"{len(splits['train'])} for training, {len(splits['val'])} for validation",
+        "patches": f"{steps:,} of {options.img_size}² for training (= steps), {patches:,} a validation",
+        "steps": f"{updates:,} updates of {images} patches, {count(validations, 'validation')}",
+        "time": f"about {_time(sum(times))}: training {_time(times[0])} at {pace['train']:.1f} patches/s, "
+        f"validation {_time(times[1])} at {pace['val']:.1f}; start and export not counted",
+        "memory": f"{max(peaks) / GB:.1f} GB a rank at its peak{gpu}; {sum(peaks) / GB:.1f} GB on all ranks, the "
+        "samplers' processes not counted",
+        "read": f"{3 * steps * options.img_size**2 / GB:.1f} GB of pixels cut out of slides for training",
+        "network": f"{reduced:.1f} MB of gradients an update and rank"
+        if world.size > 1
+        else "none, one process",
+        "disk": f"{checkpoint:.0f} MB a checkpoint, at most {kept} are kept; {model:.0f} MB the model",
+    }
+    first = f"the same without --debug, on {count(world.size, 'rank')} like {'these' if world.size > 1 else 'this'}:"
+    return f"{first}\n{lines(rows, '  ')}"
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=max(1, round(seconds))))

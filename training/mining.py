@@ -1,0 +1,75 @@
+"""Hard mining: patches that the current model gets right are replaced by new draws before it trains on a batch.
+
+Each rank mines alone, in inference mode and without gradients: no collective, so no rank waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from samplers import Batch
+from training.metrics import mean_iou, patch_confusions
+
+
+class Predictor(Protocol):
+    """What scores patches: `training.trainer.Trainer`."""
+
+    num_classes: int
+
+    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Classes (B, H, W) uint8 in inference mode, of uint8 images (B, H, W, 3)."""
+
+
+@dataclass
+class HardMiner:
+    """Iterates over mined batches. `candidates` and `rejected` count patches since they were last set to 0.
+
+    A patch is easy from a mIoU of `threshold` on. In at most `tries` rounds the easy patches of a batch are
+    replaced by hard ones of the next batches, tumour by tumour and other by other, so that the batch keeps its
+    size and its tumour ratio; then what is left stays as it is.
+    """
+
+    batches: Iterator[Batch]
+    predictor: Predictor
+    threshold: float
+    tries: int
+    candidates: int = 0
+    rejected: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            # A copy: the loader's memory is used again for the next batch.
+            yield self._mined(
+                Batch(batch.index, batch.images.copy(), batch.labels.copy(), list(batch.patches))
+            )
+
+    def _mined(self, batch: Batch) -> Batch:
+        easy = self._easy(batch)
+        for _ in range(self.tries):
+            if not easy.any():
+                break
+            other = next(self.batches)
+            batch.index = other.index  # a run that goes on begins after it
+            hard = ~self._easy(other)
+            for slot in np.flatnonzero(easy):
+                same = [
+                    i for i in np.flatnonzero(hard) if other.patches[i].tumour == batch.patches[slot].tumour
+                ]
+                if same:
+                    batch.images[slot], batch.labels[slot] = other.images[same[0]], other.labels[same[0]]
+                    batch.patches[slot] = other.patches[same[0]]
+                    easy[slot] = hard[same[0]] = False
+        return batch
+
+    def _easy(self, batch: Batch) -> np.ndarray:
+        """Which patches of a batch are: bool (B,)."""
+        classes = self.predictor.predict(batch.images, batch.labels)
+        confusions = patch_confusions(batch.labels, classes, self.predictor.num_classes)
+        easy = np.array([(mean_iou(confusion) or 0.0) >= self.threshold for confusion in confusions])
+        self.candidates += len(easy)
+        self.rejected += int(easy.sum())
+        return easy

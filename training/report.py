@@ -1,0 +1,232 @@
+"""<log_dir>/report.html: one page that holds all it shows, to be sent to a colleague."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+
+from samplers.labels.label_map import LabelMap
+from training.metrics import calibration
+from training.options import build_parser
+from training.resume import read_metrics
+from training.summary import count
+from training.validate import Shown, Validation
+from utils.files import write_aside
+from utils.pictures import PARTS, split_panel
+from utils.reporting.charts import chart
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { margin: .3rem 0 .8rem; } figure { margin: 0 0 1.2rem; } figcaption { overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; display: block; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem 0 .2rem 1rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; vertical-align: top; }
+.text :is(th, td) { text-align: left; } .text td + td { white-space: normal; overflow-wrap: anywhere; }
+.grid { display: grid; gap: .5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
+.parts { display: grid; gap: .3rem; grid-template-columns: repeat(4, 1fr); }
+.parts img { width: 100%; height: auto; outline: 1px solid var(--line); }
+.key { display: flex; flex-wrap: wrap; gap: .5rem 2rem; padding: 0; list-style: none; } .key b { font-size: 1.3rem; }
+summary { cursor: pointer; margin: .5rem 0; }
+@media (max-width: 40rem) { .parts { grid-template-columns: repeat(2, 1fr); } table { font-size: .85rem; }
+th, td { padding-left: .5rem; } }
+"""
+
+
+def write_report(log_dir: Path, validation: Validation) -> None:
+    """From the files of `log_dir` and its last validation; under another name until it is whole."""
+    rows = read_metrics(log_dir)
+    options = json.loads((log_dir / "options.json").read_text())
+    environment = json.loads((log_dir / "environment.json").read_text())
+    last = next(row for row in reversed(rows) if row["split"] == "val")
+    classes = _class_names(options["label_map"], len(last["iou"]))
+    status = f"step {last['step']:,} of {options['num_steps']:,} (images), {time.strftime('%Y-%m-%d %H:%M')}"
+    parts = [
+        f"<p>{status}; ranks: {html.escape(environment['ranks'])}</p>",
+        _key_figures(rows, last),
+        "<h2>Training</h2>",
+        f'<div class="grid">{_curves(rows)}</div>',
+        "<h2>Validation, class by class</h2>",
+        f'<div class="grid">{_classes(last, classes, validation.counts.confusion)}{_reliability(validation)}</div>',
+        "<h2>Validation, slide by slide</h2>",
+        _slides(last["slides"]),
+        "<h2>Worst validation patches</h2>",
+        "<p>Patch, label, prediction, and the outlines of the label (black) and the prediction (yellow).</p>",
+        _patches(validation.worst),
+        "<h2>Best validation patches with tumour</h2>",
+        _patches(validation.best),
+        "<h2>Time</h2>",
+        _text_table(_times(rows)),
+        "<h2>Options</h2>",
+        _options(options),
+        "<h2>Environment</h2>",
+        _text_table(environment.items()),
+    ]
+    title = html.escape(f"{options['model']} {options['img_size']}² — {log_dir.name}")
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
+    )
+    write_aside(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+
+
+def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:
+    best = max((row for row in rows if row["split"] == "val"), key=lambda row: row["miou"])
+    seconds, waited, images = _seconds(rows, "train")
+    figures = [
+        ("validation mIoU", _number(last["miou"])),
+        (f"best mIoU, at step {best['step']:,}", _number(best["miou"])),
+        ("AUC of tumour", _number(last["auc"])),
+        ("calibration error", _number(last["calibration_error"])),
+        ("training images/s, all ranks", f"{images / seconds:.1f}" if seconds else "–"),
+        ("waited for data", f"{waited / seconds:.1%}" if seconds else "–"),
+    ]
+    items = "".join(f"<li>{html.escape(name)}<br><b>{value}</b></li>" for name, value in figures)
+    return f'<ul class="key">{items}</ul>'
+
+
+def _seconds(rows: Iterable[dict[str, Any]], split: str) -> tuple[float, float, float]:
+    """Of all rows of a split: seconds, those of them that were waited for data, images."""
+    timed = [row for row in rows if row["split"] == split and "seconds" in row]
+    seconds = [row["seconds"] for row in timed]
+    waited = sum(s * row["sampler_wait"] for s, row in zip(seconds, timed))
+    return sum(seconds), waited, sum(s * row["images_per_second"] for s, row in zip(seconds, timed))
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    for split, name in (("train", "training"), ("val", "validation")):
+        seconds, waited, images = _seconds(rows, split)
+        part = f", {waited:.1f} s of it waiting for data ({waited / seconds:.1%})" if seconds else ""
+        passes = sum(row["split"] == split for row in rows) if split == "val" else 0
+        times = f" in {count(passes, 'validation')}" if passes else ""
+        speed = f"; {images:,.0f} images{times}, {images / seconds:.1f} a second" if seconds else ""
+        yield name, f"{_duration(seconds)}{part}{speed}"
+    process = time.time() - psutil.Process().create_time()
+    yield "in all", f"{_duration(process)} since the last start, with loading, graphs and checkpoints"
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> str:
+    shown = {
+        "miou": "mIoU",
+        "loss": "loss",
+        "learning_rate": "learning rate",
+        "images_per_second": "images/s",
+    }
+    parts = []
+    for name, title in shown.items():
+
+        def draw(axes: Any, name: str = name) -> None:
+            for split, style, label in (("train", "-", "training"), ("val", "o-", "validation")):
+                points = [(r["step"], r[name]) for r in rows if r["split"] == split and r[name] is not None]
+                if points:
+                    axes.plot(*zip(*points), style, label=label, markersize=4)
+            axes.set(xlabel="step (images)")
+            axes.legend()
+
+        parts.append(chart(title, draw))
+    return "".join(parts)
+
+
+def _reliability(validation: Validation) -> str:
+    bins = calibration(validation.counts.histogram)[0]
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], ":", color="grey")
+        some = bins[:, 0] > 0
+        axes.plot(bins[some, 1], bins[some, 2], "o-", markersize=4)
+        axes.set(xlabel="predicted probability of tumour", ylabel="part of the pixels that is tumour")
+
+    return chart("Reliability: on the dotted line probabilities are what they say", draw)
+
+
+def _patches(patches: Iterable[Shown]) -> str:
+    figures = []
+    for shown in patches:
+        images = zip(PARTS, split_panel(shown.picture), (".jpg", ".png", ".png", ".jpg"))
+        parts = "".join(_image(pixels, name, ending) for name, pixels, ending in images)
+        where = html.escape(f"{shown.slide}, x {shown.x_l0}, y {shown.y_l0}")
+        caption = f"<figcaption><b>mIoU {shown.miou:.3f}</b> {where}</figcaption>"
+        figures.append(f'<figure>{caption}<div class="parts">{parts}</div></figure>')
+    return "".join(figures) or "<p>There are none.</p>"
+
+
+def _image(pixels: np.ndarray, text: str, ending: str) -> str:
+    """RGB pixels in the page. A JPEG of tissue takes a fifth of a PNG."""
+    content = cv2.imencode(ending, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    kind = {".jpg": "jpeg", ".png": "png"}[ending]
+    return f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}">'
+
+
+def _class_names(label_map: Sequence[str] | None, classes: int) -> list[str]:
+    """["0 other", "1 tumour"], or with the groups of --label_map."""
+    groups: dict[int, list[str]] = {}
+    for group, value in LabelMap.parse(label_map).groups if label_map else (("other", 0), ("tumour", 1)):
+        groups.setdefault(value, []).append(group)
+    return [f"{i} {', '.join(groups.get(i, ['other'] if i == 0 else []))}" for i in range(classes)]
+
+
+def _classes(last: dict[str, Any], classes: Sequence[str], confusion: np.ndarray) -> str:
+    names = ("iou", "dice", "precision", "recall")
+    rows = (
+        (text, *(_number(last[name][i]) for name in names), f"{confusion[i].sum() / 1e6:.1f}")
+        for i, text in enumerate(classes)
+    )
+    return _table(("class", "IoU", "Dice", "precision", "recall", "Mpx"), rows)
+
+
+def _slides(slides: dict[str, dict[str, Any]]) -> str:
+    """The worst first."""
+    ordered = sorted(slides.items(), key=lambda item: item[1]["miou"])
+    rows = (
+        (name, _number(values["miou"]), _number(values["dice"]), f"{values['pixels'] / 1e6:.1f}")
+        for name, values in ordered
+    )
+    return _table(("slide", "mIoU", "Dice of tumour", "Mpx"), rows)
+
+
+def _options(options: dict[str, Any]) -> str:
+    """Those that are not the default first, the others folded up."""
+    parser = build_parser()
+    lines = [
+        (f"--{name}", _text(value), value == parser.get_default(name)) for name, value in options.items()
+    ]
+    given, usual = ([line[:2] for line in lines if line[2] is default] for default in (False, True))
+    folded = f"<details><summary>{len(usual)} with their default</summary>{_text_table(usual)}</details>"
+    return _text_table(given) + folded
+
+
+def _text_table(rows: Iterable[Sequence[str]]) -> str:
+    return _table((), rows, "text")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = (row(head, "th") if head else "") + "".join(row(cells, "td") for cells in rows)
+    return f'<div class="wide"><table class="{kind}">{body}</table></div>'
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

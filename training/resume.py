@@ -1,0 +1,103 @@
+"""Going on with a run: which checkpoint of a log_dir, and whether the options are those that it began with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.options import option_values
+from utils.cli import UserError
+from utils.files import write_aside
+
+# What may differ without a word: it changes what is seen of a run, not what is learnt.
+FREE = {
+    *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
+    *("recompute", "memory_report"),
+}
+
+
+def find_checkpoint(options: argparse.Namespace) -> Path | None:
+    """The newest whole checkpoint of the run in `log_dir`; None: the run begins. Rank 0 alone calls it.
+
+    UserError: the run there has other options, or `--resume` was given without a `--log_dir`.
+    """
+    from training.checkpoint import latest_checkpoint
+
+    log_dir: Path | None = options.log_dir
+    if log_dir is None:
+        if options.resume:
+            raise UserError("--resume needs the --log_dir of the run to go on with")
+        return None
+    if not (log_dir / "options.json").exists():
+        if (log_dir / "metrics.jsonl").exists():
+            raise UserError(f"--log_dir {log_dir} holds a run without options.json: name another one")
+        if options.resume:
+            sys.stderr.write(f"{log_dir} holds no run yet: it begins\n")
+        return None
+    _check_options(options, log_dir)
+    path, bad = latest_checkpoint(log_dir / "checkpoints")
+    for line in bad:
+        sys.stderr.write(f"warning: not used: {line}\n")
+    if path is None:
+        sys.stderr.write(f"{log_dir} holds a run without a whole checkpoint: it begins again\n")
+    return path
+
+
+def _check_options(options: argparse.Namespace, log_dir: Path) -> None:
+    path = log_dir / "options.json"
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    now = option_values(options)
+    lines = [
+        f"  --{name} was {before[name]}, is {now[name]}"
+        for name in now
+        if name in before and before[name] != now[name] and name not in FREE
+    ]
+    if not lines:
+        return
+    message = f"the run in {log_dir} has other options:\n" + "\n".join(lines)
+    if not options.resume_force:
+        raise UserError(
+            f"{message}\ngive the same ones, name another --log_dir, or go on all the same with --resume_force"
+        )
+    sys.stderr.write(f"warning: {message}\n")
+
+
+def learning_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that change what is learnt: neither FREE ones nor paths."""
+    return {k: v for k, v in option_values(options).items() if k not in FREE and not k.endswith("_path")}
+
+
+def read_splits(log_dir: Path) -> dict[str, list[str]]:
+    """{"train": slides, "val": slides} as the run began. UserError if it cannot be read."""
+    path = log_dir / "splits.json"
+    try:
+        return {name: [row["slide"] for row in rows] for name, rows in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error
+
+
+def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl, in their order."""
+    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def drop_later_metrics(path: Path, step: int) -> None:
+    """Takes the lines of steps after `step` off metrics.jsonl: they come again. A torn last line as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_aside(path, lambda aside: aside.write_text("".join(kept)))

@@ -1,0 +1,126 @@
+"""Validation in inference mode over the whole validation set, each rank its share: over all, by slide, by patch."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samplers import Loader
+from samplers.pairs.pairing import slide_of_patch
+from training.metrics import Counts, iou, mean_iou, patch_confusions
+from utils.pictures import panel
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+SHOWN = 4  # patches of each kind
+
+
+@dataclass(order=True)
+class Shown:
+    """A validation patch that is shown. Ordered by `key`, then by where it is."""
+
+    key: float
+    slide: str
+    x_l0: int
+    y_l0: int
+    miou: float = field(compare=False)
+    picture: np.ndarray = field(compare=False)  # uint8 RGB, see pictures.panel
+
+
+@dataclass
+class Validation:
+    """What a validation found, of all ranks. `slides`: confusion matrix (C, C) by slide."""
+
+    counts: Counts
+    seconds: float
+    wait: float  # part of the time, of the rank that waited longest
+    bad_slides: int  # that became unreadable
+    slides: dict[str, np.ndarray]
+    mixed: list[Shown]  # with most of both, tumour and other
+    worst: list[Shown]
+    best: list[Shown]
+
+    def values(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {
+            **self.counts.summary(),
+            "seconds": self.seconds,
+            "images_per_second": self.counts.images / self.seconds,
+            "sampler_wait": self.wait,
+            "bad_slides": self.bad_slides,
+            "learning_rate": None,
+            "slides": {name: slide_values(self.slides[name]) for name in sorted(self.slides)},
+        }
+
+
+def slide_values(confusion: np.ndarray) -> dict[str, float | int | None]:
+    """mIoU of the classes that occur, Dice of class 1 (None: neither labelled nor predicted), number of pixels."""
+    tumour = float(iou(confusion)[1])
+    dice = None if np.isnan(tumour) else 2 * tumour / (1 + tumour)
+    return {"miou": mean_iou(confusion), "dice": dice, "pixels": int(confusion.sum())}
+
+
+class _Top:
+    """Keeps the patches with the largest keys."""
+
+    def __init__(self) -> None:
+        self.items: list[Shown] = []
+
+    def wants(self, key: float) -> bool:
+        return len(self.items) < SHOWN or key > self.items[-1].key
+
+    def add(self, item: Shown) -> None:
+        self.items = heapq.nlargest(SHOWN, [*self.items, item])
+
+
+def validate(
+    trainer: Trainer, loader: Loader, progress: Callable[[int], None] = lambda images: None
+) -> Validation:
+    """Collective. The averaged weights, where there are any, are what is validated.
+
+    `progress` is called after each batch with this rank's images so far.
+    """
+    start, wait = time.perf_counter(), loader.wait_seconds
+    trainer.average_statistics()  # Horovod
+    counts = Counts(trainer.num_classes)
+    slides: dict[str, Any] = {}  # confusion matrix by slide
+    tops = {"mixed": _Top(), "worst": _Top(), "best": _Top()}
+    with trainer.averaged():
+        for batch in loader:
+            batch_counts, classes = trainer.evaluate_batch(batch.images, batch.labels)
+            counts.add(*batch_counts)
+            progress(counts.images)
+            confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
+            for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
+                name = slide_of_patch(patch.slide) or patch.slide
+                slides[name] = slides.get(name, 0) + confusion
+                score = mean_iou(confusion) or 0.0
+                tumour = np.count_nonzero(batch.labels[i]) / batch.labels[i].size
+                keys = {"mixed": tumour * (1 - tumour), "worst": -score}
+                if patch.tumour:  # a patch without is right all too easily
+                    keys["best"] = score
+                wanted = [kind for kind, key in keys.items() if tops[kind].wants(key)]
+                if wanted:
+                    picture = panel(batch.images[i], batch.labels[i], classes[i])
+                    for kind in wanted:
+                        where = patch.slide, patch.x_l0, patch.y_l0
+                        tops[kind].add(Shown(keys[kind], *where, score, picture))
+    seconds = time.perf_counter() - start
+    mine = seconds, loader.wait_seconds - wait, set(loader.dropped), slides, tops
+    times, waits, dropped, by_slide, by_kind = zip(*trainer.world.gather(mine))
+    seconds = max(times)
+    merged: dict[str, np.ndarray] = {}
+    for name, confusion in (item for part in by_slide for item in part.items()):
+        merged[name] = merged.get(name, 0) + confusion
+    shown = {
+        kind: heapq.nlargest(SHOWN, [item for part in by_kind for item in part[kind].items]) for kind in tops
+    }
+    return Validation(
+        trainer.summed(counts), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
+    )

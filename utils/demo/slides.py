@@ -1,0 +1,236 @@
+"""Synthetic slides in the layouts of CAMELYON16 and CAMELYON17; `python -m utils.demo_slides` makes them.
+
+A slide is a pyramidal, tiled JPEG TIFF of 0.25 µm/px; its label is an ASAP XML and, for CAMELYON16, a
+pyramidal mask (0/255) drawn from the very same polygons. The same seed gives the same bytes. It can be
+stopped at any moment and run again: files get their name when they are whole, and what is there is kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyvips
+import shapely
+from tqdm import tqdm
+
+from utils.demo.tissue import Layout, Stain, make_layout, paint, tumour_mask
+from utils.files import write_aside
+
+SPACING = 0.25  # µm/px
+MIN_SIZE = 512
+_VERSION = 2  # of the pictures: one more when the same seed gives others
+_STAINS = (Stain(), Stain(0.7, 1.5), Stain(1.25, 0.75), Stain(0.8, 0.7), Stain(1.15, 1.4))  # of each centre
+
+
+class DemoError(ValueError):
+    """A request that cannot be met: a size that is too small, a folder with something else in it."""
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """One slide to be made, and where its files go (None: it has no such label)."""
+
+    slide: Path
+    mask: Path | None
+    xml: Path | None
+    lesions: int
+    groups: tuple[str, str]  # of lesions and of exclusions in the XML
+    stain: Stain
+    size: int
+    seed: tuple[int, ...]
+
+    @property
+    def done(self) -> bool:
+        return self.slide.exists()  # it is renamed last
+
+
+def make_demo(
+    root: str | os.PathLike[str],
+    train: int = 6,
+    val: int = 2,
+    size: int = 4096,
+    seed: int = 0,
+    processes: int = 1,
+) -> Path:
+    """CAMELYON16-like slides of size × size pixels, each with 2 to 4 lesions.
+
+    <root>/training/{slides/tumor_001.tif, masks/tumor_001_mask.tif, xml/tumor_001.xml, …} and the same in
+    validation/ (test_001 …). Returns root. Does nothing if this set is there; DemoError if something else is.
+    """
+    root = Path(root)
+    jobs = []
+    for part, name, count in (("training", "tumor", train), ("validation", "test", val)):
+        for number in range(1, count + 1):
+            stem, folder = f"{name}_{number:03d}", root / part
+            jobs.append(
+                SlideJob(
+                    slide=folder / "slides" / f"{stem}.tif",
+                    mask=folder / "masks" / f"{stem}_mask.tif",
+                    xml=folder / "xml" / f"{stem}.xml",
+                    lesions=2 + number % 3,
+                    groups=("_0" if number % 2 else "Tumor", "_2"),
+                    stain=Stain(0.9 + 0.05 * (number % 5), 0.9 + 0.07 * (number % 4)),
+                    size=size,
+                    seed=(seed, part == "validation", number),
+                )
+            )
+    return _make(
+        root,
+        jobs,
+        {"layout": "camelyon16", "train": train, "val": val, "size": size, "seed": seed},
+        processes,
+    )
+
+
+def make_camelyon17_demo(
+    root: str | os.PathLike[str],
+    centers: int = 2,
+    patients: int = 2,
+    nodes: int = 2,
+    size: int = 2048,
+    seed: int = 0,
+    processes: int = 1,
+) -> Path:
+    """CAMELYON17-like slides: `patients` of each centre with `nodes` slides each, stained as there.
+
+    <root>/training/center_N/patient_XXX_node_Y.tif with N = XXX // 20, and lesion_annotations/*.xml (groups
+    metastases and normal) but for each centre's last slide, which is tumour-free. Otherwise as `make_demo`.
+    """
+    root = Path(root)
+    if not 1 <= centers <= 5 or not 1 <= patients <= 20 or not 1 <= nodes <= 5:
+        raise DemoError(f"{centers} centres, {patients} patients, {nodes} nodes: at most 5, 20 and 5")
+    jobs = []
+    for center in range(centers):
+        for number in range(patients * nodes):
+            patient, node = 20 * center + number // nodes, number % nodes
+            stem, normal = f"patient_{patient:03d}_node_{node}", number == patients * nodes - 1
+            jobs.append(
+                SlideJob(
+                    slide=root / "training" / f"center_{center}" / f"{stem}.tif",
+                    mask=None,
+                    xml=None if normal else root / "training" / "lesion_annotations" / f"{stem}.xml",
+                    lesions=0 if normal else 1 + number % 3,
+                    groups=("metastases", "normal"),
+                    stain=_STAINS[center],
+                    size=size,
+                    seed=(seed, 17, patient, node),
+                )
+            )
+    what = {
+        "layout": "camelyon17",
+        "centers": centers,
+        "patients": patients,
+        "nodes": nodes,
+        "size": size,
+        "seed": seed,
+    }
+    return _make(root, jobs, what, processes)
+
+
+def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes: int) -> Path:
+    """Makes those slides that are not there, and notes in demo.json what they are."""
+    if what["size"] < MIN_SIZE:
+        raise DemoError(f"size is {what['size']} pixels, must be at least {MIN_SIZE}")
+    what = {"version": _VERSION, **what}
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / ".lock"):
+        note = root / "demo.json"
+        _prepare(root, note, what, jobs)
+        pending = [job for job in jobs if not job.done]
+        if not pending:
+            return root
+        shown = partial(tqdm, desc=f"demo slides in {root}", total=len(pending), unit="slide", disable=None)
+        if processes <= 1:
+            for job in shown(pending):
+                make_slide(job)
+            return root
+        # Not forked: libvips and OpenCV have threads.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(pending)), spawn) as pool:
+            for _ in shown(pool.map(make_slide, pending)):
+                pass
+    return root
+
+
+@contextmanager
+def _locked(path: Path) -> Any:
+    """Two runs at once: the second one waits for the first, then finds all of it done."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJob]) -> None:
+    """Notes what is made here; takes away the slides that an earlier version of this program has made."""
+    if note.exists():
+        found = json.loads(note.read_text())
+        if {**found, "version": _VERSION} != what:
+            raise DemoError(
+                f"{root}: holds other demo slides ({found}, not {what}); remove it or choose another folder"
+            )
+        if found != what:
+            for job in jobs:
+                job.slide.unlink(missing_ok=True)
+    elif any(path.name[0] != "." for path in root.iterdir()):
+        raise DemoError(f"{root}: holds something else than demo slides; choose another folder")
+    write_aside(note, lambda path: path.write_text(json.dumps(what) + "\n"))
+
+
+def make_slide(job: SlideJob) -> None:
+    """Draws a slide and writes its files, the slide last."""
+    rng = np.random.default_rng(job.seed)
+    layout = make_layout(rng, job.size, job.lesions)
+    tumour = tumour_mask(layout, job.size)
+    pixels = paint(rng, layout, tumour, job.stain)
+    for path in (job.slide, job.mask, job.xml):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if job.xml is not None:
+        write_aside(job.xml, partial(write_asap, layout=layout, groups=job.groups))
+    if job.mask is not None:
+        # The commonest value of each four pixels: an average would be neither 0 nor 255.
+        mask = tumour.astype(np.uint8) * 255
+        write_aside(job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode"))
+    write_aside(job.slide, partial(write_tiff, pixels=pixels, compression="jpeg", Q=85, region_shrink="mean"))
+
+
+def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
+    """A tiled, pyramidal TIFF of 0.25 µm/px from uint8 pixels (h, w) or (h, w, 3)."""
+    per_mm = 1000 / SPACING  # the unit of libvips
+    image = pyvips.Image.new_from_array(pixels).copy(xres=per_mm, yres=per_mm)
+    image.tiffsave(
+        str(path), tile=True, tile_width=512, tile_height=512, pyramid=True, resunit="cm", **options
+    )
+
+
+def write_asap(path: Path, layout: Layout, groups: tuple[str, str]) -> None:
+    """Annotations as ASAP writes them: a polygon each, exclusions too, in level-0 pixels."""
+    root = ET.Element("ASAP_Annotations")
+    annotations = ET.SubElement(root, "Annotations")
+    shapes = [(p, groups[0], "#F4FA58") for p in layout.lesions] + [
+        (p, groups[1], "#64FE2E") for p in layout.exclusions
+    ]
+    for number, (polygon, group, color) in enumerate(shapes):
+        names = {"Name": f"Annotation {number}", "Type": "Polygon", "PartOfGroup": group, "Color": color}
+        coordinates = ET.SubElement(ET.SubElement(annotations, "Annotation", names), "Coordinates")
+        for order, (x, y) in enumerate(shapely.get_coordinates(polygon)[:-1]):
+            ET.SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x:.4f}", Y=f"{y:.4f}")
+    parents = ET.SubElement(root, "AnnotationGroups")
+    for group, color in zip(groups, ("#F4FA58", "#64FE2E")):
+        ET.SubElement(
+            ET.SubElement(parents, "Group", Name=group, PartOfGroup="None", Color=color), "Attributes"
+        )
+    ET.indent(root, "\t")
+    ET.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)

@@ -1,0 +1,51 @@
+"""Says which rank was killed: mpiexec.hydra only tells a process id, a batch system often nothing."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from typing import NoReturn
+
+from utils.cli import EXIT_FAILED
+from utils.ranks.launcher import launcher_rank
+
+_SCRIPT = (
+    'read -r line || echo "$0 was killed (out of memory? see dmesg, or what the batch system says; '
+    'of several ranks the first one named is the cause)" >&2'
+)
+_watchers: list[subprocess.Popen[bytes]] = []
+
+
+def announce(rank: int) -> None:
+    """From now on a line on stderr names the rank, should this process be killed.
+
+    A shell waits for the end of a pipe that nobody but this process holds, in a session of its own:
+    mpiexec.hydra kills the whole process group of a rank that is gone.
+    """
+    name = f"[rank {rank}] process {os.getpid()} on {platform.node()}"
+    shell = ["/bin/sh", "-c", _SCRIPT, name]
+    _watchers.append(subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True))
+    atexit.register(cancel)
+
+
+def cancel() -> None:
+    """This process ends by its own will."""
+    while _watchers:
+        watcher = _watchers.pop()
+        with contextlib.suppress(BrokenPipeError):  # a signal to all processes has ended it before
+            watcher.communicate(b"done\n")
+
+
+def end_at_once(text: str) -> NoReturn:
+    """Says why this rank failed, and is gone: a rank that failed must not wait in Horovod's shutdown.
+
+    The launcher ends the others.
+    """
+    sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
+    sys.stderr.flush()
+    cancel()
+    os._exit(EXIT_FAILED)

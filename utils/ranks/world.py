@@ -1,0 +1,237 @@
+"""All Horovod of the suite. One process runs without a launcher, and `--no-horovod` without Horovod.
+
+Every collective is called by all ranks in the same order; the names below say which functions are
+collective. Each line that is there for Horovod is marked so in train.py as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from utils.cli import UserError
+from utils.doctor import version_of
+from utils.ranks import killed_rank
+from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
+from utils.ranks.single import Ranks
+
+try:
+    import horovod.tensorflow as hvd
+    import horovod.tensorflow.keras as hvd_keras
+except ImportError:  # one process works without it
+    hvd = hvd_keras = None
+
+T = TypeVar("T")
+
+# Gradients are reduced in this many groups, the first while the others are still computed. One by one, as is
+# Horovod's default, tracing the step of EfficientDet-D0 takes minutes: a tf.cond for each of 400 variables.
+GRADIENT_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class World(Ranks):
+    """The ranks of this run: `rank` of `size`, `local_rank` of `local_size` on this node."""
+
+    local_rank: int = 0
+    local_size: int = 1
+    horovod: bool = False
+
+    def gather(self, value: T) -> list[T]:
+        return hvd.allgather_object(value) if self.size > 1 else [value]
+
+    def broadcast(self, value: T) -> T:
+        return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Collective: the sum over ranks, same shape and dtype (int64 or float64: exact counts)."""
+        return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
+
+    # --- inside a tf.function -------------------------------------------------------------------------
+    def mean_in_graph(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Collective, also inside a tf.function: the mean over ranks."""
+        return hvd.allreduce(tensor, op=hvd.Average) if self.size > 1 else tensor
+
+    # --- training ---------------------------------------------------------------------------------------
+    def wrap_optimizer(
+        self,
+        optimizer: tf.keras.optimizers.Optimizer,
+        variables: Sequence[tf.Variable],
+        fp16_allreduce: bool = False,
+        accumulate_steps: int = 1,
+    ) -> tf.keras.optimizers.Optimizer:
+        """The optimizer whose `minimize` averages the gradients over ranks (in FP16 if asked).
+
+        With `accumulate_steps` it updates the variables every so many calls, by the mean of their gradients.
+        """
+        if not self.horovod:
+            return optimizer
+        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not. Keras's
+        # function: that of horovod.tensorflow takes `groups` and forgets them.
+        wrapped = hvd_keras.DistributedOptimizer(
+            optimizer,
+            compression=_compression(fp16_allreduce),
+            groups=GRADIENT_GROUPS,
+            backward_passes_per_step=accumulate_steps,
+            average_aggregated_gradients=accumulate_steps > 1,
+        )
+        if accumulate_steps > 1:
+            # Else they would be made while the first graph is traced, thrice.
+            wrapped._agg_helper.locally_aggregated_grads = {
+                i: tf.Variable(tf.zeros_like(variable), trainable=False)
+                for i, variable in enumerate(variables)
+            }
+        return wrapped
+
+    def adasum_tape(self, tape: tf.GradientTape, fp16_allreduce: bool) -> tf.GradientTape:
+        """A tape whose gradients are combined over ranks by Adasum (arXiv 2006.02924).
+
+        Horovod's Keras optimizer only averages, so this goes with one that is not wrapped; nor does Horovod
+        know groups of tensors with Adasum.
+        """
+        return hvd.DistributedGradientTape(tape, compression=_compression(fp16_allreduce), op=hvd.Adasum)
+
+    def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
+        """The class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
+        if synchronised and self.size > 1:
+            return hvd.SyncBatchNormalization
+        return tf.keras.layers.BatchNormalization
+
+    def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
+        """Collective: rank 0's values into every rank's variables."""
+        if self.size > 1:
+            _replace(variables, lambda tensor: hvd.broadcast(tensor, root_rank=0))
+
+    def average_variables(self, variables: Sequence[tf.Variable]) -> None:
+        """Collective: every (float) variable becomes its mean over ranks."""
+        if self.size > 1:
+            _replace(variables, lambda tensor: hvd.allreduce(tensor, op=hvd.Average))
+
+
+def _compression(fp16_allreduce: bool) -> Any:
+    return hvd.Compression.fp16 if fp16_allreduce else hvd.Compression.none
+
+
+def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor], tf.Tensor]) -> None:
+    """Puts all variables of a dtype through `collective` as one vector.
+
+    One message instead of a thousand; hvd.broadcast_variables would also trace a graph of them for a minute.
+    """
+    for dtype in sorted({variable.dtype.as_numpy_dtype for variable in variables}, key=str):
+        group = [variable for variable in variables if variable.dtype.as_numpy_dtype == dtype]
+        flat = collective(tf.constant(np.concatenate([v.numpy().ravel() for v in group]))).numpy()
+        ends = np.cumsum([v.shape.num_elements() for v in group])
+        for variable, part in zip(group, np.split(flat, ends[:-1])):
+            variable.assign(part.reshape(variable.shape))
+
+
+def mpi_of_horovod() -> str | None:
+    """The MPI that Horovod was built with: "openmpi", "mpich" (Intel MPI's ABI is the same), None if neither."""
+    if hvd is None:
+        return None
+    library = Path(sys.modules[hvd.__name__].__file__ or "").parent
+    for path in library.glob("mpi_lib*.so"):
+        content = path.read_bytes()
+        for name, kind in ((b"libmpi.so.40", "openmpi"), (b"libmpi.so.12", "mpich")):
+            if name in content:
+                return kind
+    return None
+
+
+def horovod_built() -> str:
+    """ "0.28.1 with MPI, Gloo; MPI is openmpi 4.1.8"."""
+    kinds = [kind for kind in ("MPI", "Gloo", "NCCL") if getattr(hvd, f"{kind.lower()}_built")()]
+    mpi = mpi_of_horovod()
+    built = f"; MPI is {mpi} {version_of(mpi) or 'of the system'}" if mpi else ""
+    return f"{version_of('horovod')} with {', '.join(kinds)}{built}"
+
+
+def check_launcher() -> None:
+    """UserError when Horovod was built for another MPI than the launcher's: each rank would train alone."""
+    launcher, built = launcher_mpi(), mpi_of_horovod()
+    if launcher is None or built is None or launcher == built:
+        return
+    raise UserError(
+        f"started by {LAUNCHERS[launcher]}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
+        f"start it with the {COMMANDS[built]} of that environment, or take the other environment "
+        f"(MPI={'intel' if launcher == 'mpich' else 'openmpi'} sh run_train.sh)"
+    )
+
+
+def init_world(use_horovod: bool, alone: bool = True) -> World:
+    """Starts Horovod, in one process only if it cannot do without (`alone` is False).
+
+    UserError when it is missing, or sees other ranks than the launcher started.
+    """
+    rank, launched = launcher_rank()
+    if not use_horovod:
+        if launched > 1:
+            raise UserError(
+                f"--no-horovod, but a launcher started {launched} ranks: they would train apart, take off "
+                "--no-horovod or start one process"
+            )
+        return World()
+    if launched == 1 and alone:
+        return World()
+    if hvd is None:
+        raise UserError("Horovod is not installed: set up with `sh run_train.sh`, or start one process")
+    check_launcher()
+    if launched == 1:  # Open MPI's wheel does not start without its mpirun
+        os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
+    hvd.init()
+    killed_rank.announce(rank)
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
+    if world.size != launched:
+        raise UserError(
+            f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
+            f"MPI than this launcher's. Rank {rank} of {launched} runs {sys.executable}; take the mpirun or "
+            "mpiexec.hydra of that environment"
+        )
+    return world
+
+
+def threads_of_rank(local_size: int) -> int:
+    """How many threads a rank may use: the cores that it is bound to, shared with those bound to the same.
+
+    Launchers bind ranks to cores or sockets of their own, or leave all ranks of a node on all cores.
+    """
+    cores = os.sched_getaffinity(0)
+    me = psutil.Process()
+    siblings = [p for p in me.parent().children() if p.name() == me.name()] if me.parent() else [me]
+    if len(siblings) < local_size:  # each rank has a shell of its own between it and the launcher
+        return max(1, len(cores) // local_size)
+    sharing = sum(set(sibling.cpu_affinity()) == cores for sibling in siblings)
+    return max(1, len(cores) // sharing)
+
+
+def select_devices(world: World, no_cuda: bool) -> list[Any]:
+    """One GPU a rank by local rank, with memory growth; none with `--no_cuda`. Returns the rank's GPUs.
+
+    Sets TensorFlow's threads from the rank's cores. UserError when there are GPUs but fewer than ranks here.
+    """
+    if world.local_size > 1:  # alone, TensorFlow's own choice is right
+        tf.config.threading.set_intra_op_parallelism_threads(threads_of_rank(world.local_size))
+        tf.config.threading.set_inter_op_parallelism_threads(2)  # a collective must not block the computation
+    gpus = [] if no_cuda else tf.config.list_physical_devices("GPU")
+    if not gpus:
+        tf.config.set_visible_devices([], "GPU")
+        # Without AVX-512 a convolution of one image with batch norm fused into it takes oneDNN 30 times as long
+        # (scalar code). Of two and more it would be up to 1.8 times as fast, but large patches come one by one.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
+        return []
+    if world.local_size > len(gpus):
+        raise UserError(
+            f"{world.local_size} ranks on this node but {len(gpus)} GPUs: start one rank a GPU "
+            f"(-map-by ppr:{len(gpus)}:node), or use --no_cuda"
+        )
+    mine = gpus[world.local_rank if world.horovod else 0]
+    tf.config.set_visible_devices(mine, "GPU")
+    tf.config.experimental.set_memory_growth(mine, True)
+    return [mine]
