@@ -185,12 +185,12 @@ def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
 
     # 1. Ranks and devices.
     world = init_world(True)
-    world.agree(lambda: select_devices(world, options.no_cuda))
+    world.all_or_none(lambda: select_devices(world, options.no_cuda))
 
     # 2. What is to be done.
-    settings = world.of_first(lambda: settings_of(options, source))
-    world.of_first(lambda: store.prepare(options.output, settings))
-    pending = world.of_first(
+    settings = world.on_rank_0(lambda: settings_of(options, source))
+    world.on_rank_0(lambda: store.prepare(options.output, settings))
+    pending = world.on_rank_0(
         lambda: [path for path in slides if not store.record_of(options.output, path.stem).exists()]
     )
     if world.is_first:
@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
     # 3. The model.
     outcome, start = Outcome(), time.monotonic()
     if pending:
-        predictor = world.agree(
+        predictor = world.all_or_none(
             lambda: Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
         )
         several = predictor.classes > 2
@@ -257,7 +257,7 @@ def summarise(output: Path, world: World, outcome: Outcome, seconds: float) -> i
         for text in errors:
             sys.stderr.write(f"{PROGRAM}: error: {NO_ROOM.format(text)}\n")
 
-    world.of_first(say)
+    world.on_rank_0(say)
     failed = world.broadcast(bool(bad or errors))
     return EXIT_FAILED if failed else EXIT_DONE
 

@@ -48,7 +48,7 @@ from training.schedule import SCALINGS, learning_rate
 from training.summary import end_summary, start_summary
 from utils.cli import EXIT_DONE, EXIT_STOPPED, UserError, report_user_error, show_warnings
 from utils.ranks import killed_rank
-from utils.startup import configure_environment, give_back
+from utils.startup import configure_environment, limit_malloc
 
 if TYPE_CHECKING:  # imported in run(): wrong options are answered before TensorFlow has loaded
     from training.mining import HardMiner
@@ -63,7 +63,7 @@ CALIBRATION_BATCHES = 50  # a rank, forward only; of a short run an eighth of it
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     configure_environment(options)
-    give_back(options.recompute)
+    limit_malloc(options.recompute)
     show_warnings()
     try:
         return run(options)
@@ -90,30 +90,30 @@ def run(options: argparse.Namespace) -> int:
 
     # 1. Ranks and devices.
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
-    devices = world.agree(lambda: select_devices(world, options.no_cuda))
+    devices = world.all_or_none(lambda: select_devices(world, options.no_cuda))
 
     if options.memory_report:
-        found = world.of_first(lambda: memory.report(options, world.local_size))
+        found = world.on_rank_0(lambda: memory.report(options, world.local_size))
         sys.stdout.write(f"{found}\n" if world.is_first else "")
 
     # 2. Slides: found, checked and split before anything that takes long; of a run that goes on, as it was.
-    checkpoint = world.of_first(lambda: find_checkpoint(options))
+    checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     train_pairs, val_pairs, label_map = prepare_slides(
         options, world, options.log_dir if checkpoint is not None else None
     )
 
     # 3. Model and optimizer; rank 0's values everywhere before the first step.
-    trainer = world.agree(lambda: Trainer(options, label_map.num_classes, world))
+    trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world))
     state: dict[str, Any] = {}
     if checkpoint is not None:
-        state = world.of_first(lambda: trainer.restore(checkpoint))
+        state = world.on_rank_0(lambda: trainer.restore(checkpoint))
     elif options.weights_path is not None:
-        report = world.agree(lambda: trainer.load(options.weights_path) if world.is_first else "")
+        report = world.all_or_none(lambda: trainer.load(options.weights_path) if world.is_first else "")
         sys.stdout.write(f"{report}\n" if world.is_first else "")
     trainer.synchronise()  # Horovod: rank 0's start, or what it loaded
 
     # 4. The folder of this run.
-    log_dir = world.of_first(lambda: make_log_dir(options))
+    log_dir = world.on_rank_0(lambda: make_log_dir(options))
     if world.is_first:
         write_json(option_values(options), log_dir / "options.json")
         write_json(split_values(train_pairs, val_pairs), log_dir / "splits.json")

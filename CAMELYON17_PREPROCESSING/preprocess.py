@@ -184,10 +184,10 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     """Collective: each rank does its slides."""
     settings = settings_of(options)
     folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
-    sources, left_out, warnings = world.of_first(lambda: find_sources(options))
-    world.of_first(lambda: store.prepare(folders, settings))
+    sources, left_out, warnings = world.on_rank_0(lambda: find_sources(options))
+    world.on_rank_0(lambda: store.prepare(folders, settings))
     mine = sources[world.rank :: world.size]
-    pending = world.agree(lambda: [source for source in mine if not store.is_finished(folders, source)])
+    pending = world.all_or_none(lambda: [source for source in mine if not store.is_finished(folders, source)])
     counts = world.gather(len(pending))
     if world.is_first:
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
@@ -249,7 +249,7 @@ def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, second
             print(f"{kind}: {totals[kind]} patches in {getattr(folders, kind)}", flush=True)
         return bool(bad or errors)
 
-    return EXIT_FAILED if world.of_first(summarise) else EXIT_DONE
+    return EXIT_FAILED if world.on_rank_0(summarise) else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import OutputError, differences, write_aside
+from utils.files import OutputError, differences, write_atomically
 
 WORK, RECORDS, LESIONS = ".work", "slides", "lesions"
 COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "seconds")
@@ -67,7 +67,7 @@ def prepare(output: Path, settings: Settings) -> None:
         shutil.rmtree(output / WORK, ignore_errors=True)
         for folder in (WORK, RECORDS, LESIONS):
             (output / folder).mkdir(parents=True, exist_ok=True)
-        write_aside(note, lambda path: path.write_text(json.dumps(asdict(settings), indent=2) + "\n"))
+        write_atomically(note, lambda path: path.write_text(json.dumps(asdict(settings), indent=2) + "\n"))
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
         for path in files_of(output, slide):
             (output / WORK / path.name).replace(path)
         text = json.dumps(record, indent=2) + "\n"
-        write_aside(record_of(output, slide), lambda path: path.write_text(text))
+        write_atomically(record_of(output, slide), lambda path: path.write_text(text))
 
 
 def remove(output: Path, slide: str) -> None:
@@ -115,6 +115,6 @@ def write_table(output: Path) -> int:
             table.writerows(records)
 
     with output_errors(output):
-        write_aside(output / "slides.csv", write)
+        write_atomically(output / "slides.csv", write)
         shutil.rmtree(output / WORK, ignore_errors=True)
     return len(records)

@@ -36,7 +36,7 @@ from tests.helpers.toy_models import randomise, toy_efficientdet
 from tests.helpers.toy_predictors import export, rings, slide_with
 from training.checkpoint import save_checkpoint
 from utils.cli import UserError
-from utils.files import write_aside
+from utils.files import write_atomically
 from utils.ranks.world import World
 
 COMMON = ("--img_size", "128", "--batch_size", "3")
@@ -458,14 +458,14 @@ def test_what_was_never_scanned_is_glass(toys, slides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["os.pwrite", "prediction.work.write_overlay", "prediction.store.write_aside"]
+    "place", ["os.pwrite", "prediction.work.write_overlay", "prediction.store.write_atomically"]
 )
 def test_a_full_disk_is_said_and_the_same_command_goes_on(
     place, toys, slides, whole, tmp_path, monkeypatch, capsys
 ):
     def full(target: object, *_: object) -> int:
         if getattr(target, "name", "") == "prediction.json":
-            return write_aside(target, *_)
+            return write_atomically(target, *_)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

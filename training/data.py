@@ -30,11 +30,11 @@ def prepare_slides(
     """
     label_map = LabelMap.parse(options.label_map)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
-    train, val = world.of_first(lambda: _find(options))
+    train, val = world.on_rank_0(lambda: _find(options))
     apart = bool(val)  # else they are split off
     good = set(_check(options, [*train, *val], label_map, world))
     train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
-    return (*world.agree(lambda: _split(options, train, val, resumed, apart)), label_map)
+    return (*world.all_or_none(lambda: _split(options, train, val, resumed, apart)), label_map)
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:

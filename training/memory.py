@@ -23,7 +23,7 @@ import psutil
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from training.options import option_values
 from utils.cli import UserError
-from utils.startup import configure_environment, give_back
+from utils.startup import configure_environment, limit_malloc
 
 GB = 1e9
 SMALL = (512, 1024)  # sides from whose memory that of larger ones follows: it is linear in the pixels
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     options, steps = argparse.Namespace(**values), values["steps"]
     options.accumulate_steps = 1  # what more it takes is one gradient
     configure_environment(options)
-    give_back(options.recompute)
+    limit_malloc(options.recompute)
     from training.trainer import Trainer
     from utils.ranks.world import World
 

@@ -21,7 +21,7 @@ from training.options import build_parser
 from training.resume import read_metrics
 from training.summary import count
 from training.validate import Shown, Validation
-from utils.files import write_aside
+from utils.files import write_atomically
 from utils.pictures import PARTS, split_panel
 from utils.reporting.charts import chart
 
@@ -80,7 +80,7 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
     )
-    write_aside(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
 
 
 def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:

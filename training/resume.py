@@ -10,7 +10,7 @@ from typing import Any
 
 from training.options import option_values
 from utils.cli import UserError
-from utils.files import write_aside
+from utils.files import write_atomically
 
 # What may differ without a word: it changes what is seen of a run, not what is learnt.
 FREE = {
@@ -100,4 +100,4 @@ def drop_later_metrics(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
-    write_aside(path, lambda aside: aside.write_text("".join(kept)))
+    write_atomically(path, lambda aside: aside.write_text("".join(kept)))

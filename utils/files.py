@@ -11,7 +11,7 @@ class OutputError(OSError):
     """A file cannot be written: nothing is wrong with the slide."""
 
 
-def write_aside(path: Path, writer: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, writer: Callable[[Path], Any]) -> None:
     """Under another name until it is whole; what a killed run leaves is written again by the next."""
     partial_path = path.with_name(f".{path.name}.partial")
     writer(partial_path)

@@ -33,7 +33,7 @@ def configure_environment(options: argparse.Namespace) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
-def give_back(recompute: str) -> None:
+def limit_malloc(recompute: str) -> None:
     """Tells glibc, before TensorFlow starts, to keep less of what is freed.
 
     Each thread keeps its own, in which the next tensors do not fit: 5 to 10 % of the peak. Given back at once it is up

@@ -26,7 +26,7 @@ import shapely
 from tqdm import tqdm
 
 from utils.demo.tissue import Layout, Stain, make_layout, paint, tumour_mask
-from utils.files import write_aside
+from utils.files import write_atomically
 
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
@@ -185,7 +185,7 @@ def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJ
                 job.slide.unlink(missing_ok=True)
     elif any(path.name[0] != "." for path in root.iterdir()):
         raise DemoError(f"{root}: holds something else than demo slides; choose another folder")
-    write_aside(note, lambda path: path.write_text(json.dumps(what) + "\n"))
+    write_atomically(note, lambda path: path.write_text(json.dumps(what) + "\n"))
 
 
 def make_slide(job: SlideJob) -> None:
@@ -198,12 +198,16 @@ def make_slide(job: SlideJob) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if job.xml is not None:
-        write_aside(job.xml, partial(write_asap, layout=layout, groups=job.groups))
+        write_atomically(job.xml, partial(write_asap, layout=layout, groups=job.groups))
     if job.mask is not None:
         # The commonest value of each four pixels: an average would be neither 0 nor 255.
         mask = tumour.astype(np.uint8) * 255
-        write_aside(job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode"))
-    write_aside(job.slide, partial(write_tiff, pixels=pixels, compression="jpeg", Q=85, region_shrink="mean"))
+        write_atomically(
+            job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode")
+        )
+    write_atomically(
+        job.slide, partial(write_tiff, pixels=pixels, compression="jpeg", Q=85, region_shrink="mean")
+    )
 
 
 def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:

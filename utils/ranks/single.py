@@ -34,7 +34,7 @@ class Ranks:
         """Collective: returns when all ranks are here."""
         self.gather(None)
 
-    def agree(self, check: Callable[[], T]) -> T:
+    def all_or_none(self, check: Callable[[], T]) -> T:
         """Collective: what `check` returns; when it fails on any rank, a UserError on every rank.
 
         A rank must not end alone over bad input: the others would wait for it, or be killed by the
@@ -50,6 +50,6 @@ class Ranks:
             raise UserError("\n".join(messages))
         return value  # type: ignore[return-value]
 
-    def of_first(self, function: Callable[[], T]) -> T:
-        """Collective: what `function` returns on rank 0, which alone calls it; fails on all as `agree`."""
-        return self.broadcast(self.agree(lambda: function() if self.is_first else None))  # type: ignore[return-value]
+    def on_rank_0(self, function: Callable[[], T]) -> T:
+        """Collective: what `function` returns on rank 0, which alone calls it; fails on all as `all_or_none`."""
+        return self.broadcast(self.all_or_none(lambda: function() if self.is_first else None))  # type: ignore[return-value]
