@@ -167,34 +167,19 @@ def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
 
 
 def _of_checkpoint(source: Source, precision: str) -> Callable[[Any], Any]:
-    """The network of the options with the checkpoint's weights, their averages (--ema) where it has them."""
+    """Return the network of the run's options with the checkpoint's weights, computing in `precision`."""
     import tensorflow as tf
-    import tf_keras as keras
 
-    from models import build_model, serving_model
+    from models import serving_model
+    from models.from_options import network_from_options
     from training.checkpoint import VARIABLES, CheckpointError, read_state
 
-    options = source.options
-    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+    options = {"bn_momentum": None, **source.options, "mixed_precision": precision}
     try:
-        state = read_state(source.path)
-        network = build_model(
-            options["model"],
-            None,
-            state["classes"],
-            fpn_min_level=options["fpn_min_level"],
-            fpn_cells=options["fpn_cells"],
-            output_stride=options["output_stride"],
-        )
-        averages = [
-            tf.Variable(v, trainable=False) for v in network.trainable_variables if options.get("ema")
-        ]
-        tracked = {"averages": averages} if averages else {}
-        status = tf.train.Checkpoint(model=network, **tracked).read(str(source.path / VARIABLES))
+        network = network_from_options(options, read_state(source.path)["classes"])
+        status = tf.train.Checkpoint(model=network).read(str(source.path / VARIABLES))
         status.expect_partial().assert_existing_objects_matched()
     except (AssertionError, KeyError, ValueError, CheckpointError, tf.errors.OpError) as error:
         raise UserError(f"{source.path} cannot be loaded: {error!r}") from error
-    for average, variable in zip(averages, network.trainable_variables):
-        variable.assign(average)
     serving = serving_model(options["model"], network)
     return lambda images: serving(images, training=False)

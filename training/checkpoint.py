@@ -11,17 +11,26 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from utils.cli import RunError, UserError
+from utils.files import write_atomically
+
 VARIABLES = "variables"
 STATE = "state.json"
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is torn, empty, or not of this suite."""
+class CheckpointError(UserError):
+    """A checkpoint is torn, empty, or not of this suite."""
+
+
+class CheckpointWriteError(RunError):
+    """The last checkpoint of a run cannot be written."""
 
 
 def _crc32(path: Path) -> int:
@@ -46,23 +55,26 @@ def save_checkpoint(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[s
     Raises OSError (a full disk); what was there before stays.
     """
     target = folder / f"step_{state['step']:09d}"
-    temporary = folder / f"tmp_{state['step']:09d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        checkpoint.write(str(temporary / VARIABLES))
-        files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(temporary.iterdir()) if p.is_file()}
-        (temporary / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
-        for path in temporary.iterdir():
-            _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        write_atomically(target, lambda partial: _write(partial, checkpoint, state))
         _sync(folder)
     except tf.errors.OpError as error:
         raise OSError(f"{target} cannot be written: {error.message}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _write(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[str, Any]) -> None:
+    folder.mkdir()
+    try:
+        checkpoint.write(str(folder / VARIABLES))
+        files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+        (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
+        for path in folder.iterdir():
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # a full disk stays full otherwise
+        raise
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -107,3 +119,30 @@ def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
     for path in paths[: max(0, len(paths) - keep)]:
         if path.name != f"step_{best_step or -1:09d}":
             shutil.rmtree(path)
+
+
+@dataclass
+class Checkpointer:
+    """Writes the checkpoints of a run into `folder`, and keeps the newest `keep` of them and the best."""
+
+    folder: Path
+    variables: tf.train.Checkpoint
+    keep: int
+    warn: Callable[[str], None]
+
+    def save(self, state: dict[str, Any], must: bool) -> None:
+        """Write a checkpoint. Rank 0 alone calls it.
+
+        `state` has at least `step` and `best` (mIoU, step). If it cannot be written (a full disk), the run goes on
+        with a warning; CheckpointWriteError if it `must` be written because the run ends here.
+        """
+        try:
+            save_checkpoint(self.folder, self.variables, state)
+            prune_checkpoints(self.folder, self.keep, state["best"][1])
+        except OSError as error:
+            message = f"no checkpoint at step {state['step']}"
+            if must:
+                raise CheckpointWriteError(
+                    f"{message}: {error}. Make room and start again: the run goes on from the last one in {self.folder}"
+                ) from error
+            self.warn(f"warning: {message}, the run goes on: {error}")

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import resource
 from datetime import timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from training.progress import Laps
 from training.resume import read_splits
 from training.summary import count, lines
-from utils.ranks.world import World
+
+if TYPE_CHECKING:
+    from training.loop import Loop
 
 GB = 1e9
 
 
-def forecast(
-    options: argparse.Namespace,
-    world: World,
-    log_dir: Path,
-    parameters: int,
-    laps: dict[str, Laps],
-    validated: int,
-) -> str:
-    """Collective. Lines that say what the command without `--debug` would do.
-
-    `laps`: of batches by split; `validated`: patches of a validation.
-    """
+def forecast(loop: Loop) -> str:
+    """Collective: return lines that say what the command without `--debug` would do, from what this run measured."""
+    options, world, log_dir = loop.options, loop.world, loop.log_dir
+    laps, validated = {"train": loop.laps, "val": loop.validator.laps}, loop.validator.patches
     peaks = world.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     gpus = world.gather([tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i, _ in
                          enumerate(tf.config.list_logical_devices("GPU"))])  # fmt: skip
@@ -45,7 +37,7 @@ def forecast(
     newest = max((log_dir / "checkpoints").glob("step_*"))
     checkpoint = sum(file.stat().st_size for file in newest.iterdir()) / 1e6
     model = sum(file.stat().st_size for file in (log_dir / "model").rglob("*") if file.is_file()) / 1e6
-    reduced = parameters * (2 if options.fp16_allreduce else 4) / 1e6
+    reduced = loop.trainer.model.count_params() * (2 if options.fp16_allreduce else 4) / 1e6
     gpu = f", {max(sum(peak) for peak in gpus) / GB:.1f} GB of its GPU" if any(gpus) else ""
     kept = options.keep_checkpoints + 1  # and the best
     rows = {

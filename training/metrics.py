@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from training.strips import sum_by_strips
+from utils.ranks.single import Ranks
 
 AUC_BINS = 512
 
@@ -38,8 +39,12 @@ class Counts:
         self.loss += loss * images
         self.images += images
 
+    def summed(self, ranks: Ranks) -> Counts:
+        """Collective: return the counts of all ranks together."""
+        return Counts.unpacked(ranks.sum(self.packed()), self.num_classes)
+
     def packed(self) -> np.ndarray:
-        """All in one float64 vector, exact for counts below 2^53, for one reduction over ranks."""
+        """Return all in one float64 vector, exact for counts below 2^53, for one reduction over ranks."""
         return np.concatenate(
             [self.confusion.ravel(), self.histogram.ravel(), [self.loss, self.images]], dtype=float
         )

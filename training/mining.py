@@ -5,7 +5,8 @@ Each rank mines alone, in inference mode and without gradients: no collective, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +27,7 @@ class Predictor(Protocol):
 
 @dataclass
 class HardMiner:
-    """Iterates over mined batches. `candidates` and `rejected` count patches since they were last set to 0.
+    """Iterates over mined batches; `count` is told of each look how many patches it saw and rejected.
 
     A patch is easy from a mIoU of `threshold` on. In at most `tries` rounds the easy patches of a batch are
     replaced by hard ones of the next batches, tumour by tumour and other by other, so that the batch keeps its
@@ -37,8 +38,7 @@ class HardMiner:
     predictor: Predictor
     threshold: float
     tries: int
-    candidates: int = 0
-    rejected: int = 0
+    count: Callable[[int, int], None]
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
@@ -70,6 +70,16 @@ class HardMiner:
         classes = self.predictor.predict(batch.images, batch.labels)
         confusions = patch_confusions(batch.labels, classes, self.predictor.num_classes)
         easy = np.array([(mean_iou(confusion) or 0.0) >= self.threshold for confusion in confusions])
-        self.candidates += len(easy)
-        self.rejected += int(easy.sum())
+        self.count(len(easy), int(easy.sum()))
         return easy
+
+
+def mined(
+    batches: Iterator[Batch],
+    predictor: Predictor,
+    options: argparse.Namespace,
+    count: Callable[[int, int], None],
+) -> Iterator[Batch]:
+    """Return `batches` as `--hard_mining` and the options that go with it say."""
+    threshold, tries = options.hard_mining_threshold, options.hard_mining_tries
+    return iter(HardMiner(batches, predictor, threshold, tries, count))

@@ -1,81 +1,22 @@
-"""Where a run is, as its checkpoints have it, what it sums up between two logs, how long a batch takes."""
+"""How far a run is: the state that a checkpoint holds besides the variables, and how it is written and read.
+
+A new field of `Progress` is written and read by itself. Those in PER_RANK are stored once per rank, all others once.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from training.clocks import Stopwatch
 from training.metrics import Counts
 from utils.ranks.single import Ranks
 
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is: at its begin, or as a checkpoint has it."""
-
-    step: int = 0  # images seen, over all ranks
-    batch: int = 0  # the rank's next one
-    best: tuple[float, int] = (-1.0, -1)  # validation mIoU, step
-    validations: int = 0  # since the best one
-    miou: float = math.nan  # of the last validation
-    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
-    interval: dict[str, Any] = field(default_factory=dict)  # of rank 0: what was not logged yet
-    mined: tuple[int, int] = (0, 0)  # of rank 0: candidates and rejected patches in it
-    validation_due: bool = False  # at this step, and not done
-    longest_pause: float = 0.0  # seconds of a validation and its checkpoint
-    remark: str = ""
-
-    @classmethod
-    def of(cls, state: dict[str, Any], options: argparse.Namespace, world: Ranks) -> Position:
-        """As the checkpoint's state has it; the begin if there is none."""
-        if not state:
-            return cls()
-        step, ranks = state["step"], state["ranks"]
-        batch_size, accumulate_steps = options.batch_size, options.accumulate_steps
-        if (len(ranks), state["batch_size"]) == (world.size, batch_size):
-            batch = ranks[world.rank]["next_batch"]
-            dropped = {slide: tuple(value) for slide, value in ranks[world.rank]["dropped"].items()}
-            remark = ""
-        else:  # other patches for each rank: bad slides are found again
-            update = world.size * batch_size * accumulate_steps
-            batch, dropped = -(-step // update) * accumulate_steps, {}
-            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
-        interval = state["interval"] if world.is_first else {}
-        mined = tuple(state["mined"]) if world.is_first else (0, 0)
-        best, miou = tuple(state["best"]), state["miou"]
-        due, pause = state["validation_due"], state["longest_pause"]
-        return cls(
-            step, batch, best, state["validations"], miou, dropped, interval, mined, due, pause, remark
-        )
-
-
-class Laps:
-    """How long the last batches took, each alone."""
-
-    def __init__(self) -> None:
-        self.seconds: deque[float] = deque(maxlen=500)
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def lap(self) -> None:
-        """A batch is done, and the next one begins."""
-        self.seconds.append(time.perf_counter() - self.started)
-        self.start()
-
-    @property
-    def usual(self) -> float:
-        """The mean without what is slow but once: a first batch waits for its graph."""
-        seconds = np.array(self.seconds)
-        return float(seconds[seconds <= 3 * np.median(seconds)].mean())
+PER_RANK = ("next_batch", "dropped")
 
 
 @dataclass
@@ -84,36 +25,115 @@ class Interval:
 
     counts: Counts
     start_step: int
-    start_wait: float  # of the loader's clock
-    start_time: float
-    pause_time: float | None = None  # when the present pause began
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    candidates: int = 0  # patches that hard mining looked at, and those that it rejected
+    rejected: int = 0
+    start_wait: float = 0.0  # the loader's `wait_seconds` when the interval began
 
-    @property
-    def seconds(self) -> float:
-        """Since its begin, without pauses."""
-        return (self.pause_time or time.perf_counter()) - self.start_time
+    def start(self, wait: float) -> None:
+        """Start the clock; `wait` is the loader's `wait_seconds` now."""
+        self.start_wait = wait
+        self.clock.start()
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is done within takes no time."""
-        self.pause_time = time.perf_counter()
-        yield
-        self.start_time += time.perf_counter() - self.pause_time
-        self.pause_time = None
+    def count_mined(self, candidates: int, rejected: int) -> None:
+        self.candidates += candidates
+        self.rejected += rejected
+
+    def mined(self, world: Ranks) -> tuple[int, int]:
+        """Collective: return how many patches hard mining looked at and rejected, over all ranks."""
+        candidates, rejected = zip(*world.gather((self.candidates, self.rejected)))
+        return sum(candidates), sum(rejected)
+
+    def values(self, world: Ranks, step: int, wait: float) -> dict[str, Any]:
+        """Collective: return what metrics.jsonl says of the interval, which ends at `step`.
+
+        `wait` is the loader's `wait_seconds` now. The wait that is returned is that of the rank that waited longest.
+        """
+        seconds = self.clock.seconds
+        values = self.counts.summed(world).summary()
+        waited = max(world.gather(wait - self.start_wait))
+        values["seconds"] = seconds
+        values["images_per_second"] = (step - self.start_step) / seconds
+        values["sampler_wait"] = waited / seconds
+        candidates, rejected = self.mined(world)
+        if candidates:
+            values["rejected"] = rejected / candidates
+        return values
+
+    def to_state(self, world: Ranks) -> dict[str, Any]:
+        """Collective: return the interval as JSON values, summed over ranks."""
+        candidates, rejected = self.mined(world)
+        return {
+            "counts": self.counts.summed(world).packed().tolist(),
+            "start_step": self.start_step,
+            "seconds": self.clock.seconds,
+            "candidates": candidates,
+            "rejected": rejected,
+        }
 
     @classmethod
-    def begin(cls, num_classes: int, step: int, wait: float, state: dict[str, Any] | None = None) -> Interval:
-        """From now on, or as a checkpoint's `state` has it."""
-        now = time.perf_counter()
-        if not state:
-            return cls(Counts(num_classes), step, wait, now)
+    def from_state(cls, state: dict[str, Any], num_classes: int) -> Interval:
         counts = Counts.unpacked(np.array(state["counts"]), num_classes)
-        return cls(counts, state["start_step"], wait, now - state["seconds"])
+        mined = state.get("candidates", 0), state.get("rejected", 0)
+        return cls(counts, state["start_step"], Stopwatch(state["seconds"]), *mined)
 
-    def state(self, total: Counts) -> dict[str, Any]:
-        """For a checkpoint, with the counts of all ranks."""
-        return {
-            "counts": total.packed().tolist(),
-            "start_step": self.start_step,
-            "seconds": self.seconds,
-        }
+
+@dataclass
+class Progress:
+    """How far a run is, on one rank."""
+
+    interval: Interval
+    step: int = 0  # images seen, over all ranks
+    best: tuple[float, int] = (-1.0, -1)  # highest validation mIoU so far, and its step
+    validations: int = 0  # number of validations since the best one
+    miou: float = math.nan  # of the last validation
+    validation_due: bool = False  # a signal came before the validation that is due at this step
+    longest_pause: float = 0.0  # longest time in seconds that a validation with its checkpoint took
+    next_batch: int = 0  # index of this rank's next batch
+    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
+
+    @classmethod
+    def begin(cls, num_classes: int) -> Progress:
+        return cls(Interval(Counts(num_classes), 0))
+
+    def add_validation(self, miou: float) -> None:
+        """Take the mIoU of a validation at the present step."""
+        better = miou > self.best[0]
+        self.best = (miou, self.step) if better else self.best
+        self.validations = 0 if better else self.validations + 1
+        self.miou, self.validation_due = miou, False
+
+    def to_state(self, world: Ranks) -> dict[str, Any]:
+        """Collective: return the state of all ranks as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "interval"}
+        mine = {name: values.pop(name) for name in PER_RANK}
+        return {**values, "ranks": world.gather(mine), "interval": self.interval.to_state(world)}
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], options: argparse.Namespace, world: Ranks, num_classes: int
+    ) -> tuple[Progress, str]:
+        """Return this rank's progress, and a remark if the patches will come in another order.
+
+        `state` is `to_state`'s with the `batch_size` of the run. With another number of ranks or another batch size
+        each rank goes on behind the batches that were seen, and finds bad slides again.
+        """
+        names = {f.name for f in fields(cls)} - {"interval", *PER_RANK}
+        values = {name: state[name] for name in names if name in state}
+        values["best"] = tuple(values["best"])
+        ranks, step = state["ranks"], state["step"]
+        remark = ""
+        if (len(ranks), state["batch_size"]) == (world.size, options.batch_size):
+            mine = ranks[world.rank]
+            dropped = {slide: tuple(value) for slide, value in mine["dropped"].items()}
+            values.update(next_batch=mine["next_batch"], dropped=dropped)
+        else:
+            update = world.size * options.batch_size * options.accumulate_steps
+            values["next_batch"] = -(-step // update) * options.accumulate_steps
+            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
+        # The sums of all ranks go on in rank 0: they are summed over ranks again.
+        if world.is_first:
+            interval = Interval.from_state(state["interval"], num_classes)
+        else:
+            interval = Interval(Counts(num_classes), step)
+        return cls(interval, **values), remark

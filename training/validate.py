@@ -82,35 +82,31 @@ class _Top:
 def validate(
     trainer: Trainer, loader: Loader, progress: Callable[[int], None] = lambda images: None
 ) -> Validation:
-    """Collective. The averaged weights, where there are any, are what is validated.
-
-    `progress` is called after each batch with this rank's images so far.
-    """
+    """Collective: validate the model; `progress` is called after each batch with this rank's images so far."""
     start, wait = time.perf_counter(), loader.wait_seconds
     trainer.average_statistics()  # Horovod
     counts = Counts(trainer.num_classes)
     slides: dict[str, Any] = {}  # confusion matrix by slide
     tops = {"mixed": _Top(), "worst": _Top(), "best": _Top()}
-    with trainer.averaged():
-        for batch in loader:
-            batch_counts, classes = trainer.evaluate_batch(batch.images, batch.labels)
-            counts.add(*batch_counts)
-            progress(counts.images)
-            confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
-            for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
-                name = slide_of_patch(patch.slide) or patch.slide
-                slides[name] = slides.get(name, 0) + confusion
-                score = mean_iou(confusion) or 0.0
-                tumour = np.count_nonzero(batch.labels[i]) / batch.labels[i].size
-                keys = {"mixed": tumour * (1 - tumour), "worst": -score}
-                if patch.tumour:  # a patch without is right all too easily
-                    keys["best"] = score
-                wanted = [kind for kind, key in keys.items() if tops[kind].wants(key)]
-                if wanted:
-                    picture = panel(batch.images[i], batch.labels[i], classes[i])
-                    for kind in wanted:
-                        where = patch.slide, patch.x_l0, patch.y_l0
-                        tops[kind].add(Shown(keys[kind], *where, score, picture))
+    for batch in loader:
+        batch_counts, classes = trainer.evaluate_batch(batch.images, batch.labels)
+        counts.add(*batch_counts)
+        progress(counts.images)
+        confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
+        for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
+            name = slide_of_patch(patch.slide) or patch.slide
+            slides[name] = slides.get(name, 0) + confusion
+            score = mean_iou(confusion) or 0.0
+            tumour = np.count_nonzero(batch.labels[i]) / batch.labels[i].size
+            keys = {"mixed": tumour * (1 - tumour), "worst": -score}
+            if patch.tumour:  # a patch without is right all too easily
+                keys["best"] = score
+            wanted = [kind for kind, key in keys.items() if tops[kind].wants(key)]
+            if wanted:
+                picture = panel(batch.images[i], batch.labels[i], classes[i])
+                for kind in wanted:
+                    where = patch.slide, patch.x_l0, patch.y_l0
+                    tops[kind].add(Shown(keys[kind], *where, score, picture))
     seconds = time.perf_counter() - start
     mine = seconds, loader.wait_seconds - wait, set(loader.dropped), slides, tops
     times, waits, dropped, by_slide, by_kind = zip(*trainer.world.gather(mine))
@@ -122,5 +118,5 @@ def validate(
         kind: heapq.nlargest(SHOWN, [item for part in by_kind for item in part[kind].items]) for kind in tops
     }
     return Validation(
-        trainer.summed(counts), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
+        counts.summed(trainer.world), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
     )

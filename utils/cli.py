@@ -15,7 +15,11 @@ NO_ROOM = "{}. Make room, and the same command goes on"  # of the error
 
 
 class UserError(ValueError):
-    """Something that the user has to mend: the message says what. Ends the program with exit code 2."""
+    """The user has to mend something: the message says what. Ends the program with exit code 2, without traceback."""
+
+
+class RunError(RuntimeError):
+    """A run failed for a reason that its message explains. Ends the program with exit code 1, without traceback."""
 
 
 def show_warnings() -> None:

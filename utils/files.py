@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,23 @@ class OutputError(OSError):
 
 
 def write_atomically(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Under another name until it is whole; what a killed run leaves is written again by the next."""
+    """Let `writer` write a file or a folder under another name, and give it the name `path` when it is whole.
+
+    What a killed run leaves under the other name is written again by the next one. A folder at `path` is replaced.
+    """
     partial_path = path.with_name(f".{path.name}.partial")
+    _remove(partial_path)
     writer(partial_path)
+    if path.is_dir():
+        _remove(path)
     partial_path.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from utils.cli import UserError
 
 T = TypeVar("T")
@@ -30,20 +32,25 @@ class Ranks:
         """Collective: rank 0's value on every rank."""
         return value
 
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Collective: the sum over ranks, of the same shape and dtype (int64 or float64: exact counts)."""
+        return array
+
     def barrier(self) -> None:
         """Collective: returns when all ranks are here."""
         self.gather(None)
 
-    def all_or_none(self, check: Callable[[], T]) -> T:
-        """Collective: what `check` returns; when it fails on any rank, a UserError on every rank.
+    def all_or_none(self, function: Callable[[], T]) -> T:
+        """Collective: return what `function` returns here. UserError on every rank if it raises one on any rank.
 
-        A rank must not end alone over bad input: the others would wait for it, or be killed by the
-        launcher before rank 0 has printed the message.
+        A rank must not end alone over bad input: the others would wait for it, or be killed by the launcher before
+        rank 0 has printed the message. Every other exception is a fault of the program and ends this rank with its
+        traceback; the launcher then ends the others.
         """
         value, message = None, ""
         try:
-            value = check()
-        except (UserError, ValueError, OSError) as error:
+            value = function()
+        except UserError as error:
             message = str(error)
         messages = dict.fromkeys(m for m in self.gather(message) if m)  # each once, by rank
         if messages:
@@ -51,5 +58,5 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def on_rank_0(self, function: Callable[[], T]) -> T:
-        """Collective: what `function` returns on rank 0, which alone calls it; fails on all as `all_or_none`."""
+        """Collective: call `function` on rank 0 alone and return its value on every rank; fails as `all_or_none`."""
         return self.broadcast(self.all_or_none(lambda: function() if self.is_first else None))  # type: ignore[return-value]

@@ -1,0 +1,54 @@
+"""The optimizer of a run: Horovod's around Keras's, and what a checkpoint and a broadcast must hold of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from training.optimizers import make_optimizer
+from utils.cli import UserError
+from utils.ranks.world import World
+
+
+def distributed_optimizer(options: argparse.Namespace, world: World, variables: Sequence[tf.Variable]) -> Any:
+    """Return the optimizer of the options, which reduces gradients over ranks, with its slots for `variables`.
+
+    With `--adasum` on several ranks it reduces nothing: there the tape does (`World.adasum_tape`). UserError if Adasum
+    cannot work with this number of ranks.
+    """
+    optimizer = make_optimizer(
+        options.optimizer, options.learning_rate, options.weight_decay, options.clip_norm
+    )
+    adasum = options.adasum and world.size > 1
+    if adasum and world.size & (world.size - 1):
+        raise UserError(f"--adasum needs 2, 4, 8, … ranks, but there are {world.size}")
+    if not adasum:
+        optimizer = world.wrap_optimizer(
+            optimizer, variables, options.fp16_allreduce, options.accumulate_steps
+        )
+    if options.mixed_precision == "float16":
+        # Around Horovod's: what overflows on one rank is infinite on all after the reduction, so all skip the update.
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    # The slots are made now: they are broadcast, and restored, before the first step.
+    optimizer._create_all_weights(variables)
+    return optimizer
+
+
+def optimizer_variables(optimizer: Any) -> list[tf.Variable]:
+    """Return Adam's moments and its count of updates; with float16 also the loss scale and its count."""
+    variables = optimizer.variables  # a method in Keras, a list once Horovod has wrapped it
+    found = list(variables() if callable(variables) else variables)
+    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        found += [optimizer._loss_scale.current_loss_scale, optimizer.dynamic_counter]
+    return found
+
+
+def require_gradients(gradients: Iterable[tuple[tf.Tensor | None, tf.Variable]]) -> None:
+    """Raise RuntimeError if a variable has no gradient: Keras would go on, and never train it."""
+    missing = [variable.name for gradient, variable in gradients if gradient is None]
+    if missing:
+        names = ", ".join(missing[:3])
+        raise RuntimeError(f"{len(missing)} variables have no gradient and would not be trained: {names}, …")

@@ -1,0 +1,143 @@
+"""The training loop. All ranks run it in step: whatever is collective happens at the same step on each of them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samplers import Batch, Loader
+from training.checkpoint import Checkpointer
+from training.clocks import Laps
+from training.metrics import Counts
+from training.mining import mined
+from training.plan import Due, Plan
+from training.profiler import Profiler
+from training.progress import Interval, Progress
+from training.run_log import RunLog
+from training.samples import Samples
+from training.stopping import Stopping
+from training.trainer import StepResult, Trainer, compute_precise_bn, fail_on_loss
+from training.validator import Validator
+from utils.ranks.world import World
+
+
+@dataclass
+class Loop:
+    """Trains from where `progress` is to the last step."""
+
+    options: argparse.Namespace
+    world: World
+    trainer: Trainer
+    loader: Loader
+    validator: Validator
+    samples: Samples
+    checkpointer: Checkpointer
+    profiler: Profiler
+    log: RunLog
+    log_dir: Path
+    progress: Progress
+    laps: Laps = field(default_factory=Laps)
+
+    def __post_init__(self) -> None:
+        self.plan = Plan.of(self.options, self.world.size)
+        self.stopping = Stopping(self.options.time_limit)
+
+    def train(self) -> bool:
+        """Train to the last step, or as --early_stopping says. Return whether the run was asked to stop before."""
+        progress = self.progress
+        self.stopping.listen()
+        if progress.validation_due:  # the last checkpoint was written in its place, or before it
+            self.validate()
+        if progress.step >= self.plan.num_steps or self.stops_early():
+            return False
+        if self.world.is_first:  # the export of an earlier, shorter run would be mistaken for this one's
+            shutil.rmtree(self.log_dir / "model", ignore_errors=True)
+        batches = iter(self.loader)
+        if self.options.hard_mining:
+            batches = mined(batches, self.trainer, self.options, lambda *n: progress.interval.count_mined(*n))
+        self.log.bar.now("the first step takes longest")
+        progress.interval.start(self.loader.wait_seconds)
+        self.laps.start()
+        for number, batch in enumerate(batches, 1):
+            if self.plan.freezes_at(progress.step):
+                batch = compute_precise_bn(self.trainer, batch, batches, self.plan.precise_bn_batches)
+            rate, result = self.train_on(number, batch)
+            if number % self.options.accumulate_steps:
+                continue  # a checkpoint holds the weights of the last update, but no gradients
+            due = self.plan.due(progress.step)
+            if due.log:
+                self.log_interval(rate)
+            with progress.interval.clock.paused():
+                done = self.validate_and_save(due, result.stop)
+            self.laps.start()
+            if done or result.stop:
+                return not done
+        raise AssertionError("the training loader is endless")
+
+    def train_on(self, number: int, batch: Batch) -> tuple[float, StepResult]:
+        """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
+        progress, interval = self.progress, self.progress.interval
+        if self.profiler.before(progress.step):
+            self.log.say(
+                f"profile:     xprof --logdir '{self.log_dir}/tensorboard' (README: how to install xprof)"
+            )
+        rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
+        stop = self.stopping.requested(progress.longest_pause)
+        with self.profiler.around(number):
+            result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)
+        progress.step += self.plan.batch_images
+        progress.next_batch = batch.index + 1
+        if not math.isfinite(result.loss):
+            fail_on_loss(batch, result, progress.step, self.world.rank, self.log_dir)
+        interval.counts.add(*result.counts)
+        self.samples.add(batch.patches)
+        wait = self.loader.wait_seconds - interval.start_wait
+        self.log.bar.progress(progress.step, result.loss, interval, wait)
+        self.laps.lap()
+        return rate, result
+
+    def validate_and_save(self, due: Due, stop: bool) -> bool:
+        """Collective: validate and write a checkpoint where they are due. Return whether the run is done."""
+        progress, done = self.progress, due.done
+        progress.validation_due = due.validate
+        start = time.perf_counter()
+        if due.validate and (done or not stop):
+            if self.options.time_limit is not None and not progress.longest_pause:
+                self.save(must=False)  # nobody knows yet how long the validation will take
+            self.validate()
+            done = done or self.stops_early()
+        if due.save or stop:
+            self.save(must=done or stop)
+        progress.longest_pause = max(progress.longest_pause, time.perf_counter() - start)
+        return done
+
+    def validate(self) -> None:
+        """Collective: validate, and note the mIoU."""
+        self.progress.add_validation(self.validator.run(self.progress.step))
+        self.samples.draw()
+
+    def save(self, must: bool) -> None:
+        """Collective: write a checkpoint of what all ranks hold; see `Checkpointer.save`."""
+        self.trainer.average_statistics()  # Horovod: one model on all ranks
+        self.progress.dropped = self.loader.dropped
+        state = {**self.progress.to_state(self.world), **self.trainer.description()}
+        state["batch_size"] = self.options.batch_size
+        if self.world.is_first:
+            self.checkpointer.save(state, must)
+
+    def stops_early(self) -> bool:
+        """Return whether the last validations, which are the same on all ranks, brought nothing better."""
+        return 0 < self.options.early_stopping <= self.progress.validations
+
+    def log_interval(self, rate: float) -> None:
+        """Collective: write down the training since the last log, and begin a new interval."""
+        step, loader = self.progress.step, self.loader
+        values = self.progress.interval.values(self.world, step, loader.wait_seconds)
+        bad = {slide for rank in self.world.gather(set(loader.dropped)) for slide in rank}
+        self.log.record(step, "train", {**values, "bad_slides": len(bad), "learning_rate": rate})
+        self.progress.interval = Interval(Counts(self.trainer.num_classes), step)
+        self.progress.interval.start(loader.wait_seconds)

@@ -1,0 +1,89 @@
+"""When things happen in a run, as pure functions of the step.
+
+A step is one image: a batch of B patches on each of N ranks is B·N steps. What is due every so many steps happens
+after the update that crosses a multiple of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from training.schedule import SCALINGS, learning_rate
+
+# Batches per rank, forward only, from which precise batch norm statistics are computed; at most an eighth of the
+# run's updates.
+PRECISE_BN_BATCHES = 50
+
+
+class Due(NamedTuple):
+    """What is to be done after an update."""
+
+    log: bool
+    validate: bool
+    save: bool
+    done: bool  # the last step has been taken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule of a run. Steps are counted over all ranks."""
+
+    num_steps: int
+    batch_images: int  # images per batch, over all ranks
+    accumulate_steps: int  # batches per update
+    peak_rate: float
+    warmup_steps: int
+    schedule: str  # a key of SCHEDULES
+    freeze_step: float  # first step with frozen batch norm
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, ranks: int) -> Plan:
+        """Build the plan of a run on this number of ranks."""
+        # Where the ranks' gradients agree, Adasum's result is as long as one rank's gradient: so is its rate.
+        scale = SCALINGS["none" if options.adasum else options.lr_scaling](ranks)
+        return cls(
+            num_steps=options.num_steps,
+            batch_images=options.batch_size * ranks,
+            accumulate_steps=options.accumulate_steps,
+            peak_rate=options.learning_rate * scale,
+            warmup_steps=options.warmup_steps,
+            schedule=options.lr_schedule,
+            freeze_step=(1 - options.freeze_bn) * options.num_steps,
+            log_every=options.log_every,
+            validate_every=options.validate_every,
+            checkpoint_every=options.checkpoint_every or options.num_steps,
+        )
+
+    @property
+    def precise_bn_batches(self) -> int:
+        """Return how many batches per rank the precise batch norm statistics are computed from."""
+        return max(1, min(PRECISE_BN_BATCHES, self.num_steps // self.batch_images // 8))
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of the batch that starts at `step`."""
+        return learning_rate(
+            step, self.num_steps, self.warmup_steps, self.peak_rate, self.schedule, self.freeze_step
+        )
+
+    def frozen(self, step: int) -> bool:
+        """Return whether batch norm is frozen for the batch that starts at `step`."""
+        return step >= self.freeze_step
+
+    def freezes_at(self, step: int) -> bool:
+        """Return whether the batch that starts at `step` is the first one with frozen batch norm."""
+        return self.frozen(step) and not self.frozen(step - self.batch_images)
+
+    def due(self, step: int) -> Due:
+        """Return what is due after the update that ends at `step`."""
+        done = step >= self.num_steps
+        validate = done or self._crossed(step, self.validate_every)
+        save = validate or self._crossed(step, self.checkpoint_every)
+        return Due(done or self._crossed(step, self.log_every), validate, save, done)
+
+    def _crossed(self, step: int, every: int) -> bool:
+        return step // every > (step - self.batch_images * self.accumulate_steps) // every

@@ -1,0 +1,42 @@
+"""Pictures of the first training patches on their slides: <log_dir>/samples/<slide>.png."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samplers import PatchInfo, SamplerConfig, draw_samples
+from samplers.pairs.pairing import SlidePair
+from samplers.slides.slide import DataError, ReadError
+from utils.ranks.single import Ranks
+
+MAX_PATCHES = 500  # per rank
+
+
+@dataclass
+class Samples:
+    """Collects the patches that a run draws first, and draws them once."""
+
+    folder: Path
+    world: Ranks
+    pairs: Sequence[SlidePair]
+    config: SamplerConfig
+    patches: list[PatchInfo] = field(default_factory=list)
+
+    def add(self, patches: Sequence[PatchInfo]) -> None:
+        if len(self.patches) < MAX_PATCHES:
+            self.patches.extend(patches)
+
+    def draw(self) -> None:
+        """Collective: write the pictures unless they are there already."""
+        if self.world.broadcast(self.folder.exists()):
+            return
+        patches = [patch for rank in self.world.gather(self.patches) for patch in rank]
+        if not (self.world.is_first and patches):  # there are none where a run goes on with a validation
+            return
+        try:
+            draw_samples(self.folder, self.pairs, self.config, patches)
+        except (DataError, ReadError) as error:  # a slide that has become unreadable: the run can do without
+            sys.stderr.write(f"warning: no more pictures in {self.folder}: {error}\n")

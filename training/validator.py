@@ -1,0 +1,46 @@
+"""Validates the model during a run and writes down what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samplers import Loader
+from training.clocks import Laps
+from training.report import write_report
+from training.run_log import RunLog
+from training.trainer import Trainer
+from training.validate import validate
+
+
+@dataclass
+class Validator:
+    """Runs validations, and writes metrics, pictures, histograms of the weights (if asked) and the report."""
+
+    trainer: Trainer
+    loader: Loader
+    log: RunLog
+    log_dir: Path
+    histograms: bool
+    laps: Laps = field(default_factory=Laps)
+    patches: int = 0  # number of patches of the last validation
+
+    def run(self, step: int) -> float:
+        """Collective: validate the model of this step in inference mode. Return the mIoU."""
+        self.laps.start()
+        found = validate(self.trainer, self.loader, self._show)
+        self.log.bar.now("writing")
+        values = found.values()
+        self.patches = found.counts.images
+        self.log.record(step, "val", values)
+        self.log.pictures(step, [shown.picture for shown in found.mixed])
+        if self.histograms:
+            self.log.histograms(step, self.trainer.model.trainable_variables)
+        if self.trainer.world.is_first:
+            write_report(self.log_dir, found)
+        return float(values["miou"])
+
+    def _show(self, images: int) -> None:
+        """Show how many patches were validated so far."""
+        self.laps.lap()
+        self.log.bar.now(f"validating, {images * self.trainer.world.size} patches")
