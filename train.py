@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from samplers import SamplerError, training_loader, validation_loader
 from training import memory
 from training.data import prepare_slides, sampler_config, split_values
-from training.options import option_values, parse_options
+from training.option_checks import parse_options
+from training.options import option_values
 from training.resume import find_checkpoint, learning_options
 from utils.cli import EXIT_DONE, EXIT_STOPPED, RunError, UserError, report_user_error, show_warnings
 from utils.ranks import killed_rank

@@ -15,7 +15,7 @@ import samplers
 import train
 import training.trainer
 from tests.helpers.toy_models import pixelwise, randomise
-from training.options import parse_options
+from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks import world as distributed
 from utils.ranks.world import World, select_devices

@@ -1,4 +1,4 @@
-"""The options of train.py: `build_parser` lists them, `parse_options` also checks what needs no TensorFlow.
+"""The options of train.py. `build_parser` lists them; `training.option_checks.parse_options` also checks them.
 
 The first group has the names, defaults, choices and meaning of the original suite; the others are ours.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,11 @@ from models.catalog import (
     OPTIMIZERS,
     OUTPUT_STRIDES,
     RECOMPUTE,
-    lookup,
-    multiple_of,
 )
-from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.augment import JITTERS
-from samplers.labels.label import LabelMap
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
+    HelpFormatter,
     Parser,
     fraction,
     hours_minutes,
@@ -33,20 +29,17 @@ from utils.cli import (
     non_negative_int,
     positive_float,
     positive_int,
+    random_seed,
     step_range,
 )
-from utils.ranks.launcher import launcher_rank
-from utils.startup import NVIDIA
-
-DEBUG_IMAGES = 100
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train.py",
         description="Train a semantic segmentation of whole-slide images with a large field of view. "
-        "A step is one image: a batch of B on N ranks is B*N steps.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "A step is one image: a batch of B patches on each of N ranks is B*N steps.",
+        formatter_class=HelpFormatter,
     )
     _add_original_options(parser)
     _add_data_options(parser)
@@ -58,94 +51,139 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("options of the original suite").add_argument
-    add("--img_size", type=positive_int, default=1024, help="image size to use, in pixels")
-    add("--batch_size", type=positive_int, default=2, help="batch size (a rank)")
-    add("--num_steps", type=positive_int, default=50000, help="number of steps; a batch of 2 is 2 steps")
-    add("--val_split", type=fraction, default=0.15, help="part of the slides that is used for validation")
+    add("--img_size", type=positive_int, default=1024, help="side of a patch in pixels")
+    add("--batch_size", type=positive_int, default=2, help="patches per batch and rank")
+    add("--num_steps", type=positive_int, default=50000, help="number of training steps (images)")
+    add("--val_split", type=fraction, default=0.15, help="share of the slides that is used for validation")
     add("--model", choices=list(MODELS), default="effdetd0", help="EfficientDet or DeepLabV3+")
-    add("--no_cuda", action="store_true", help="do not use CUDA")
+    add("--no_cuda", action="store_true", help="do not use GPUs")
     add(
         "--horovod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="distributed training via Horovod",
+        help="train on several ranks with Horovod",
     )
-    add("--fp16_allreduce", action="store_true", help="reduce gradients in FP16")
-    add("--dataset", choices=["16", "17"], help="CAMELYON16 or 17 in its public layout, in --data_root")
-    all_others = "-1 for all that the other option does not name"
-    add("--train_centers", type=int, nargs="+", default=[-1], help=f"centres for training, {all_others}")
-    add("--val_centers", type=int, nargs="+", default=[-1], help=f"centres for validation, {all_others}")
-    add("--hard_mining", action="store_true", help="replace patches that the model gets right by new draws")
+    add("--fp16_allreduce", action="store_true", help="send gradients between ranks as FP16")
+    add("--dataset", choices=["16", "17"], help="train on CAMELYON16 or 17 in its public layout")
+    others = "-1 for all that the other option does not name"
+    add("--train_centers", type=int, nargs="+", default=[-1], help=f"medical centres for training, {others}")
+    add("--val_centers", type=int, nargs="+", default=[-1], help=f"medical centres for validation, {others}")
+    add("--hard_mining", action="store_true", help="replace patches that the model gets right by new ones")
     add("--slide_path", type=Path, help="folder of the training slides")
-    add("--label_path", type=Path, help="folder of their labels")
+    add("--label_path", type=Path, help="folder of the training labels")
     add("--valid_slide_path", type=Path, help="folder of the validation slides")
-    add("--valid_label_path", type=Path, help="folder of their labels")
+    add("--valid_label_path", type=Path, help="folder of the validation labels")
     add("--weights_path", type=Path, help="file or folder of pre-trained weights")
-    add("--slide_format", default="tif", help="format (file ending) of the slides")
-    add("--label_format", default="tif", help="format of the labels: tif or png masks, ASAP xml, geojson")
-    add("--valid_slide_format", default="tif", help="format of the validation slides")
+    add("--slide_format", default="tif", help="file ending of the training slides")
+    add(
+        "--label_format", default="tif", help="format of the training labels: tif or png, xml (ASAP), geojson"
+    )
+    add("--valid_slide_format", default="tif", help="file ending of the validation slides")
     add("--valid_label_format", default="tif", help="format of the validation labels")
-    add("--data_sampler", choices=["radboud", "surf"], default="radboud", help="which sampler to use")
+    add(
+        "--data_sampler",
+        choices=["radboud", "surf"],
+        default="radboud",
+        help="how training patches are drawn",
+    )
     add(
         "--bb_downsample",
         type=non_negative_int,
         default=7,
-        help="level of the slide on which regions are found",
+        help="level of the slide's pyramid on which tissue and tumour are found",
     )
-    add("--batch_tumor_ratio", type=fraction, default=1.0, help="part of the batch that contains tumour")
-    add("--sample_processes", type=positive_int, default=1, help="processes of the sampler (a rank)")
-    add("--resolution", type=positive_float, default=0.25, help="spacing of the patch in µm/px")
-    add("--label_map", nargs="+", metavar="KEY:VAL", help="annotation group -> class, painted in this order")
-    add("--log_dir", type=Path, help="where logs go (none: logs/<model>_<img_size>_<time>)")
-    add("--log_every", type=positive_int, default=128, help="log every X steps")
-    add("--validate_every", type=positive_int, default=2048, help="validate every X steps")
-    add("--debug", action="store_true", help="only 100 images")
+    add("--batch_tumor_ratio", type=fraction, default=1.0, help="share of the patches that contain tumour")
+    add(
+        "--sample_processes", type=positive_int, default=1, help="worker processes per rank that draw patches"
+    )
+    add(
+        "--resolution",
+        type=positive_float,
+        default=0.25,
+        help="spacing of the patches in µm/px; the SURF sampler uses level 0 unless this is given",
+    )
+    add(
+        "--label_map",
+        nargs="+",
+        metavar="GROUP:CLASS",
+        help="class of each annotation group or mask value, painted in this order "
+        "(default: tumour of CAMELYON and ASAP is 1, all else 0)",
+    )
+    add("--log_dir", type=Path, help="folder of the run (default: logs/<model>_<img_size>_<time>)")
+    add("--log_every", type=positive_int, default=128, help="steps between two logs")
+    add("--validate_every", type=positive_int, default=2048, help="steps between two validations")
+    add(
+        "--debug",
+        action="store_true",
+        help="run 100 training and validation images, say what the whole run would take, and write to the folder "
+        "'debug' in --log_dir, which a later run does not look at",
+    )
     add(
         "--pos_pixel_weight", type=non_negative_float, default=1.0, help="weight of tumour pixels in the loss"
     )
-    add("--neg_pixel_weight", type=non_negative_float, default=1.0, help="weight of the other pixels")
+    add(
+        "--neg_pixel_weight",
+        type=non_negative_float,
+        default=1.0,
+        help="weight of all other pixels in the loss",
+    )
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--data_root", type=Path, help="folder of the --dataset (none: the environment's CAMELYON_ROOT)")
-    add("--seed", type=int, default=0, help="of the split, the weights, the patches and the augmentation")
+    add(
+        "--data_root",
+        type=Path,
+        help="folder of the --dataset (default: the environment variable CAMELYON_ROOT)",
+    )
+    add(
+        "--seed",
+        type=random_seed,
+        default=0,
+        help="random seed for the split, the weights, the patches and the augmentation",
+    )
     add(
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="flips, quarter turns and stain jitter of the training patches",
+        help="flip, turn and stain-jitter the training patches",
     )
     add(
         "--stain_jitter",
         choices=list(JITTERS),
         default="light",
-        help="of the augmentation; strong for other centres than those of the training slides",
+        help="strength of the stain jitter; strong helps on slides of centres that are not in the training set",
     )
     add(
         "--unlabelled",
         choices=["skip", "normal", "error"],
         default="skip",
-        help="a slide without label: left out with a warning, free of tumour, or an error",
+        help="what to do with a slide without a label: leave it out with a warning, take it as free of tumour, or stop",
     )
-    add("--skip_bad_slides", action="store_true", help="go on without the slides that fail the check")
+    add(
+        "--skip_bad_slides",
+        action="store_true",
+        help="leave out slides that fail the check instead of stopping",
+    )
     add(
         "--max_bad_slides",
         type=non_negative_float,
         default=0.01,
-        help="slides (below 1: part of them, at least one) that may become unreadable during training",
+        help="how many slides may become unreadable during training before the run stops; "
+        "below 1 it is a share of the slides, at least one slide",
     )
     add(
         "--annotation_weighting",
         choices=["balanced", "count", "area"],
         default="balanced",
-        help="how radboud chooses an annotation: classes alike, each annotation alike, or by its area",
+        help="how the Radboud sampler chooses an annotation: every class equally often, every annotation equally "
+        "often, or in proportion to its area",
     )
     add(
         "--validation_patches",
         type=positive_int,
         default=512,
-        help="the most patches that are validated on, over all ranks",
+        help="largest number of patches per validation, over all ranks",
     )
 
 
@@ -156,91 +194,110 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=FPN_MIN_LEVELS,
         default=1,
-        help="EfficientDet: finest BiFPN level",
+        help="EfficientDet: finest level of the BiFPN; 3 as published takes the least memory",
     )
-    add("--fpn_cells", type=positive_int, help="EfficientDet: BiFPN cells (none: as published, D0 3, D4 7)")
-    add("--output_stride", type=int, choices=OUTPUT_STRIDES, default=16, help="DeepLabV3+: of its encoder")
+    add(
+        "--fpn_cells",
+        type=positive_int,
+        help="EfficientDet: number of BiFPN cells (default: as published, 3 for D0 and 7 for D4)",
+    )
+    add(
+        "--output_stride",
+        type=int,
+        choices=OUTPUT_STRIDES,
+        default=16,
+        help="DeepLabV3+: output stride of the encoder",
+    )
     add(
         "--mixed_precision",
         choices=["float32", "float16", "bfloat16"],
         default="float32",
-        help="what the network computes in; weights, logits and loss stay float32",
+        help="number format that the network computes in; weights, logits and loss stay float32",
     )
     add(
         "--recompute",
         choices=RECOMPUTE,
         default="none",
-        help="activations that are computed again for the gradient instead of kept: those within blocks, or all",
+        help="save memory by computing activations again in the backward pass: those inside of blocks, or all",
     )
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--learning_rate", type=positive_float, default=1e-3, help="of one rank, see --lr_scaling")
-    add("--loss", choices=LOSSES, default="cross_entropy", help="dice takes no pixel weights")
+    add(
+        "--learning_rate",
+        type=positive_float,
+        default=1e-3,
+        help="peak learning rate for one rank, see --lr_scaling",
+    )
+    add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no pixel weights")
     add(
         "--warmup_steps",
         type=int,
         default=-1,
-        help="steps of linear warm-up, also after --freeze_bn; -1: a 20th",
+        help="steps of linear warm-up, at the start and after --freeze_bn; -1 means a 20th of the steps",
     )
-    add("--bn_momentum", type=fraction, default=0.9, help="of batch norm's moving averages")
+    add("--bn_momentum", type=fraction, default=0.9, help="momentum of batch norm's moving averages")
     add(
         "--freeze_bn",
         type=fraction,
         default=0.5,
-        help="last part of the steps, trained with batch norm's moving averages as in inference: large patches "
-        "mean small batches, whose statistics the exported model does not see",
+        help="last share of the steps that is trained with frozen batch norm, as in inference: large patches mean "
+        "small batches, whose statistics the exported model does not see",
     )
     add(
         "--sync_batch_norm",
         action="store_true",
-        help="batch norm's statistics over the batches of all ranks (Horovod's layer)",
+        help="compute batch norm's statistics over the batches of all ranks",
     )
     add(
         "--accumulate_steps",
         type=positive_int,
         default=1,
-        help="batches a rank whose gradients are averaged before they are reduced and the weights updated",
+        help="batches per rank whose gradients are averaged before the ranks' are reduced and the weights updated",
     )
     add(
         "--adasum",
         action="store_true",
-        help="combine gradients by Adasum (arXiv 2006.02924) instead of their mean; the learning rate is not "
-        "multiplied by the number of ranks",
+        help="combine the ranks' gradients by Adasum (arXiv 2006.02924) instead of their mean; the learning rate is "
+        "then not scaled with the number of ranks",
     )
-    add("--lr_schedule", choices=list(SCHEDULES), default="cosine", help="after the warm-up")
+    add(
+        "--lr_schedule",
+        choices=list(SCHEDULES),
+        default="cosine",
+        help="schedule of the learning rate after the warm-up",
+    )
     add(
         "--lr_scaling",
         choices=list(SCALINGS),
         default="linear",
-        help="what the learning rate is multiplied by: the number of ranks, its square root, or 1",
+        help="multiply the learning rate by the number of ranks, by its square root, or by 1",
     )
     add(
         "--hard_mining_threshold",
         type=fraction,
         default=0.95,
-        help="mIoU from which on a patch is easy",
+        help="mIoU from which on --hard_mining replaces a patch",
     )
-    add("--hard_mining_tries", type=positive_int, default=3, help="most rounds of new draws for a batch")
-    add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="sgd has a momentum of 0.9")
-    usual = ", ".join(f"{name} {decay:g}" for name, decay in OPTIMIZERS.items() if decay)
+    add(
+        "--hard_mining_tries",
+        type=positive_int,
+        default=3,
+        help="largest number of rounds of --hard_mining per batch",
+    )
+    add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="optimizer; sgd has a momentum of 0.9")
+    usual = ", ".join(f"{decay:g} for {name}" for name, decay in OPTIMIZERS.items() if decay)
     add(
         "--weight_decay",
         type=non_negative_float,
-        help=f"decoupled, of kernels only, times the learning rate (none: {usual}, others 0)",
+        help=f"decoupled weight decay of the kernels, times the learning rate (default: {usual}, else 0)",
     )
     add(
         "--clip_norm",
         type=non_negative_float,
         default=1.0,
-        help="longest gradient, of all weights after the reduction, 0: any",
-    )
-    add(
-        "--ema",
-        type=fraction,
-        default=0.0,
-        help="decay of a moving average of the weights that is validated and exported, such as 0.999; 0: none",
+        help="clip the global norm of the gradients, after the allreduce; 0 disables clipping",
     )
 
 
@@ -250,156 +307,72 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--early_stopping",
         type=non_negative_int,
         default=0,
-        help="end after X validations in a row without a better mIoU, 0: never",
+        help="end the run after this many validations in a row without a better mIoU; 0 never does",
     )
     add(
         "--time_limit",
         type=hours_minutes,
         metavar="HH:MM",
-        help="stop with a checkpoint and exit code 75 before this time is over, since the start (none: no limit)",
+        help="stop with a checkpoint and exit code 75 before this time since the start is over",
     )
     add(
         "--histograms",
         action="store_true",
-        help="histograms of the weights in TensorBoard, at each validation",
+        help="write histograms of the weights for TensorBoard at each validation",
     )
     add(
         "--profile",
         type=step_range,
         metavar="START:STOP",
-        help="steps to profile for TensorBoard's profiler (none: no step)",
+        help="steps to profile for TensorBoard's profiler",
     )
     add(
         "--checkpoint_every",
         type=positive_int,
-        help="write a checkpoint every X steps (none: at each validation)",
+        help="steps between two checkpoints, besides those at each validation",
     )
     add(
         "--keep_checkpoints",
         type=positive_int,
         default=2,
-        help="newest checkpoints to keep, besides the best",
+        help="number of newest checkpoints to keep, besides the best",
     )
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --log_dir, which also happens without it; begin if there is none",
+        help="go on with the run in --log_dir, or begin if there is none (an existing run is also continued without "
+        "this option)",
     )
-    add("--resume_force", action="store_true", help="go on although the options are other ones")
+    add(
+        "--resume_force",
+        action="store_true",
+        help="go on with the run in --log_dir although its options differ",
+    )
     add(
         "--deterministic",
         action="store_true",
-        help="the same bits each time on the same number of threads, slower",
+        help="give the same bits each time on the same number of threads; slower",
     )
     add(
         "--memory_report",
         action="store_true",
-        help="first measure the main memory that a step takes, say what fits, and end if this does not",
+        help="first measure the main memory of a training step, say what fits, and stop if this run does not",
     )
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 
 
 def given_options(argv: list[str] | None = None) -> set[str]:
-    """The names of the options that were typed, as against those that have their default."""
+    """Return the names of the options that were typed, as against those that have their default."""
     parser = build_parser()
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     return set(vars(parser.parse_args(argv)))
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked as far as that goes without TensorFlow or the slides.
-
-    SURF works at level 0 unless a resolution was given: then `resolution` is None.
-    Ends with exit code 2 for what is wrong.
-    """
-    parser = build_parser()
-    options = parser.parse_args(argv)
-    given = given_options(argv)
-    if options.data_sampler == "surf" and "resolution" not in given:
-        options.resolution = None
-    try:
-        LabelMap.parse(options.label_map)
-    except ValueError as error:
-        parser.error(f"--label_map: {error}")
-    if options.dataset is not None and options.data_root is None:
-        options.data_root = Path(os.environ["CAMELYON_ROOT"]) if "CAMELYON_ROOT" in os.environ else None
-        if options.data_root is None and options.slide_path is None:
-            parser.error("--dataset wants its folder: --data_root, or CAMELYON_ROOT in the environment")
-    elif options.dataset is None and options.data_root is not None:
-        parser.error("--data_root goes with --dataset 16 or 17")
-    if options.slide_path is None and options.dataset is None:
-        parser.error("--slide_path is missing, the folder of the training slides (or --dataset, --data_root)")
-    if options.slide_path is None and options.label_path is not None:
-        parser.error("--label_path goes with --slide_path")
-    if (options.valid_slide_path is None) != (options.valid_label_path is None):
-        parser.error("--valid_slide_path and --valid_label_path go together")
-    for name in ("data_root", "slide_path", "label_path", "valid_slide_path", "valid_label_path"):
-        path = getattr(options, name)
-        if path is not None and not path.exists():
-            parser.error(f"--{name}: there is no {path}")
-    if options.valid_slide_path is None and not 0 < options.val_split < 1:
-        parser.error(f"--val_split {options.val_split} leaves no slides for training or for validation")
-    if options.weights_path is not None:
-        _choose_model(options, "model" in given, parser)
-    multiple = multiple_of(options.model)  # after --weights_path has chosen it
-    if options.img_size % multiple:
-        nearest = max(multiple, round(options.img_size / multiple) * multiple)
-        parser.error(
-            f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: "
-            f"take {nearest}"
-        )
-    if not options.augment and "stain_jitter" in given:
-        parser.error("--stain_jitter does not go with --no-augment")
-    if options.loss == "dice" and options.pos_pixel_weight != options.neg_pixel_weight:
-        parser.error("--loss dice takes no --pos_pixel_weight and --neg_pixel_weight")
-    if options.optimizer == "adam" and options.weight_decay:
-        parser.error("--weight_decay does not go with --optimizer adam, take adamw")
-    for name in ("hard_mining_threshold", "hard_mining_tries"):
-        if name in given and not options.hard_mining:
-            parser.error(f"--{name} goes with --hard_mining")
-    if options.memory_report and not options.no_cuda and NVIDIA.exists():
-        parser.error("--memory_report measures main memory: it goes with --no_cuda where there are GPUs")
-    if options.ema == 1:
-        parser.error("--ema 1 would never learn anything")
-    if options.adasum and options.accumulate_steps > 1:
-        parser.error("--adasum does not go with --accumulate_steps")
-    if options.accumulate_steps > 1 and options.mixed_precision == "float16":
-        # Its loss scale would be lowered on the one rank whose batch overflows, before the reduction.
-        parser.error("--accumulate_steps does not go with --mixed_precision float16, take bfloat16")
-    if options.accumulate_steps > 1 and not options.horovod:
-        parser.error("--accumulate_steps is Horovod's: take off --no-horovod")
-    if options.debug:
-        options.planned_steps = options.num_steps
-        options.planned_validation_patches = options.validation_patches
-        options.num_steps = min(options.num_steps, DEBUG_IMAGES)
-        options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)
-    if options.warmup_steps < 0:
-        options.warmup_steps = options.num_steps // 20
-    if options.pos_pixel_weight == options.neg_pixel_weight == 0:
-        parser.error("--pos_pixel_weight and --neg_pixel_weight are both 0: nothing to learn")
-    return options
-
-
-def _choose_model(options: argparse.Namespace, model_given: bool, parser: argparse.ArgumentParser) -> None:
-    """The model that the weights are of, where none was asked for; an error where another one was."""
-    try:
-        found = guess_model(find_weights(options.weights_path))
-    except WeightsError as error:
-        parser.error(f"--weights_path: {error}")
-    if found is None or lookup(found) == lookup(options.model):
-        return
-    if model_given:
-        parser.error(f"--weights_path {options.weights_path} is of {found}, not of --model {options.model}")
-    if launcher_rank()[0] == 0:
-        sys.stderr.write(f"{options.weights_path} is of {found}: --model {found} is taken\n")
-    options.model = found
-
-
 def option_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The resolved options as options.json holds them: paths absolute, in the order of their names."""
+    """Return the resolved options as options.json holds them: sorted by name, with absolute paths."""
     return {
         name: os.path.abspath(v) if isinstance(v, Path) else v
         for name, v in sorted(vars(options).items())
-        if not name.startswith("planned_")  # what --debug has cut: not options
+        if not name.startswith("planned_")  # the values that --debug has cut are no options
     }

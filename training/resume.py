@@ -32,6 +32,8 @@ def find_checkpoint(options: argparse.Namespace) -> Path | None:
         if options.resume:
             raise UserError("--resume needs the --log_dir of the run to go on with")
         return None
+    if options.debug:  # it begins anew
+        return None
     if not (log_dir / "options.json").exists():
         if (log_dir / "metrics.jsonl").exists():
             raise UserError(f"--log_dir {log_dir} holds a run without options.json: name another one")

@@ -38,6 +38,23 @@ class Parser(argparse.ArgumentParser):
         sys.exit(report_user_error(UserError(f"{message} (all options: --help)"), self.prog))
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows the default of an option after its help, once, and nothing for an option that has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if shown and "(default:" not in text else text
+
+
+def random_seed(text: str) -> int:
+    """Return a seed that numpy, Python and TensorFlow all take."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
+    return value
+
+
 def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:

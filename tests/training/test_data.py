@@ -10,7 +10,7 @@ import pytest
 from samplers import SlidePair
 from samplers.labels.label import LabelMap
 from training.data import _find, prepare_slides, sampler_config, split_values
-from training.options import parse_options
+from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks.single import Ranks
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.option_table import check_table
-from training.options import build_parser, option_values, parse_options
+from training.option_checks import parse_options
+from training.options import build_parser, option_values
 from utils.cli import EXIT_USAGE
 from utils.startup import configure_environment
 

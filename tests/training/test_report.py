@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.browser import CHROMIUM, Browser
 from training.metrics import AUC_BINS, Counts
-from training.options import option_values, parse_options
+from training.option_checks import parse_options
+from training.options import option_values
 from training.report import write_report
 from training.validate import Shown, Validation
 from utils.pictures import panel

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
 from train import write_json
-from training.options import option_values, parse_options
+from training.option_checks import parse_options
+from training.options import option_values
 from training.progress import Position
 from training.resume import find_checkpoint, read_metrics
 from utils.cli import EXIT_STOPPED, UserError

@@ -10,7 +10,7 @@ from samplers.pairs.camelyon import camelyon16, camelyon17, center_of, of_center
 from samplers.pairs.pairing import SlidePair, split_pairs
 from samplers.slides.slide import DataError
 from training.data import _find
-from training.options import parse_options
+from training.option_checks import parse_options
 from utils.cli import UserError
 
 OLD_16 = {
