@@ -76,7 +76,7 @@ def kill(victim: str, chance: random.Random, process: subprocess.Popen, log_dir:
     """The ranks whose processes were killed."""
     if victim == "job":  # while it writes a checkpoint
         step = newest(log_dir) + EVERY * chance.randint(2, 3)
-        wait_for(lambda: list((log_dir / "checkpoints").glob(f"tmp_*{step}")), process)
+        wait_for(lambda: list((log_dir / "checkpoints").glob(f".step_*{step}.partial")), process)
         time.sleep(chance.uniform(0, 0.06))
         targets = [*descendants(process, "toy_train"), psutil.Process(process.pid)]
     else:

@@ -360,7 +360,7 @@ def trained(tmp_path, monkeypatch) -> Path:
         known = {key: value for key, value in options.items() if key in ("bn_momentum", "batch_norm")}
         return toy_efficientdet(img_size, num_classes, fpn_min_level=3, **known)
 
-    monkeypatch.setattr("training.trainer.build_model", build)
+    monkeypatch.setattr("models.from_options.build_model", build)
     monkeypatch.setattr(models, "build_model", build)
     options = build_parser().parse_args(["--ema", "0.9", "--img_size", "128", "--seed", "3"])
     options.resolution = None

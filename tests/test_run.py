@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import models.from_options
 import predict
 import samplers
 import train
-import training.trainer
 from tests.helpers.toy_models import pixelwise, randomise
+from training.loop import Loop
 from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks import world as distributed
@@ -37,12 +38,12 @@ class NoLoader:
 @pytest.fixture
 def started(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Starts train.py with a toy model on the demo's slides: the loop that would run."""
-    loops: list[train.Loop] = []
-    monkeypatch.setattr(training.trainer, "build_model", pixelwise)
+    loops: list[Loop] = []
+    monkeypatch.setattr(models.from_options, "build_model", pixelwise)
     monkeypatch.setattr(samplers, "Loader", NoLoader)
-    monkeypatch.setattr(train.Loop, "run", lambda loop: loops.append(loop) or 0)
+    monkeypatch.setattr(train, "train", lambda loop: loops.append(loop) or 0)
 
-    def start(*words: str) -> train.Loop:
+    def start(*words: str) -> Loop:
         folders = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks")]
         small = "--img_size 256 --data_sampler surf --val_split 0.34 --log_dir"
         options = parse_options([*folders, *small.split(), str(tmp_path / "log"), *words])
@@ -54,29 +55,27 @@ def started(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_both_loaders_have_the_processes_that_were_asked_for(started):
     loop = started("--sample_processes", "3", "--batch_size", "5")
-    for loader in (loop.train_loader, loop.val_loader):
+    for loader in (loop.loader, loop.validator.loader):
         assert loader.words[1:4] == (5, 256, 3)
 
 
 def test_the_model_has_the_classes_of_the_label_map(started, tmp_path):
     loop = started("--label_map", "1:2", "--profile", "20:24")
-    assert (loop.trainer.num_classes, loop.config.label_map.num_classes) == (3, 3)
-    assert loop.log.profiled == (20, 24)
+    assert (loop.trainer.num_classes, loop.samples.config.label_map.num_classes) == (3, 3)
+    assert loop.profiler.steps == (20, 24)
     assert (tmp_path / "log" / "options.json").exists()
 
 
-def test_weights_are_loaded_and_their_averages_begin_with_them(started, tmp_path, capsys):
+def test_weights_are_loaded(started, tmp_path, capsys):
     stored = randomise(pixelwise("effdetd0", None, 2), seed=1)
     stored.save_weights(tmp_path / "a.h5")
-    trainer = started("--weights_path", str(tmp_path / "a.h5"), "--ema", "0.9").trainer
+    trainer = started("--weights_path", str(tmp_path / "a.h5")).trainer
     assert (
         f"a.h5: loaded {len(stored.variables)} of {len(stored.variables)} variables"
         in capsys.readouterr().out
     )
     for found, expected in zip(trainer.model.variables, stored.variables):
         np.testing.assert_array_equal(found, expected)
-    for average, expected in zip(trainer.averages, stored.trainable_variables):
-        np.testing.assert_array_equal(average, expected)
 
 
 @pytest.mark.parametrize("program", [train, predict])

@@ -74,9 +74,14 @@ class Trainer:
         """Load this rank's model and optimizer from a checkpoint. Return its state. CheckpointError if they differ."""
         return restore_checkpoint(path, self.checkpoint)
 
+    @property
+    def statistics(self) -> list[tf.Variable]:
+        """Return batch norm's moving averages: each rank has its own until they are averaged."""
+        return [v for v in self.model.non_trainable_variables if "moving_" in v.name]
+
     def average_statistics(self) -> None:
-        """Collective: average batch norm's moving averages, which each rank has its own of, over ranks."""
-        self.world.average_variables([v for v in self.model.non_trainable_variables if "moving_" in v.name])
+        """Collective: average batch norm's moving averages over ranks."""
+        self.world.average_variables(self.statistics)
 
     def update_precise_bn(self, images: np.ndarray, part: float) -> None:
         """Collective: move batch norm's statistics by `part` to what inference sees of uint8 images (B, H, W, 3)."""

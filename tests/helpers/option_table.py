@@ -1,22 +1,35 @@
-"""Tables from option to test: whether they are complete, and their tests are there."""
+"""Which options a program reads: an option that is parsed and never read does nothing."""
 
 from __future__ import annotations
 
 import argparse
-import re
+import ast
+from collections.abc import Iterable
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def check_table(parser: argparse.ArgumentParser, tested: dict[str, str]) -> None:
-    """`tested`: of test_<file>.py "<test without test_>: <option> <option>, <test>: …". An option may have several."""
-    listed: set[str] = set()
-    for file, entries in tested.items():
-        (path,) = TESTS.rglob(f"test_{file}.py")
-        text = path.read_text()
-        for entry in entries.split(", "):
-            name, options = entry.split(": ")
-            assert re.search(rf"^def test_{name}\(", text, re.MULTILINE), f"test_{file}.py has no test_{name}"
-            listed |= set(options.split())
-    assert listed == {action.dest for action in parser._actions} - {"help"}
+def unread_options(parser: argparse.ArgumentParser, files: Iterable[str]) -> set[str]:
+    """Return the options of `parser` that none of the Python files (patterns from the top of the clone) reads.
+
+    An option is read as `options.NAME`, or as `options["NAME"]` where options.json is read.
+    """
+    read: set[str] = set()
+    for path in (path for pattern in files for path in ROOT.glob(pattern)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_options(node.value):
+                read.add(node.attr)
+            if (
+                isinstance(node, ast.Subscript)
+                and _is_options(node.value)
+                and isinstance(node.slice, ast.Constant)
+            ):
+                read.add(str(node.slice.value))
+    return {action.dest for action in parser._actions} - {"help"} - read
+
+
+def _is_options(node: ast.expr) -> bool:
+    return (isinstance(node, ast.Name) and node.id == "options") or (
+        isinstance(node, ast.Attribute) and node.attr == "options"
+    )

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-import training.trainer
+import models.from_options
 from tests.helpers.toy_models import toy_efficientdet
 from training.options import build_parser
 from training.trainer import Trainer
@@ -93,7 +93,7 @@ def build(
 
 
 def main(out: str, *cases: str) -> None:
-    training.trainer.build_model = build  # small: what is tested does not depend on the size
+    models.from_options.build_model = build  # small: what is tested does not depend on the size
     world = init_world(True, alone=False)
     reports = {case: run(case, world) for case in cases}
     if world.is_first:

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
+import models.from_options
 import train
 import training.checkpoint
-import training.trainer
 from tests.helpers.rank_weights import build
 
 
@@ -22,7 +22,7 @@ def slow_save(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.trainer.build_model = build
+    models.from_options.build_model = build
     save_checkpoint = training.checkpoint.save_checkpoint
     training.checkpoint.save_checkpoint = slow_save
     sys.exit(train.main())

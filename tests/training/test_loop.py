@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,21 +12,24 @@ import pytest
 
 from samplers import Batch
 from tests.helpers.alike_ranks import AlikeRanks
-from train import Loop
-from training.metrics import AUC_BINS, Counts
+from training.loop import Loop
+from training.metrics import AUC_BINS
 from training.options import build_parser
-from training.progress import Position
+from training.profiler import Profiler
+from training.progress import Progress
+from training.run_bar import RunBar
+from training.samples import Samples
 from training.trainer import StepResult
 
 
 @dataclass
 class Notes:
-    """Stands for the trainer and the log. Steps are images of all ranks, as everywhere."""
+    """Stands for the trainer, the log and the checkpointer. Steps are images of all ranks, as everywhere."""
 
     num_classes: int = 2
     rates: list[float] = field(default_factory=list)  # of each update
     frozen: list[bool] = field(default_factory=list)
-    calibrated: list[int] = field(default_factory=list)  # after so many updates
+    precise_bn: list[int] = field(default_factory=list)  # number of updates before it
     logged: list[int] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
@@ -40,22 +41,24 @@ class Notes:
         self.frozen.append(frozen)
         return StepResult(0.5, stop, (np.zeros((2, 2), int), np.zeros((2, AUC_BINS), int), 0.5, len(images)))
 
-    def calibrate(self, images: np.ndarray, part: float) -> None:
-        self.calibrated.append(len(self.rates))
+    def update_precise_bn(self, images: np.ndarray, part: float) -> None:
+        self.precise_bn.append(len(self.rates))
 
-    def summed(self, counts: Counts) -> Counts:
-        return counts
+    def average_statistics(self) -> None:
+        pass
+
+    def description(self) -> dict[str, Any]:
+        return {}
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         self.logged.append(step)
 
-    def profile(self, *_: object) -> None:
-        pass
+    def run(self, step: int) -> float:
+        self.validated.append(step)
+        return 0.5
 
-    progress = now = profile
-
-    def traced(self, *_: object) -> nullcontext[None]:
-        return nullcontext()
+    def save(self, state: dict[str, Any], must: bool) -> None:
+        self.saved.append(state["step"])
 
 
 @dataclass
@@ -71,20 +74,53 @@ class Batches:
         return (Batch(index, images, images[..., 0], []) for index in count())
 
 
+def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
+    """Return a loop with these options on so many ranks, and the notes of what it asked for."""
+    options = build_parser().parse_args(words.split())
+    notes, world = Notes(), AlikeRanks(size=ranks)
+    notes.world, notes.bar = world, RunBar(False, options.num_steps)
+    loop = Loop(
+        options=options,
+        world=world,
+        trainer=notes,
+        loader=Batches(options.batch_size),
+        validator=notes,
+        samples=Samples(folder / "samples", world, [], None),
+        checkpointer=notes,
+        profiler=Profiler(None, None),
+        log=notes,
+        log_dir=folder,
+        progress=Progress.begin(2),
+    )
+    return loop, notes
+
+
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def trained(tmp_path: Path):
     """Trains with these options on so many ranks."""
-    monkeypatch.setattr(Loop, "validate", lambda loop: loop.trainer.validated.append(loop.step))
-    monkeypatch.setattr(Loop, "save", lambda loop, *_, **__: loop.trainer.saved.append(loop.step))
 
     def train(words: str, ranks: int = 1) -> Notes:
-        options = build_parser().parse_args(words.split())
-        notes, loader, config = Notes(), Batches(options.batch_size), SimpleNamespace()
-        world = AlikeRanks(size=ranks)
-        Loop(options, world, notes, config, [], loader, loader, notes, tmp_path, Position()).train()
+        loop, notes = loop_of(words, tmp_path, ranks)
+        assert loop.train() is False
         return notes
 
     return train
+
+
+def test_a_stop_is_answered_with_a_checkpoint_and_the_validation_that_was_due_comes_later(tmp_path):
+    loop, notes = loop_of("--num_steps 24 --batch_size 2 --validate_every 2", tmp_path)
+    loop.stopping.signalled = True
+    assert loop.train() is True
+    assert (notes.saved, notes.validated, loop.progress.validation_due) == ([2], [], True)
+    loop, notes = loop_of("--num_steps 24 --batch_size 2 --validate_every 2", tmp_path)
+    loop.progress.step, loop.progress.validation_due = 22, True
+    assert loop.train() is False
+    assert notes.validated == [22, 24]
+
+
+def test_early_stopping_counts_validations_without_a_better_one(trained):
+    words = "--num_steps 24 --batch_size 2 --validate_every 4 --early_stopping 2"
+    assert trained(words).validated == [4, 8, 12]  # 0.5 each time: the first is the best
 
 
 @pytest.mark.parametrize(
@@ -133,10 +169,10 @@ def test_the_learning_rate_is_warmed_up_and_then_scheduled(trained):
     assert polynomial[3:5] == pytest.approx([0.5 * (28 / 31) ** 0.9, 0.5 * (24 / 31) ** 0.9])
 
 
-def test_batch_norm_is_calibrated_once_and_frozen_in_the_last_part_of_the_steps(trained):
+def test_batch_norm_is_computed_anew_once_and_frozen_in_the_last_part_of_the_steps(trained):
     notes = trained("--num_steps 16 --batch_size 2 --freeze_bn 0.25")
     assert notes.frozen == [False] * 6 + [True] * 2
-    assert notes.calibrated == [6]
-    assert trained("--num_steps 16 --batch_size 2 --freeze_bn 1").calibrated == [0]
+    assert notes.precise_bn == [6]
+    assert trained("--num_steps 16 --batch_size 2 --freeze_bn 1").precise_bn == [0]
     notes = trained("--num_steps 16 --batch_size 2 --freeze_bn 0")
-    assert (notes.frozen, notes.calibrated) == ([False] * 8, [])
+    assert (notes.frozen, notes.precise_bn) == ([False] * 8, [])

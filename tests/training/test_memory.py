@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
+import models.from_options
 import train
-import training.trainer
 from models.recompute import Recomputed
 from tests.helpers.rank_weights import build
 from training import memory
@@ -96,7 +96,7 @@ def test_the_report_comes_before_training_and_ends_what_does_not_fit(measured, t
 
 
 def test_recompute_is_taken_by_the_trainer(monkeypatch):
-    monkeypatch.setattr(training.trainer, "build_model", build)
+    monkeypatch.setattr(models.from_options, "build_model", build)
     for level, kind in (("none", type(lambda: 0)), ("blocks", Recomputed), ("full", Recomputed)):
         trainer = Trainer(build_parser().parse_args(["--recompute", level]), 2, World())
         assert isinstance(trainer.network, kind)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import training.trainer
+import models.from_options
 from models import normalise
 from samplers import Batch, PatchInfo
 from tests.helpers.launch import run_python
 from tests.helpers.rank_weights import build, patches
-from train import Loop
 from training.metrics import mean_iou, patch_confusions
+from training.mining import mined
 from training.options import build_parser
-from training.progress import Position
 from training.resume import read_metrics
-from training.trainer import Trainer
+from training.trainer import Trainer, export_model
 from training.validate import validate
 from utils.cli import EXIT_STOPPED
 from utils.ranks.world import World
@@ -32,10 +31,11 @@ def run(demo: Path, log_dir: Path, *more: str) -> list[dict]:
     )
     folders = ["--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir]
     done = run_python(["tests/helpers/toy_train.py", *folders, *words.split(), *more])
-    (log_dir / "stdout").write_text(done.stdout)
+    folder = log_dir / "debug" if "--debug" in more else log_dir
+    (folder / "stdout").write_text(done.stdout)
     assert done.returncode in (0, EXIT_STOPPED), done.stderr
-    (log_dir / "code").write_text(str(done.returncode))
-    return read_metrics(log_dir)
+    (folder / "code").write_text(str(done.returncode))
+    return read_metrics(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def debugged(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         "--hard_mining --hard_mining_threshold 0.3 --hard_mining_tries 1 --checkpoint_every 20 --keep_checkpoints 3 "
         "--freeze_bn 0.3"
     )
-    return log_dir, run(demo, log_dir, *more.split())
+    return log_dir / "debug", run(demo, log_dir, *more.split())
 
 
 def test_debug_is_a_whole_run_of_100_images_and_says_what_the_real_one_takes(debugged):
@@ -138,7 +138,7 @@ def test_time_limit_stops_with_a_checkpoint(demo, tmp_path):
 @pytest.fixture
 def trainer_of(monkeypatch: pytest.MonkeyPatch):
     def make(*words: str) -> Trainer:
-        monkeypatch.setattr(training.trainer, "build_model", build)
+        monkeypatch.setattr(models.from_options, "build_model", build)
         trainer = Trainer(build_parser().parse_args(words), 2, World())
         trainer.synchronise()
         return trainer
@@ -150,24 +150,14 @@ def weights(trainer: Trainer) -> list[np.ndarray]:
     return [v.numpy() for v in trainer.model.trainable_variables]
 
 
-def test_moving_average_of_the_weights_is_validated_and_exported_and_loaded(trainer_of, tmp_path):
-    trainer = trainer_of("--ema", "0.5")
-    expected = weights(trainer)
-    for step in range(3):
-        trainer.train_step(*patches(step), 1e-2, step)
-        decay = min(0.5, (2 + step) / (11 + step))
-        expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights(trainer))]
-    raw = weights(trainer)
-    with trainer.averaged():
-        for found, value in zip(weights(trainer), expected):
-            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
-        images = patches(0)[0]
-        averaged = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
-    for found, value in zip(weights(trainer), raw):
-        np.testing.assert_array_equal(found, value)
-    trainer.export(tmp_path / "model")
+def test_the_exported_model_gives_the_probabilities_of_the_network(trainer_of, tmp_path):
+    trainer = trainer_of()
+    trainer.train_step(*patches(0), 1e-2, 0)
+    images = patches(0)[0]
+    expected = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
+    export_model("effdetd0", trainer.model, tmp_path / "model")
     exported = tf.saved_model.load(tmp_path / "model")(images).numpy()
-    np.testing.assert_allclose(exported, averaged, atol=1e-5)
+    np.testing.assert_allclose(exported, expected, atol=1e-5)
 
 
 def test_the_optimizer_is_the_one_asked_for_with_its_clipping(trainer_of):
@@ -183,7 +173,7 @@ def test_the_optimizer_is_the_one_asked_for_with_its_clipping(trainer_of):
 def test_the_model_is_built_as_asked(monkeypatch):
     made = []
     monkeypatch.setattr(
-        training.trainer, "build_model", lambda *a, **k: made.append((*a, k)) or build(*a, **k)
+        models.from_options, "build_model", lambda *a, **k: made.append((*a, k)) or build(*a, **k)
     )
     words = "--model deeplab --fpn_min_level 2 --fpn_cells 4 --output_stride 8 --bn_momentum 0.5"
     trainer = Trainer(build_parser().parse_args(words.split()), 3, World())
@@ -203,11 +193,12 @@ def test_start_weights_are_of_the_seed(trainer_of):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other))
 
 
-def test_hard_mining_is_as_hard_as_asked():
+def test_hard_mining_is_as_hard_as_asked(monkeypatch):
+    made = []
+    monkeypatch.setattr("training.mining.HardMiner", lambda *words: made.append(words) or [])
     options = build_parser().parse_args(["--hard_mining_threshold", "0.3", "--hard_mining_tries", "1"])
-    loop = SimpleNamespace(options=options, train_loader=[], trainer=None, start=Position())
-    Loop.mined(loop)
-    assert (loop.miner.threshold, loop.miner.tries) == (0.3, 1)
+    mined(iter([]), None, options, print)
+    assert made[0][2:4] == (0.3, 1)
 
 
 def test_validation_by_slide_and_by_patch_adds_up(trainer_of):

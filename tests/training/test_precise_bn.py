@@ -12,8 +12,10 @@ import tf_keras as keras
 from models import normalise
 from samplers import Batch
 from tests.helpers.rank_weights import build, patches
-from train import CALIBRATION_BATCHES, Loop
+from training.options import build_parser
+from training.plan import PRECISE_BN_BATCHES, Plan
 from training.precise_bn import calibrate
+from training.trainer import compute_precise_bn
 
 
 def test_of_one_batch_they_are_its_statistics_in_every_layer():
@@ -37,15 +39,12 @@ def test_the_variance_is_that_between_images_as_well():
     assert float(norm.moving_mean) == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(24, 1), (320, 10), (50_000, CALIBRATION_BATCHES)])
+@pytest.mark.parametrize(("steps", "expected"), [(24, 1), (320, 10), (50_000, PRECISE_BN_BATCHES)])
 def test_a_run_takes_batches_for_them_that_it_does_not_train_on(steps, expected):
     used: list[tuple[int, float]] = []
     batches = (Batch(i, np.full(1, i), np.zeros(1), []) for i in range(100))
-    loop = SimpleNamespace(
-        options=SimpleNamespace(num_steps=steps, batch_size=2),
-        world=SimpleNamespace(size=2),
-        trainer=SimpleNamespace(calibrate=lambda images, part: used.append((int(images[0]), part))),
-    )
-    assert Loop.calibrate(loop, next(batches), batches).index == expected
+    trainer = SimpleNamespace(update_precise_bn=lambda images, part: used.append((int(images[0]), part)))
+    plan = Plan.of(build_parser().parse_args(["--num_steps", str(steps)]), ranks=2)
+    assert compute_precise_bn(trainer, next(batches), batches, plan.precise_bn_batches).index == expected
     assert [index for index, _ in used] == list(range(expected))
     assert used[0][1] == 1

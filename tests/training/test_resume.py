@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import tensorflow as tf
 
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
 from train import write_json
+from training.metrics import Counts
 from training.option_checks import parse_options
 from training.options import option_values
-from training.progress import Position
+from training.progress import Interval, Progress
 from training.resume import find_checkpoint, read_metrics
 from utils.cli import EXIT_STOPPED, UserError
 from utils.ranks.single import Ranks
@@ -149,14 +152,64 @@ def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path, monkeypat
 
 def test_another_number_of_ranks_goes_on_behind_what_was_seen():
     ranks = [{"next_batch": 7, "dropped": {"a": ["torn", 3]}}, {"next_batch": 9, "dropped": {}}]
+    counts = Counts(2)
+    counts.images = 12
+    interval = {
+        "counts": counts.packed().tolist(),
+        "start_step": 20,
+        "seconds": 5.0,
+        "candidates": 8,
+        "rejected": 3,
+    }
     state = {"step": 32, "batch_size": 2, "ranks": ranks, "best": [0.5, 16], "validations": 1, "miou": 0.4,
-             "interval": {"counts": []}, "mined": [8, 3], "validation_due": True, "longest_pause": 9.0}  # fmt: skip
+             "interval": interval, "validation_due": True, "longest_pause": 9.0}  # fmt: skip
     options = parse_options(["--slide_path", "."])
-    same = Position.of(state, options, Ranks(1, 2))
-    assert (same.step, same.batch, same.dropped, same.remark) == (32, 9, {}, "")
-    assert (same.validation_due, same.longest_pause, same.mined) == (True, 9.0, (0, 0))
-    first = Position.of(state, options, Ranks(0, 2))
-    assert (first.dropped, first.mined) == ({"a": ("torn", 3)}, (8, 3))
-    other = Position.of(state, options, Ranks(0, 1))
-    assert (other.step, other.batch, other.best, other.validations) == (32, 16, (0.5, 16), 1)
-    assert "it had 2 ranks with batch 2: the order of the patches differs" in other.remark
+    same, remark = Progress.from_state(state, options, Ranks(1, 2), 2)
+    assert (same.step, same.next_batch, same.dropped, remark) == (32, 9, {}, "")
+    assert (same.validation_due, same.longest_pause, same.interval.candidates) == (True, 9.0, 0)
+    assert (same.interval.start_step, same.interval.counts.images) == (32, 0)
+    first, _ = Progress.from_state(state, options, Ranks(0, 2), 2)
+    assert (first.dropped, first.interval.candidates, first.interval.rejected) == ({"a": ("torn", 3)}, 8, 3)
+    assert (first.interval.start_step, first.interval.clock.seconds, first.interval.counts.images) == (
+        20,
+        5.0,
+        12,
+    )
+    other, remark = Progress.from_state(state, options, Ranks(0, 1), 2)
+    assert (other.step, other.next_batch, other.best, other.validations) == (32, 16, (0.5, 16), 1)
+    assert "it had 2 ranks with batch 2: the order of the patches differs" in remark
+
+
+def test_every_field_of_the_progress_comes_back():
+    progress = Progress(
+        Interval(Counts(2), 4, candidates=5, rejected=2),
+        8,
+        (0.5, 4),
+        1,
+        0.25,
+        True,
+        7.0,
+        3,
+        {"a": ("torn", 2)},
+    )
+    assert [
+        f.name for f in fields(Progress) if getattr(progress, f.name) == f.default
+    ] == []  # none was forgotten
+    state = json.loads(json.dumps({**progress.to_state(Ranks()), "batch_size": 2}))
+    found, remark = Progress.from_state(state, parse_options(["--slide_path", "."]), Ranks(), 2)
+    assert remark == ""
+    for name in (f.name for f in fields(Progress) if f.name != "interval"):
+        assert getattr(found, name) == getattr(progress, name), name
+    assert found.interval.to_state(Ranks()) == progress.interval.to_state(Ranks())
+
+
+def test_a_debug_run_leaves_nothing_that_binds(demo, tmp_path):
+    """The README says to run with --debug first: the real run goes to the same --log_dir, and so may a second one."""
+    log_dir = tmp_path / "log"
+    for _ in range(2):
+        done = run_python([*command(demo, log_dir), "--debug"])
+        assert done.returncode == 0, done.stderr
+        assert "goes on at" not in done.stdout
+    assert [path.name for path in log_dir.iterdir()] == ["debug"]
+    options = parse_options([str(word) for word in command(demo, log_dir, "--learning_rate 0.5")[1:]])
+    assert find_checkpoint(options) is None

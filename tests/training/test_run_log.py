@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +12,11 @@ import pytest
 import tensorflow as tf
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-import training.run_log
+import training.run_bar
+from training.clocks import Laps, Stopwatch
 from training.metrics import Counts
-from training.progress import Interval, Laps
+from training.profiler import Profiler
+from training.progress import Interval
 from training.run_log import RunLog
 from training.summary import tensorboard_command
 
@@ -23,7 +24,7 @@ from training.summary import tensorboard_command
 @pytest.fixture
 def log_of(tmp_path, monkeypatch):
     def make(columns: int = 0, **more) -> RunLog:
-        monkeypatch.setattr(training.run_log, "terminal_columns", lambda: columns)
+        monkeypatch.setattr(training.run_bar, "terminal_columns", lambda: columns)
         return RunLog(tmp_path, 50_000, **more)
 
     return make
@@ -32,12 +33,12 @@ def log_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("columns", [80, 140])
 def test_bar_has_all_values_whole(log_of, columns):
     with log_of(columns, step=12_000) as log:
-        log.bar.fp = io.StringIO()
-        log.bar.start_t -= 20 * 3600
-        interval = Interval(Counts(2), 12_000, 0.0, time.perf_counter() - 100)
+        log.bar.bar.fp = io.StringIO()
+        log.bar.bar.start_t -= 20 * 3600
+        interval = Interval(Counts(2), 12_000, Stopwatch(100))
         interval.counts.confusion[0, 0] = 1
-        log.progress(44_345, 0.53255, interval, 12.0)
-        line = str(log.bar)
+        log.bar.progress(44_345, 0.53255, interval, 12.0)
+        line = str(log.bar.bar)
     assert len(line) <= columns
     assert re.search(r"44345/50000.* \d+:\d\d:\d\d left, 323.4 im.*g.*/s, loss 0.533, mIoU 1.000", line)
     assert re.search(r"wait 12%\]?$", line)
@@ -45,9 +46,9 @@ def test_bar_has_all_values_whole(log_of, columns):
 
 def test_bar_says_what_it_waits_for(log_of):
     with log_of(80) as log:
-        log.bar.fp = io.StringIO()
-        log.now("validating, 20 patches")
-        assert str(log.bar).endswith("left, validating, 20 patches")
+        log.bar.bar.fp = io.StringIO()
+        log.bar.now("validating, 20 patches")
+        assert str(log.bar.bar).endswith("left, validating, 20 patches")
 
 
 def events(folder):
@@ -73,9 +74,9 @@ def test_profile_is_where_tensorboard_looks_for_it(log_of, tmp_path, monkeypatch
     calls = []
     fake = SimpleNamespace(start=calls.append, stop=lambda: calls.append("stop"))
     monkeypatch.setattr(tf.profiler, "experimental", fake)
-    with log_of(profiled=(4, 8)) as log:
-        for step in range(0, 12, 2):
-            log.profile(step)
+    with log_of() as log:
+        profiler = Profiler(log.profile_dir, (4, 8))
+        assert [profiler.before(step) for step in range(0, 12, 2)] == [False] * 4 + [True, False]
     assert calls == [str(tmp_path / "tensorboard" / "train"), "stop"]
 
 

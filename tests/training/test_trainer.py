@@ -1,4 +1,4 @@
-"""Options that a Trainer hands on to TensorFlow or Horovod, and the averaged weights in validation."""
+"""Options that a Trainer hands on to TensorFlow or Horovod."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-import training.trainer
-from samplers import Batch, PatchInfo
+import models.from_options
 from tests.helpers.alike_ranks import AlikeRanks
 from tests.helpers.rank_weights import patches
 from tests.helpers.toy_models import pixelwise
 from training.options import build_parser
 from training.trainer import Trainer
-from training.validate import validate
 from utils.cli import UserError
 from utils.ranks import world as distributed
 from utils.ranks.world import World
 
 
 def trainer_of(monkeypatch: pytest.MonkeyPatch, *words: str, world: World | None = None) -> Trainer:
-    monkeypatch.setattr(training.trainer, "build_model", pixelwise)
+    monkeypatch.setattr(models.from_options, "build_model", pixelwise)
     return Trainer(build_parser().parse_args(words), 2, world or World())
 
 
@@ -78,7 +76,7 @@ def test_horovod_is_asked_for_adasum_and_for_the_precision_of_what_is_sent(fp16,
 
 
 def test_adasum_wants_a_power_of_two(monkeypatch):
-    with pytest.raises(UserError, match="--adasum wants 2, 4, 8, … ranks, these are 6"):
+    with pytest.raises(UserError, match="--adasum needs 2, 4, 8, … ranks, but there are 6"):
         trainer_of(monkeypatch, "--adasum", world=AlikeRanks(size=6))
 
 
@@ -91,20 +89,15 @@ def test_operations_are_deterministic_if_asked(monkeypatch):
     assert asked == [True]
 
 
-class OneBatch:
-    wait_seconds = 0.0
-    dropped: dict[str, Any] = {}  # noqa: RUF012
+def test_a_variable_without_gradient_raises(monkeypatch):
+    """Keras only warns and never trains it."""
 
-    def __iter__(self):
-        yield Batch(0, *patches(0), [PatchInfo("s", i, 0, 256, True) for i in range(4)])
+    def with_a_dead_end(*words: Any, **more: Any) -> tf.keras.Model:
+        model = pixelwise(*words, **more)
+        model.layers[-1].dead = model.layers[-1].add_weight(name="dead", shape=())
+        return model
 
-
-def test_the_averaged_weights_are_what_is_validated(monkeypatch):
-    trainer = trainer_of(monkeypatch, "--ema", "0.9")
-    for average, variable in zip(trainer.averages, trainer.model.trainable_variables):
-        average.assign(2 * variable)
-    images, labels = patches(0)
-    raw = trainer.evaluate_batch(images, labels)[0][2]
-    with trainer.averaged():
-        averaged = trainer.evaluate_batch(images, labels)[0][2]
-    assert validate(trainer, OneBatch()).values()["loss"] == pytest.approx(averaged) != pytest.approx(raw)
+    monkeypatch.setattr(models.from_options, "build_model", with_a_dead_end)
+    trainer = Trainer(build_parser().parse_args([]), 2, World())
+    with pytest.raises(RuntimeError, match=r"1 variables have no gradient .* dead"):
+        trainer.train_step(*patches(0), 1e-3, 0)

@@ -179,4 +179,4 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_slides_differ_from_each_other(demo: Path) -> None:
     masks = [tifffile.imread(demo / f"masks/tumor_00{n}_mask.tif") for n in (1, 2, 3)]
     assert all((masks[0] != mask).mean() > 0.02 for mask in masks[1:])
-    assert demo_slides.SPACING == 0.25
+    assert SPACING == 0.25

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.launch import ROOT
 
-ASK = "import sys; from utils.cli import terminal_columns; print(terminal_columns())"
+ASK = "import sys; from utils.ranks.launcher import terminal_columns; print(terminal_columns())"
 # The launcher: it has the terminal, and what it starts has pipes.
 LAUNCH = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ASK!r}], stderr=subprocess.PIPE)"
 
