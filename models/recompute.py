@@ -100,7 +100,7 @@ class Recomputed:
                 with drawing(seed), _without_updates(self.norms):
                     backward = _Backward(self, training, {self.end: upstream})
                     backward.run(self.blocks, {self.start: images} if self.sparse else kept)
-                return None, [backward.of_variables.get(variable.ref()) for variable in variables]
+                return None, backward.gradients_of(variables)
 
             return kept[self.end], gradient
 
@@ -160,5 +160,24 @@ class _Backward:
         for name, gradient in zip(names, found):
             if gradient is not None:  # else only the tensor's shape is used
                 self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
-        self.of_variables.update((v.ref(), g) for v, g in zip(variables, found[len(names) :]))
+        self.of_variables.update((_key(v), g) for v, g in zip(variables, found[len(names) :]))
         self.last = [gradient for gradient in found if gradient is not None]
+
+    def gradients_of(self, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+        """Return the gradients in the order of `variables`. RuntimeError if one is missing."""
+        found = [self.of_variables.get(_key(variable)) for variable in variables]
+        missing = [v.name for v, gradient in zip(variables, found) if gradient is None]
+        if missing:
+            raise RuntimeError(
+                f"recomputation gives no gradient for {len(missing)} variables, {missing[0]} first"
+            )
+        return found
+
+
+def _key(variable: tf.Variable) -> Any:
+    """Return what a variable is found by, whichever object stands for it.
+
+    In mixed precision Keras hands out the same variable as itself and wrapped into an AutoCastVariable, and the two
+    have different references.
+    """
+    return getattr(variable, "_variable", variable).ref()

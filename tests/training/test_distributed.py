@@ -13,11 +13,12 @@ from tests.helpers.launch import run_python
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "rank_weights.py"
 ONE, TWO = (
-    ("plain", "frozen", "accumulate"),
+    ("plain", "plain_reordered", "frozen", "frozen_reordered", "accumulate"),
     ("plain", "sync", "recompute", "fp16", "accumulate", "unwrapped"),
 )
 
-SAME, HALF = 1e-3, 0.1  # of the way: float32 in another order, gradients rounded to FP16
+# The same computation in another order is this many times as far away as the CPU's own rounding carries it.
+NOISE = 4
 LEFT_OUT = ("conv/bias:0", "moving_variance:0")
 KERNEL = "efficientnet-b0/stem/conv2d/kernel:0"
 
@@ -71,6 +72,15 @@ def two(tmp_path_factory) -> Trained:
     return Trained(tmp_path_factory.mktemp("two"), 2, TWO)
 
 
+@pytest.fixture(scope="module")
+def same(one) -> dict[str, float]:
+    """For batch norm in training and frozen, the distance below which two runs differ by float32's rounding alone.
+
+    It comes from runs of one process on this CPU that differ in nothing but the order of the patches in a batch.
+    """
+    return {case: NOISE * distance(one, case, one, f"{case}_reordered") for case in ("plain", "frozen")}
+
+
 @pytest.mark.parametrize("case", ["plain", "sync", "recompute", "fp16", "accumulate"])
 def test_ranks_hold_identical_weights_after_training(two, case):
     report = two.report[case]
@@ -83,22 +93,22 @@ def test_ranks_would_differ_without_horovods_optimizer(two):
     assert two.report["unwrapped"]["different"] > 100
 
 
-def test_two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch(one, two):
-    assert distance(one, "plain", two, "sync") < SAME
-    assert distance(one, "plain", two, "plain") > 10 * SAME  # the batch norms of the ranks differ
+def test_two_ranks_with_synchronised_batch_norm_are_one_with_twice_the_batch(one, two, same):
+    assert distance(one, "plain", two, "sync") < same["plain"]
+    assert distance(one, "plain", two, "plain") > 10 * same["plain"]  # the batch norms of the ranks differ
 
 
-def test_recomputed_activations_have_the_same_synchronised_statistics(two):
-    assert distance(two, "sync", two, "recompute") < SAME
+def test_recomputed_activations_have_the_same_synchronised_statistics(two, same):
+    assert distance(two, "sync", two, "recompute") < same["plain"]
 
 
 def test_fp16_allreduce_changes_the_weights_within_its_precision(two):
-    assert 0 < distance(two, "sync", two, "fp16") < HALF
+    assert 0 < distance(two, "sync", two, "fp16") < 0.1
 
 
-def test_accumulated_batches_are_one_of_their_size(one, two):
-    assert distance(one, "frozen", one, "accumulate") < SAME
-    assert distance(one, "frozen", two, "accumulate") < SAME
+def test_accumulated_batches_are_one_of_their_size(one, two, same):
+    assert distance(one, "frozen", one, "accumulate") < same["frozen"]
+    assert distance(one, "frozen", two, "accumulate") < same["frozen"]
 
 
 def test_adasum_and_what_overflows_on_one_rank_keep_ranks_equal(tmp_path):

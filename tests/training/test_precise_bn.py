@@ -22,8 +22,10 @@ def test_of_one_batch_they_are_its_statistics_in_every_layer():
     model = build("effdetd0", None, 2)
     images = normalise("effdetd0", patches(0)[0])
     tf.function(calibrate, autograph=False)(model, images, tf.constant(1.0))
-    inference = model(images, training=False)
-    np.testing.assert_allclose(inference, model(images, training=True), rtol=1e-4, atol=1e-5)
+    inference = model(images, training=False)  # first: in training the averages move
+    batch, reversed_batch = model(images, training=True).numpy(), model(images[::-1], training=True).numpy()
+    rounding = np.abs(batch - reversed_batch[::-1]).max()  # of this CPU: the same sums in another order
+    assert np.abs(inference - batch).max() < 8 * rounding
 
 
 def test_the_variance_is_that_between_images_as_well():
