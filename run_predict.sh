@@ -10,7 +10,7 @@
 #   sh run_predict.sh --model_path logs/run --slide_path slides --output predictions
 #   NP=4 sh run_predict.sh ...         ranks (1, or the allocation's tasks): each takes slides, or parts of them
 #   sbatch -N 4 run_predict.sh ...     Slurm: ranks and nodes from the allocation
-# MPIRUN_ARGS: more words for the launcher. MPI=intel: mpiexec.hydra. MPI, DEVICE, PYTHON: see utils/env.sh.
+# NP, MPIRUN_ARGS, MODULES: see utils/launch.sh. MPI=intel: mpiexec.hydra. MPI, DEVICE, PYTHON: see utils/env.sh.
 # Stopped at any moment, the same command goes on.
 set -eu
 from=$PWD
@@ -25,6 +25,8 @@ if [ $# -eq 0 ]; then
         exit 2
     fi
 fi
+. utils/launch.sh
+load_modules
 . utils/env.sh
 
 # Paths are as the user typed them.
@@ -37,17 +39,7 @@ if [ $# -eq 0 ]; then
 fi
 
 NP=${NP:-${SLURM_NTASKS:-1}}
-set -- "$VENV/bin/python" -u "$top/predict.py" "$@"
-if [ "$NP" -gt 1 ]; then
-    if [ "$MPI" = intel ] || [ "$MPI" = mpich ]; then
-        HYDRA=$VENV/bin/mpiexec.hydra # Intel MPI's own where its module is loaded
-        [ ! -x "${I_MPI_ROOT:-}/bin/mpiexec.hydra" ] || HYDRA=$I_MPI_ROOT/bin/mpiexec.hydra
-        set -- "$HYDRA" -np "$NP" ${MPIRUN_ARGS:-} "$@"
-    else
-        [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-        set -- mpirun -np "$NP" --bind-to none --oversubscribe ${MPIRUN_ARGS:-} \
-            -x LD_LIBRARY_PATH -x PATH -x PYTHONPATH -x TF_USE_LEGACY_KERAS "$@"
-    fi
-fi
+[ "$NP" -eq 1 ] || launch "$top/predict.py" "$@"
+set -- "$VENV/bin/python" -u "$top/predict.py" "$@" # one process needs no launcher
 echo "+ $*"
 exec "$@"

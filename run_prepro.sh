@@ -17,6 +17,8 @@ from=$PWD
 cd "$(dirname "$0")"
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:?run_prepro.sh was copied away from its folder}" # sbatch copies it
 top=$PWD
+. utils/launch.sh
+load_modules
 . utils/env.sh
 
 # Paths are as the user typed them.

@@ -15,7 +15,6 @@ import tifffile
 
 from samplers.labels.label import LabelMap, open_label
 from samplers.slides.slide import Slide
-from utils import demo_slides
 from utils.demo.slides import DemoError, make_camelyon17_demo, make_demo
 from utils.demo_slides import main
 

@@ -1,0 +1,67 @@
+"""The run scripts: each loads the modules that were named, and starts its program with the launcher of the MPI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.launch import ROOT
+
+SCRIPTS = ("run_train.sh", "run_predict.sh", "run_prepro.sh")
+# Stands for mpirun, mpiexec.hydra, module and python: it writes down how it was called.
+NOTE = """#!/bin/sh
+echo "$(basename "$0") $*" >>"$NOTES"
+echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-}" >>"$NOTES"
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a run script in a folder with a space, with stand-ins for all that it starts; returns their notes."""
+    top, tools = tmp_path / "a clone", tmp_path / "bin"
+    (top / "utils").mkdir(parents=True)
+    tools.mkdir()
+    for name in (*SCRIPTS, "train.py", "predict.py", "utils/launch.sh"):
+        shutil.copy(ROOT / name, top / name)
+    (top / "utils/env.sh").write_text(f"VENV={tmp_path} MPI=${{MPI:-openmpi}}\n")
+    for name in ("mpirun", "mpiexec.hydra", "module", "python"):
+        (tools / name).write_text(NOTE)
+        (tools / name).chmod(0o755)
+
+    def run(script: str, *words: str, **environment: str) -> str:
+        notes = tmp_path / "notes"
+        notes.write_text("")
+        env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NOTES": str(notes), **environment}
+        subprocess.run(["sh", str(top / script), *words], env=env, check=True, cwd=tmp_path)
+        return notes.read_text()
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_modules_are_loaded_inside_of_a_job_only(start, script):
+    inside = start(script, "--x", SLURM_JOB_ID="7", MODULES="2023 OpenMPI", NP="2")
+    assert inside.splitlines()[0] == "module load 2023 OpenMPI"
+    assert "module" not in start(script, "--x", MODULES="2023 OpenMPI", NP="2")
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_ranks_are_started_by_the_launcher_of_the_mpi(start, script):
+    program = script.removeprefix("run_").replace(".sh", ".py")
+    found = start(script, "--x", "a b", NP="3", MPIRUN_ARGS="-map-by ppr:4:node")
+    assert found.startswith("mpirun -np 3 ")
+    assert "-map-by ppr:4:node" in found
+    assert found.splitlines()[0].endswith(f"{program} --x a b")
+    found = start(script, "--x", NP="3", MPI="intel")
+    assert found.startswith("mpiexec.hydra -np 3 ")
+    assert "FI_PROVIDER=tcp" in found  # one node has no fabric to use
+    found = start(script, "--x", NP="3", MPI="intel", SLURM_JOB_NODELIST="a,b")
+    assert "FI_PROVIDER= " in found
+
+
+def test_one_process_that_predicts_needs_no_launcher(start):
+    assert start("run_predict.sh", "--x").startswith("python -u ")
