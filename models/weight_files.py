@@ -8,11 +8,12 @@ import zipfile
 from pathlib import Path
 
 from models.catalog import MODELS
+from utils.cli import UserError
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be used; the message names the file and what is wrong."""
 
 

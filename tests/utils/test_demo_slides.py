@@ -15,7 +15,7 @@ import tifffile
 
 from samplers.labels.label import LabelMap, open_label
 from samplers.slides.slide import Slide
-from utils.demo.slides import DemoError, make_camelyon17_demo, make_demo
+from utils.demo.slides import SPACING, DemoError, make_camelyon17_demo, make_demo
 from utils.demo_slides import main
 
 

@@ -28,9 +28,9 @@ def fail(error: Exception) -> None:
 
 
 def test_a_user_error_of_any_rank_is_raised_on_all():
-    with pytest.raises(UserError, match="^mine\ntheirs$"):
+    with pytest.raises(UserError, match=r"^mine\ntheirs$"):
         TwoRanks(other=["theirs"]).all_or_none(lambda: fail(UserError("mine")))
-    with pytest.raises(UserError, match="^theirs$"):
+    with pytest.raises(UserError, match=r"^theirs$"):
         TwoRanks(other=["theirs"]).all_or_none(lambda: 1)
     assert TwoRanks(other=[""]).all_or_none(lambda: 1) == 1
 
