@@ -25,9 +25,9 @@ from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
 from evaluation.tables import SLIDE_SUFFIXES
 from models.catalog import MODELS, multiple_of
 from prediction import store
-from prediction.model import Predictor, Source, class_names, find_model
-from prediction.store import Settings
-from prediction.work import Outcome, Worker
+from prediction.model import ModelSource, Predictor, class_names, find_model
+from prediction.store import PredictionSettings
+from prediction.work import PredictionOutcome, Worker
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Source, list[Path]]:
+def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, ModelSource, list[Path]]:
     """The options, the model and the slides; ends with exit code 2 for what is wrong. Needs no TensorFlow."""
     parser = build_parser()
     options = parser.parse_args(argv)
@@ -146,9 +146,9 @@ def _is_slide(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in SLIDE_SUFFIXES and not hidden
 
 
-def settings_of(options: argparse.Namespace, source: Source) -> Settings:
+def settings_of(options: argparse.Namespace, source: ModelSource) -> PredictionSettings:
     trained = source.options
-    return Settings(
+    return PredictionSettings(
         model=source.identity(),
         img_size=options.img_size,
         overlap=options.overlap,
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         killed_rank.end_at_once(f"\n{traceback.format_exc()}")
 
 
-def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
+def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
     """Collective."""
     from utils.ranks.world import init_world, select_devices
 
@@ -197,7 +197,7 @@ def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
         print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)
 
     # 3. The model.
-    outcome, start = Outcome(), time.monotonic()
+    outcome, start = PredictionOutcome(), time.monotonic()
     if pending:
         predictor = world.all_or_none(
             lambda: Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
@@ -219,12 +219,12 @@ def run(options: argparse.Namespace, source: Source, slides: list[Path]) -> int:
 
 def predict(
     options: argparse.Namespace,
-    settings: Settings,
+    settings: PredictionSettings,
     predictor: Predictor,
     names: list[str],
     pending: list[Path],
     world: World,
-) -> Outcome:
+) -> PredictionOutcome:
     """Collective: each rank takes slides; where there are fewer slides than ranks, all ranks share each slide."""
     shared = len(pending) < world.size
     mine = pending if shared else pending[world.rank :: world.size]
@@ -233,7 +233,7 @@ def predict(
         return Worker(options.output, settings, predictor, names, team, bar.advance).run(mine)
 
 
-def summarise(output: Path, world: World, outcome: Outcome, seconds: float) -> int:
+def summarise(output: Path, world: World, outcome: PredictionOutcome, seconds: float) -> int:
     """Collective: rank 0 writes slides.csv and says what was done and what was not."""
     outcomes = world.gather(outcome)
     bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}

@@ -14,7 +14,7 @@ import numpy as np
 
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.grid import Place, is_background, places
-from CAMELYON17_PREPROCESSING.settings import Folders, Row, Settings, Source
+from CAMELYON17_PREPROCESSING.settings import Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.pairs.checks import check_label
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
@@ -24,7 +24,7 @@ from samplers.slides.slide import DataError, ReadError
 OVERVIEW_UM = 8.0  # µm/px, at which regions are found
 
 _PR_SET_PDEATHSIG = 1
-_readers: dict[Settings, PairReader] = {}
+_readers: dict[PatchSettings, PairReader] = {}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Cut:
     """What came of `places` places of a slide. Discarded: how many, by reason."""
 
     places: int = 0
-    rows: dict[str, list[Row]] = field(default_factory=lambda: {kind: [] for kind in store.KINDS})
+    rows: dict[str, list[PatchRow]] = field(default_factory=lambda: {kind: [] for kind in store.KINDS})
     discarded: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Cut) -> None:
@@ -54,11 +54,11 @@ def start_worker(parent: int) -> None:
         os._exit(1)
 
 
-def _config(settings: Settings) -> SamplerConfig:
+def _config(settings: PatchSettings) -> SamplerConfig:
     return SamplerConfig("surf", settings.patch_size, batch_size=1, resolution=settings.spacing)
 
 
-def _reader(settings: Settings) -> PairReader:
+def _reader(settings: PatchSettings) -> PairReader:
     """Of this process, with the slides that it has open."""
     if settings not in _readers:
         _readers[settings] = PairReader(_config(settings))
@@ -69,7 +69,7 @@ def _level(opened: OpenPair) -> int:
     return opened.slide.level_at_least(OVERVIEW_UM / opened.slide.spacing)
 
 
-def plan(source: Source, settings: Settings) -> tuple[list[Place], list[str]]:
+def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], list[str]]:
     """The places of the grid that may give a patch, and which parts of the label are left out, and why.
 
     BadSlideError: the slide or its label cannot be used; one without a usable annotation is not tumour-free.
@@ -94,7 +94,7 @@ def plan(source: Source, settings: Settings) -> tuple[list[Place], list[str]]:
     return found, left_out
 
 
-def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Place]) -> Cut:
+def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: Sequence[Place]) -> Cut:
     """Writes the patches at these places. BadSlideError: one cannot be read; OutputError: or written."""
     result, reader = Cut(len(chunk)), _reader(settings)
     limit, spacing = settings.max_patches, reader.read(source.pair, lambda opened: opened.spacing)
@@ -118,7 +118,7 @@ def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Pl
         folder = folders.positive if tumour else folders.negative
         store.save_patch(folder, name, image, white, settings.output_format, spacing)
         where = (name, source.name, source.patient, source.center, *corner)
-        row = Row(*where, settings.patch_size, round(spacing, 6), round(tumour, 6), place.tissue)
+        row = PatchRow(*where, settings.patch_size, round(spacing, 6), round(tumour, 6), place.tissue)
         result.rows[kind].append(row)
         full[kind] = full[kind] or len(result.rows[kind]) == limit
         if all(full.values()):
@@ -126,7 +126,9 @@ def cut(source: Source, settings: Settings, folders: Folders, chunk: Sequence[Pl
     return result
 
 
-def draw(source: Source, settings: Settings, folders: Folders, rows: dict[str, list[Row]]) -> None:
+def draw(
+    source: SourceSlide, settings: PatchSettings, folders: Folders, rows: dict[str, list[PatchRow]]
+) -> None:
     """slides/<slide>.png: outlines of tissue and tumour on a thumbnail, with the patches that were cut.
 
     BadSlideError: the slide cannot be read; OutputError: the picture cannot be written.

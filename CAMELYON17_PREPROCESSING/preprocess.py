@@ -19,8 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from CAMELYON17_PREPROCESSING import store
-from CAMELYON17_PREPROCESSING.schedule import Outcome, process
-from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
+from CAMELYON17_PREPROCESSING.schedule import PatchOutcome, process
+from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers.pairs.camelyon import camelyon16, camelyon17, files_below, of_centers
 from samplers.pairs.pairing import SlidePair, name_some, pair_files
 from samplers.slides.slide import DataError
@@ -102,13 +102,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def settings_of(options: argparse.Namespace) -> PatchSettings:
     """The options of the settings' names."""
-    values = {field.name: getattr(options, field.name) for field in fields(Settings)}
-    return Settings(**{**values, "stride": options.stride or options.patch_size})
+    values = {field.name: getattr(options, field.name) for field in fields(PatchSettings)}
+    return PatchSettings(**{**values, "stride": options.stride or options.patch_size})
 
 
-def find_sources(options: argparse.Namespace) -> tuple[list[Source], set[str], list[str]]:
+def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[str], list[str]]:
     """The slides, largest first so that ranks get about the same; names of slides that are there but left out;
     warnings. DataError: there are none.
     """
@@ -138,7 +138,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[Source], set[str], l
         if not pairs:
             raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
     pairs.sort(key=lambda pair: (-pair.slide.stat().st_size, pair.name))
-    return [Source(pair) for pair in pairs], left_out, warnings
+    return [SourceSlide(pair) for pair in pairs], left_out, warnings
 
 
 def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
@@ -192,7 +192,7 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     if world.is_first:
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
         print(f"{len(sources)} slides, {len(sources) - sum(counts)} of them are finished already", flush=True)
-    error, outcome, start = "", Outcome(), time.monotonic()
+    error, outcome, start = "", PatchOutcome(), time.monotonic()
     try:
         store.remove_slides(folders, {source.name for source in pending})
         if world.is_first:  # their label was taken away, or the stages say now that they are not tumour-free
@@ -209,13 +209,13 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
 
 
 def _process(
-    pending: list[Source], settings: Settings, folders: Folders, processes: int, shown: bool
-) -> Outcome:
+    pending: list[SourceSlide], settings: PatchSettings, folders: Folders, processes: int, shown: bool
+) -> PatchOutcome:
     with SlideBar("preprocessing", len(pending), shown) as bar:
         return process(pending, settings, folders, processes, bar.advance)
 
 
-def _finish(world: Ranks, folders: Folders, outcome: Outcome, error: str, seconds: float) -> int:
+def _finish(world: Ranks, folders: Folders, outcome: PatchOutcome, error: str, seconds: float) -> int:
     """Collective: summary and tables by rank 0. A rank whose slides were bad must not end before the others."""
     seconds = max(world.gather(seconds))
     outcomes = world.gather(outcome)

@@ -14,7 +14,7 @@ from typing import Any
 from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.cut import Cut, cut, draw, plan, start_worker
 from CAMELYON17_PREPROCESSING.grid import Place
-from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
+from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers.reader import BadSlideError
 
 CHUNK_PIXELS = 8 << 20  # patches of this many pixels together are one task
@@ -24,7 +24,7 @@ CHUNK_PIXELS = 8 << 20  # patches of this many pixels together are one task
 class _Job:
     """A slide that is being done."""
 
-    source: Source
+    source: SourceSlide
     places: int = 0
     waiting: set[Future[Any]] = field(default_factory=set)
     cut: Cut = field(default_factory=Cut)
@@ -33,7 +33,7 @@ class _Job:
 
 
 @dataclass
-class Outcome:
+class PatchOutcome:
     patches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(store.KINDS, 0))
     discarded: dict[str, int] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)  # slide → reason
@@ -41,12 +41,12 @@ class Outcome:
 
 
 def process(
-    sources: Sequence[Source],
-    settings: Settings,
+    sources: Sequence[SourceSlide],
+    settings: PatchSettings,
     folders: Folders,
     processes: int,
     advance: Callable[[float, int], None],
-) -> Outcome:
+) -> PatchOutcome:
     """Does all slides; those that cannot be read are left out, without patches.
 
     advance(slides, patches): called with the part of a slide and the number of patches that were done.
@@ -57,13 +57,13 @@ def process(
 
 class _Schedule:
     def __init__(
-        self, settings: Settings, folders: Folders, processes: int, advance: Callable[[float, int], None]
+        self, settings: PatchSettings, folders: Folders, processes: int, advance: Callable[[float, int], None]
     ) -> None:
         self.settings, self.folders, self.processes, self.advance = settings, folders, processes, advance
-        self.outcome = Outcome()
+        self.outcome = PatchOutcome()
         self.jobs: dict[Future[Any], tuple[_Job, str]] = {}  # and what it is: plan, cut, draw
 
-    def run(self, sources: Sequence[Source]) -> Outcome:
+    def run(self, sources: Sequence[SourceSlide]) -> PatchOutcome:
         pending = deque(sources)
         active: list[_Job] = []
         # New processes, not forks: libvips and OpenCV have threads.

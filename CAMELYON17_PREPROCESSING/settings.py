@@ -12,7 +12,7 @@ from samplers.pairs.pairing import SlidePair, patient_of
 
 
 @dataclass(frozen=True)
-class Settings:
+class PatchSettings:
     """What the patches of a folder have in common; preprocessing.json in the folder of positives has it."""
 
     patch_size: int = 1024  # pixels
@@ -38,7 +38,7 @@ class Folders(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class PatchRow:
     """A line of patches.csv. x, y: corner in level-0 pixels; size in pixels of `spacing` µm/px."""
 
     patch: str
@@ -53,11 +53,11 @@ class Row:
     tissue_fraction: float
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(PatchRow))
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceSlide:
     """A slide, its label, and how its patches are called."""
 
     pair: SlidePair

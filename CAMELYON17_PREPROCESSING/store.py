@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import pyvips
 
-from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, Row, Settings, Source
+from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.pairs.pairing import slide_of_patch
 from samplers.slides.slide import DataError
 from utils.files import OutputError, differences
@@ -75,7 +75,7 @@ def save_patch(
     write(folder / f"{name}.{format}", encode(image, format, spacing))
 
 
-def prepare(folders: Folders, settings: Settings) -> None:
+def prepare(folders: Folders, settings: PatchSettings) -> None:
     """Makes the folders and notes the settings; ValueError: the folder has patches of other settings."""
     note = folders.positive / "preprocessing.json"
     for folder in {folders.negative, folders.positive / "slides"}:
@@ -106,7 +106,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """DataError if it cannot be read: it was not written by this program."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        return {**record, **{kind: [Row(*row) for row in record[kind]] for kind in KINDS}}
+        return {**record, **{kind: [PatchRow(*row) for row in record[kind]] for kind in KINDS}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}): remove it and the slide is done again"
@@ -114,7 +114,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(
-    folders: Folders, source: Source, rows: dict[str, list[Row]], discarded: dict[str, int]
+    folders: Folders, source: SourceSlide, rows: dict[str, list[PatchRow]], discarded: dict[str, int]
 ) -> None:
     """The slide is finished from here on."""
     kinds = {kind: [list(asdict(row).values()) for row in rows[kind]] for kind in KINDS}
@@ -122,7 +122,7 @@ def write_record(
     write(record_of(folders, source.name), (json.dumps(record) + "\n").encode())
 
 
-def is_finished(folders: Folders, source: Source) -> bool:
+def is_finished(folders: Folders, source: SourceSlide) -> bool:
     """Whether its patches are there, cut with the label that it has now."""
     path = record_of(folders, source.name)
     return path.exists() and read_record(path).get("label") == source.label
@@ -157,7 +157,7 @@ def remove_slides(folders: Folders, names: Collection[str]) -> int:
 
 def write_tables(folders: Folders) -> dict[str, int]:
     """patches.csv in both folders, of all finished slides; how many patches of each kind there are."""
-    rows: dict[Path, list[Row]] = {folder: [] for folder in folders}
+    rows: dict[Path, list[PatchRow]] = {folder: [] for folder in folders}
     counts = dict.fromkeys(KINDS, 0)
     for slide in sorted(finished_slides(folders)):
         record = read_record(record_of(folders, slide))
@@ -169,7 +169,7 @@ def write_tables(folders: Folders) -> dict[str, int]:
     return counts
 
 
-def _table(rows: Sequence[Row]) -> bytes:
+def _table(rows: Sequence[PatchRow]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)

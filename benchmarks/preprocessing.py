@@ -29,7 +29,7 @@ from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.preprocess import build_parser as preprocessing_parser
 from CAMELYON17_PREPROCESSING.preprocess import find_sources, settings_of
 from CAMELYON17_PREPROCESSING.schedule import process
-from CAMELYON17_PREPROCESSING.settings import Folders, Row, Settings, Source
+from CAMELYON17_PREPROCESSING.settings import Folders, PatchRow, PatchSettings, SourceSlide
 
 BARE_PATCHES = 300
 
@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def preprocess(sources: list[Source], settings: Settings, processes: int) -> tuple[float, list[Row]]:
+def preprocess(
+    sources: list[SourceSlide], settings: PatchSettings, processes: int
+) -> tuple[float, list[PatchRow]]:
     """Patches/s, and the patches."""
     with tempfile.TemporaryDirectory() as name:
         folders = Folders(Path(name) / "positive", Path(name) / "negative")
@@ -55,7 +57,7 @@ def preprocess(sources: list[Source], settings: Settings, processes: int) -> tup
     return len(rows) / seconds, rows
 
 
-def bare(sources: list[Source], rows: list[Row]) -> float:
+def bare(sources: list[SourceSlide], rows: list[PatchRow]) -> float:
     """Patches/s of some of these patches, slide by slide and row by row as the preprocessing has them."""
     paths = {source.name: source.pair.slide for source in sources}
     step = max(1, len(rows) // BARE_PATCHES)

@@ -31,7 +31,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lesion:
+class TrueLesion:
     """A region of the evaluation mask, and what was found of it."""
 
     label: int  # from 1 on
@@ -48,7 +48,7 @@ class SlideResult:
     """What became of a slide's detections."""
 
     name: str
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[TrueLesion, ...]
     false_positives: tuple[Detection, ...]
     outside: int = 0  # of them, how many are not on the slide
 
@@ -85,7 +85,7 @@ def match(name: str, detections: Sequence[Detection], tumour: np.ndarray | None)
         length = region.axis_major_length
         itc = bool(length < ITC_UM / (SPACING * pow(2, LEVEL)))
         size = (float(length * pixel_um), float(region.area * pixel_um**2))
-        lesions.append(Lesion(region.label, itc, *size, float(x), float(y), hits.get(region.label)))
+        lesions.append(TrueLesion(region.label, itc, *size, float(x), float(y), hits.get(region.label)))
     return SlideResult(name, tuple(lesions), tuple(false_positives), outside)
 
 

@@ -35,17 +35,17 @@ TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline
 
 
 @dataclass
-class Counts:
+class SegmentationCounts:
     """What is summed over tiles and slides."""
 
     confusion: np.ndarray  # int64 (C, C), rows: ground truth
     outlines: np.ndarray  # int64 of `boundary.distance_counts`
 
     @classmethod
-    def empty(cls, classes: int) -> Counts:
+    def empty(cls, classes: int) -> SegmentationCounts:
         return cls(np.zeros((classes, classes), np.int64), np.zeros((2, boundary.BINS + 1), np.int64))
 
-    def __iadd__(self, other: Counts) -> Counts:
+    def __iadd__(self, other: SegmentationCounts) -> SegmentationCounts:
         self.confusion += other.confusion
         self.outlines += other.outlines
         return self
@@ -67,7 +67,7 @@ def tiles(
 
 def count_slide(
     prediction: Path, truth: Path | None, slide: Path | None, label_map: LabelMap, tile: int = TILE
-) -> Counts:
+) -> SegmentationCounts:
     """Compares a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
 
     Annotations are in level-0 pixels of the slide: without `slide` the prediction has to be of its size.
@@ -92,7 +92,7 @@ def count_slide(
         true = opened.enter_context(closing(open_label(truth, frame, label_map)))
         downsample = downsample_of(full, size)
         spacing = frame.spacing * downsample
-        counts = Counts.empty(classes)
+        counts = SegmentationCounts.empty(classes)
         for core, around in tiles(*size, tile, ceil(boundary.REACH_UM / spacing) + 1):
             rows, columns = around
             corner = (int(columns.start * downsample), int(rows.start * downsample))
@@ -117,16 +117,16 @@ def _frame(predicted: Slide, truth: Path | None, slide: Path | None) -> Slide:
 
 def count_tile(
     truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float, classes: int
-) -> Counts:
+) -> SegmentationCounts:
     """Of uint8 class values (h, w); only what is inside of `core` counts, the margin is for distances."""
     pairs = truth[core].astype(np.int64) * classes + predicted[core]
     confusion = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
     if not truth.any() and not predicted.any():
-        return Counts(confusion, np.zeros((2, boundary.BINS + 1), np.int64))
-    return Counts(confusion, boundary.distance_counts(truth > 0, predicted > 0, core, spacing))
+        return SegmentationCounts(confusion, np.zeros((2, boundary.BINS + 1), np.int64))
+    return SegmentationCounts(confusion, boundary.distance_counts(truth > 0, predicted > 0, core, spacing))
 
 
-def summarise(counts: Counts, tolerance: float) -> dict[str, Any]:
+def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
     """`miou`, `iou` and `dice` per class and the boundary metrics; None: the class or an outline does not occur."""
     hits = np.diag(counts.confusion).astype(float)
     sums = (counts.confusion.sum(axis=0) + counts.confusion.sum(axis=1)).astype(float)
@@ -177,7 +177,7 @@ def report(slides: dict[str, dict[str, Any]]) -> str:
 
 
 def write(
-    folder: Path, slides: dict[str, dict[str, Any]], counts: dict[str, Counts], tolerance: float
+    folder: Path, slides: dict[str, dict[str, Any]], counts: dict[str, SegmentationCounts], tolerance: float
 ) -> None:
     """segmentation.json and segmentation.csv."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def run(options: argparse.Namespace) -> None:
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
     counts = {}
-    pooled = Counts.empty(label_map.num_classes)
+    pooled = SegmentationCounts.empty(label_map.num_classes)
     for key, (prediction, truth) in tqdm(pairs.items(), "slides", unit="slide", disable=None):
         counts[key] = count_slide(prediction, truth, slides.get(key), label_map, options.tile)
         pooled += counts[key]

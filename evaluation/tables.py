@@ -12,7 +12,7 @@ from samplers.slides.slide import DataError
 
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms")
 
-Row = tuple[int, list[str]]  # line number, stripped cells
+CsvRow = tuple[int, list[str]]  # line number, stripped cells
 
 
 def read_detections(path: Path) -> list[Detection]:
@@ -59,7 +59,7 @@ def read_slide_scores(path: Path) -> dict[str, float]:
     return scores
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[CsvRow]:
     """The lines of a CSV that are not blank."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

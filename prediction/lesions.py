@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 
 from evaluation.lesions import find_lesions
 from prediction.grid import Frame, Grid
-from prediction.outlines import Outline, trace
+from prediction.outlines import ClassOutline, trace
 from prediction.raster import Raster
 
 MAX_CELLS = 16 << 20  # of the map on which lesions are told apart
@@ -28,10 +28,10 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Lesion:
+class PredictedLesion:
     """A predicted lesion. Places and outlines are in pixels of the output."""
 
-    outlines: list[Outline]  # of its parts, at most one a class
+    outlines: list[ClassOutline]  # of its parts, at most one a class
     confidence: float  # mean over its cells of the highest probability
     x: int  # a pixel inside of it, as deep as can be
     y: int
@@ -74,7 +74,7 @@ def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:
 
 def lesions_of(
     cells: Cells, frame: Frame, classes: Raster, min_diameter: float
-) -> tuple[list[Lesion], np.ndarray]:
+) -> tuple[list[PredictedLesion], np.ndarray]:
     """The lesions from `min_diameter` mm on, and their numbers (from 1 on): int32 (h, w) of the cells.
 
     A lesion is what is connected, by corners of cells too. Merged over 75 µm, as CAMELYON16 does with its ground
@@ -91,7 +91,7 @@ def lesions_of(
         cells.peak[window], spacing, threshold=1 / 255, merge=0, min_diameter=1000 * min_diameter
     )
     traced = trace(classes, labels, cells.side)
-    lesions: list[Lesion] = []
+    lesions: list[PredictedLesion] = []
     numbers = np.zeros(len(found) + 1, np.int32)
     for lesion in found:
         outlines = traced[lesion.label]
@@ -102,7 +102,7 @@ def lesions_of(
         place = ((lesion.x + columns[0]) * cells.side, (lesion.y + rows[0]) * cells.side)
         x, y = _pixel_inside(outlines, *place)
         area = shape.area * (frame.spacing / 1000) ** 2
-        lesions.append(Lesion(outlines, lesion.confidence, x, y, diameter, area))
+        lesions.append(PredictedLesion(outlines, lesion.confidence, x, y, diameter, area))
         numbers[lesion.label] = len(lesions)
     return lesions, numbers[labels]
 
@@ -112,7 +112,7 @@ def _longest(shape: shapely.Geometry) -> float:
     return float(pdist(corners).max())
 
 
-def _pixel_inside(outlines: list[Outline], x: float, y: float) -> tuple[int, int]:
+def _pixel_inside(outlines: list[ClassOutline], x: float, y: float) -> tuple[int, int]:
     """The pixel at (x, y), or another one if that is not in any of the outlines."""
     polygons = np.array([polygon for outline in outlines for polygon in outline.polygons])
     pixel = (int(x), int(y))

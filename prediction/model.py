@@ -18,7 +18,7 @@ EXPORTED, STATE = "saved_model.pb", "state.json"
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model is, and how it was trained."""
 
     path: Path  # of the SavedModel or of the checkpoint
@@ -39,7 +39,7 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def find_model(path: Path, precision: str | None) -> Source:
+def find_model(path: Path, precision: str | None) -> ModelSource:
     """The model at `path`: a log_dir, a checkpoint (its folder, or that of all) or an exported model.
 
     Of a log_dir the exported model, or the newest whole checkpoint where there is none or where another
@@ -57,17 +57,17 @@ def find_model(path: Path, precision: str | None) -> Source:
                 f"{path} is exported and computes as it was exported ({exported or 'not known'}): for "
                 f"--mixed_precision {precision} give the log_dir or a checkpoint of its training run"
             )
-        return Source(path, options)
+        return ModelSource(path, options)
     if (path / STATE).exists():
-        return Source(path, _need_options(path.parent.parent))
+        return ModelSource(path, _need_options(path.parent.parent))
     log_dir = path.parent if path.name == "checkpoints" else path
     options = _options_of(log_dir)
     other = precision is not None and precision != options.get("mixed_precision")
     if path == log_dir and (path / "model" / EXPORTED).exists() and not other:
-        return Source(path / "model", options)
+        return ModelSource(path / "model", options)
     checkpoints = sorted((log_dir / "checkpoints").glob("step_*"))
     if checkpoints:
-        return Source(_newest_whole(log_dir / "checkpoints"), _need_options(log_dir))
+        return ModelSource(_newest_whole(log_dir / "checkpoints"), _need_options(log_dir))
     if other and (path / "model" / EXPORTED).exists():
         raise UserError(f"{path} has no checkpoint to compute in {precision} with, only an exported model")
     raise UserError(
@@ -121,7 +121,7 @@ class Predictor:
     loaded or takes no patches of `size` pixels.
     """
 
-    def __init__(self, source: Source, precision: str | None, size: int, tta: bool) -> None:
+    def __init__(self, source: ModelSource, precision: str | None, size: int, tta: bool) -> None:
         import tensorflow as tf
 
         if source.is_exported:
@@ -166,7 +166,7 @@ def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
     return total / 8
 
 
-def _of_checkpoint(source: Source, precision: str) -> Callable[[Any], Any]:
+def _of_checkpoint(source: ModelSource, precision: str) -> Callable[[Any], Any]:
     """Return the network of the run's options with the checkpoint's weights, computing in `precision`."""
     import tensorflow as tf
 

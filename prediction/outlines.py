@@ -17,14 +17,14 @@ _CLASSES = 256
 
 
 @dataclass(frozen=True)
-class Outline:
+class ClassOutline:
     """What of a lesion is of one class: polygons with holes, in pixels of the output."""
 
     value: int
     polygons: list[shapely.Polygon]
 
 
-def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Outline]]:
+def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[ClassOutline]]:
     """Outlines of each lesion, by its number, a class each.
 
     labels: int32 (h, w), the lesions' numbers at cells of `side` × `side` pixels, 0: no lesion.
@@ -49,14 +49,14 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Outl
             for key, polygons in in_window.items():
                 found[key] += polygons
                 windows[key] += 1
-    outlines: dict[int, list[Outline]] = defaultdict(list)
+    outlines: dict[int, list[ClassOutline]] = defaultdict(list)
     for key in sorted(found):
         polygons = found[key]
         if windows[key] > 1:  # cut where windows meet
             joined = shapely.union_all(polygons).simplify(0)
             polygons = [part for part in shapely.get_parts(joined) if part.geom_type == "Polygon"]
         polygons.sort(key=lambda polygon: polygon.bounds)
-        outlines[key // _CLASSES].append(Outline(key % _CLASSES, polygons))
+        outlines[key // _CLASSES].append(ClassOutline(key % _CLASSES, polygons))
     return outlines
 
 

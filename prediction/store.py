@@ -27,10 +27,10 @@ COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "sec
 
 
 @dataclass(frozen=True)
-class Settings:
+class PredictionSettings:
     """What the predictions of a folder have in common."""
 
-    model: str  # of `Source.identity`
+    model: str  # of `ModelSource.identity`
     img_size: int
     overlap: float
     batch_size: int
@@ -53,7 +53,7 @@ def record_of(output: Path, slide: str) -> Path:
     return output / RECORDS / f"{slide}.json"
 
 
-def prepare(output: Path, settings: Settings) -> None:
+def prepare(output: Path, settings: PredictionSettings) -> None:
     """Makes the folder. UserError: it has slides of another model or other options. Rank 0 alone calls it."""
     note = output / "prediction.json"
     if note.exists() and any((output / RECORDS).glob("*.json")):

@@ -15,7 +15,7 @@ from prediction.grid import Grid, frame_of, grown
 from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
 from prediction.model import Predictor
 from prediction.raster import Raster
-from prediction.store import Settings
+from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
 from samplers.pairs.checks import check_tiff, decode_samples
@@ -33,7 +33,7 @@ class Opened:
     DataError or ReadError: it cannot be used. OutputError: the rasters cannot be written.
     """
 
-    def __init__(self, path: Path, output: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
         self.name = path.stem
         damage = check_tiff(path)
         if damage:
@@ -68,7 +68,7 @@ class Opened:
 
 
 @dataclass
-class Outcome:
+class PredictionOutcome:
     """What a rank has done; `patches` also of slides that turned out bad."""
 
     slides: int = 0
@@ -82,15 +82,15 @@ class Worker:
     """Predicts slides. Ranks of a `team` share each slide by bands of rows; alone, a rank does all of it."""
 
     output: Path
-    settings: Settings
+    settings: PredictionSettings
     predictor: Predictor
     names: Sequence[str]  # of the classes 1, 2, …
     team: Ranks
     advance: Advance
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: PredictionOutcome = field(default_factory=PredictionOutcome)
     stopped: bool = False  # some rank of the team cannot write: all have stopped, at the same slide
 
-    def run(self, paths: Sequence[Path]) -> Outcome:
+    def run(self, paths: Sequence[Path]) -> PredictionOutcome:
         """Collective over the team. The files of a slide are written while the next one is predicted."""
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1) as finisher:
@@ -173,7 +173,9 @@ class Worker:
             trim_memory()
 
 
-def write_files(opened: Opened, output: Path, settings: Settings, names: Sequence[str]) -> dict[str, Any]:
+def write_files(
+    opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str]
+) -> dict[str, Any]:
     """All files of a slide into the work folder, and its record. ReadError: the slide cannot be read."""
     frame = opened.grid.frame
     probability, classes = opened.rasters

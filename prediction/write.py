@@ -17,7 +17,7 @@ import shapely
 import tifffile
 
 from prediction.grid import Frame
-from prediction.lesions import Cells, Lesion
+from prediction.lesions import Cells, PredictedLesion
 from prediction.outlines import without_islands
 from prediction.raster import Raster
 from samplers.slides.slide import Slide
@@ -105,7 +105,7 @@ def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -
     path.write_bytes(cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes())
 
 
-def write_lesions(path: Path, lesions: Sequence[Lesion], frame: Frame) -> None:
+def write_lesions(path: Path, lesions: Sequence[PredictedLesion], frame: Frame) -> None:
     """`confidence,X,Y` a line, without a header as the organisers' program wants it; empty if there are none."""
     scale = frame.downsample
     lines = [
@@ -115,7 +115,9 @@ def write_lesions(path: Path, lesions: Sequence[Lesion], frame: Frame) -> None:
     path.write_text("".join(lines))
 
 
-def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+def write_geojson(
+    path: Path, lesions: Sequence[PredictedLesion], names: Sequence[str], downsample: float
+) -> None:
     """A feature a lesion and class, polygons with holes, in level-0 pixels."""
     features = []
     for number, lesion in enumerate(lesions, 1):
@@ -137,7 +139,9 @@ def write_geojson(path: Path, lesions: Sequence[Lesion], names: Sequence[str], d
     path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
 
 
-def write_asap(path: Path, lesions: Sequence[Lesion], names: Sequence[str], downsample: float) -> None:
+def write_asap(
+    path: Path, lesions: Sequence[PredictedLesion], names: Sequence[str], downsample: float
+) -> None:
     """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
     whole = [
         (f"lesion {number}", names[outline.value - 1], polygon)

@@ -7,7 +7,16 @@ import pytest
 from scipy import ndimage
 
 from evaluation import froc
-from evaluation.froc import Detection, Lesion, SlideResult, bootstrap, curve, evaluation_mask, match, score
+from evaluation.froc import (
+    Detection,
+    SlideResult,
+    TrueLesion,
+    bootstrap,
+    curve,
+    evaluation_mask,
+    match,
+    score,
+)
 
 
 def canvas(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 100)) -> np.ndarray:
@@ -27,7 +36,7 @@ def slide(hits: list[float | None], false: list[float], itc: list[float | None] 
     """Lesions with the confidence of their hit (None: missed), and false positives."""
     all_hits = [(hit, False) for hit in hits] + [(hit, True) for hit in itc or []]
     lesions = tuple(
-        Lesion(i + 1, small, 0, 0, 0, 0, None if hit is None else Detection(hit, 0, 0))
+        TrueLesion(i + 1, small, 0, 0, 0, 0, None if hit is None else Detection(hit, 0, 0))
         for i, (hit, small) in enumerate(all_hits)
     )
     return SlideResult("slide", lesions, tuple(Detection(c, 0, 0) for c in false))

@@ -11,7 +11,7 @@ import tifffile
 
 from evaluation.boundary import BINS, distance_counts, outline
 from evaluation.boundary import summarise as summarise_outlines
-from evaluation.segmentation import Counts, count_slide, count_tile, main, summarise, tiles
+from evaluation.segmentation import SegmentationCounts, count_slide, count_tile, main, summarise, tiles
 from samplers.labels.label import LabelMap
 
 ALL = (slice(None), slice(None))
@@ -198,7 +198,7 @@ def test_what_cannot_be_used_ends_with_2(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_counts_are_added() -> None:
-    counts = Counts.empty(2)
+    counts = SegmentationCounts.empty(2)
     for _ in range(2):
         counts += count_tile(half(50).astype(np.uint8), half(54).astype(np.uint8), ALL, 1.0, 2)
     assert counts.confusion.tolist() == [[9200, 800], [0, 10000]]

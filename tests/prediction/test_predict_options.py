@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import predict
-from prediction.store import WORK, Settings
+from prediction.store import WORK, PredictionSettings
 from prediction.work import Opened
 from tests.helpers.lesion_slides import make_slide
 from tests.helpers.option_table import check_table
@@ -106,7 +106,9 @@ def test_the_grid_of_a_slide_is_that_of_the_settings(tmp_path):
         opened = Opened(
             slide,
             tmp_path,
-            Settings("", img_size, overlap, 2, resolution, tissue_only, level, False, None, 0.5, 0.1),
+            PredictionSettings(
+                "", img_size, overlap, 2, resolution, tissue_only, level, False, None, 0.5, 0.1
+            ),
         )
         opened.discard()
         return opened.grid

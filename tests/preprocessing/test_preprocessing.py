@@ -19,7 +19,7 @@ import pytest
 from CAMELYON17_PREPROCESSING import cut, store
 from CAMELYON17_PREPROCESSING.grid import is_background, places
 from CAMELYON17_PREPROCESSING.preprocess import main, parse_options
-from CAMELYON17_PREPROCESSING.settings import Folders, Settings, Source
+from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers import SamplerConfig, training_loader
 from samplers.labels.label import LabelMap, open_label
 from samplers.pairs.pairing import SlidePair, find_pairs
@@ -302,9 +302,9 @@ def test_a_picture_that_cannot_be_drawn_makes_a_bad_slide(demo17, tmp_path, monk
         raise ReadError("tile 7")
 
     monkeypatch.setattr(cut, "picture_of", broken)
-    source = Source(SlidePair(next(demo17.rglob("patient*.tif")), None))
+    source = SourceSlide(SlidePair(next(demo17.rglob("patient*.tif")), None))
     with pytest.raises(BadSlideError, match="tile 7"):
-        cut.draw(source, Settings(patch_size=128, save_png=True), Folders(tmp_path, tmp_path),
+        cut.draw(source, PatchSettings(patch_size=128, save_png=True), Folders(tmp_path, tmp_path),
                  {"positive": [], "negative": []})  # fmt: skip
 
 
