@@ -50,8 +50,6 @@ FPN_MAX_LEVEL = 7  # P7, stride 128
 FPN_MIN_LEVELS = (1, 2, 3)
 OUTPUT_STRIDES = (8, 16)
 RECOMPUTE = ("none", "blocks", "full")  # models/recompute.py
-LOSSES = ("cross_entropy", "dice", "focal")  # utils/losses.py
-OPTIMIZERS = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0, "lamb": 0.01}  # utils/optimizers.py; usual weight decay
 
 
 def lookup(name: str) -> EfficientDetRow | DeepLabRow:

@@ -83,7 +83,7 @@ class Loop:
         progress, interval = self.progress, self.progress.interval
         if self.profiler.before(progress.step):
             self.log.say(
-                f"profile:     xprof --logdir '{self.log_dir}/tensorboard' (README: how to install xprof)"
+                f"profile:     xprof --logdir '{self.log_dir}/tensorboard' (docs/training.md says how to install xprof)"
             )
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)

@@ -7,7 +7,7 @@ from typing import Callable
 import tensorflow as tf
 import tf_keras as keras
 
-from models.catalog import LOSSES
+from training.choices import LOSSES
 from training.strips import sum_by_strips
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # labels uint8 (B, H, W), logits (B, H, W, C) → scalar

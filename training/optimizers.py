@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.catalog import OPTIMIZERS
+from training.choices import OPTIMIZERS
 
 
 def make_optimizer(

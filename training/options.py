@@ -10,15 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from models.catalog import (
-    FPN_MIN_LEVELS,
-    LOSSES,
-    MODELS,
-    OPTIMIZERS,
-    OUTPUT_STRIDES,
-    RECOMPUTE,
-)
+from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
 from samplers.augment import JITTERS
+from training.choices import LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
     HelpFormatter,

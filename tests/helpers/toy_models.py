@@ -17,6 +17,8 @@ import tf_keras as keras
 import models
 from models import catalog, deeplab, efficientnet
 
+# Lists of the variables of the public pre-trained files.
+PUBLISHED = Path(__file__).parents[1] / "models" / "published"
 TOY = catalog.EfficientDetRow("efficientnet-b0", 0.25, 0.25, fpn_filters=8, fpn_cells=1, survival_prob=1.0)
 
 

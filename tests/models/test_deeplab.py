@@ -6,15 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from models.deeplab import ATROUS, ResizeLike
-from tests.helpers.toy_models import noise, randomise, real_model, toy_deeplab
+from tests.helpers.toy_models import PUBLISHED, noise, randomise, real_model, toy_deeplab
 
 
 def as_lists(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_layers_are_those_of_the_public_file(shared_data):
-    layout = json.loads((shared_data / "deeplabv3_xception_h5_layout.json").read_text())
+def test_layers_are_those_of_the_public_file():
+    layout = json.loads((PUBLISHED / "deeplabv3_xception_h5_layout.json").read_text())
     layers = [layer for layer in real_model("deeplab", 21).layers if layer.weights]
     assert [layer.name for layer in layers] == [entry["layer"] for entry in layout["layers"]]
     for layer, entry in zip(layers, layout["layers"]):

@@ -10,7 +10,7 @@ from models.catalog import MODELS
 from models.efficientdet import bifpn_nodes, resample
 from models.efficientnet import block_plan, round_filters
 from models.layers import FastFusion
-from tests.helpers.toy_models import keras, noise, real_model, shapes, toy_efficientdet
+from tests.helpers.toy_models import PUBLISHED, keras, noise, real_model, shapes, toy_efficientdet
 
 
 def count(model, prefix):
@@ -25,8 +25,8 @@ def count(model, prefix):
 @pytest.mark.parametrize(
     ("name", "published"), [("effdetd0", "efficientdet-d0"), ("effdetd4", "efficientdet-d4")]
 )
-def test_variables_are_the_published_ones(shared_data, name, published):
-    listed = json.loads((shared_data / "efficientdet_checkpoint_variables.json").read_text())[published]
+def test_variables_are_the_published_ones(name, published):
+    listed = json.loads((PUBLISHED / "efficientdet_checkpoint_variables.json").read_text())[published]
     # The list of D4 was made with a second model in the process, so Keras counted its unnamed stem layers up.
     expected = {
         key.replace("stem_1/conv2d_1", "stem/conv2d").replace("stem_1/", "stem/"): shape

@@ -13,6 +13,7 @@ from models import guess_model, load_weights
 from models.weight_files import WeightsError, find_weights
 from models.weight_names import common_names
 from tests.helpers.toy_models import (
+    PUBLISHED,
     keras,
     noise,
     randomise,
@@ -131,10 +132,8 @@ def test_levels_of_the_bifpn_are_matched_by_stride(tmp_path):
     assert "efficientnet" not in random
 
 
-def test_published_names_as_listed(shared_data, tmp_path):
-    listed = json.loads((shared_data / "efficientdet_checkpoint_variables.json").read_text())[
-        "efficientdet-d4"
-    ]
+def test_published_names_as_listed(tmp_path):
+    listed = json.loads((PUBLISHED / "efficientdet_checkpoint_variables.json").read_text())["efficientdet-d4"]
     stored = {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(listed["variables"])}
     model = real_model("effdetd4", 3, fpn_min_level=3)
     report = load_weights(model, write_checkpoint(tmp_path / "model", stored))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.catalog import OPTIMIZERS
+from training.choices import OPTIMIZERS
 from training.optimizers import make_optimizer
 
 RATE, STEPS = 0.1, 3

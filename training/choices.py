@@ -1,0 +1,7 @@
+"""The names of losses and optimizers, without TensorFlow: options are checked in the first second.
+
+What they choose is in `training.losses` and `training.optimizers`.
+"""
+
+LOSSES = ("cross_entropy", "dice", "focal")
+OPTIMIZERS = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0, "lamb": 0.01}  # with their usual weight decay
