@@ -55,7 +55,7 @@ def build_model(
     batch_norm: Any = None,
     bn_momentum: float | None = None,
 ) -> keras.Model:
-    """The network proper: normalised float (B, H, W, 3) → float32 logits (B, H, W, classes).
+    """Build the network: normalised float images (B, H, W, 3) → float32 logits (B, H, W, classes).
 
     `img_size` is a side or (height, width) in pixels, None for any; the weights fit every size.
     `fpn_min_level` and `fpn_cells` (None: as published) are EfficientDet's, `output_stride` is DeepLab's.
@@ -92,21 +92,21 @@ def build_model(
 
 
 def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
-    """See `models.pretrained.load_weights`."""
+    """Load weights, see `models.pretrained.load_weights`."""
     from models import pretrained
 
     return pretrained.load_weights(model, path)
 
 
 def normalise(name: str, images: tf.Tensor | np.ndarray) -> tf.Tensor:
-    """uint8 RGB (B, H, W, 3) → float32 as model `name` was pre-trained with."""
+    """Return uint8 RGB images (B, H, W, 3) as float32, normalised as model `name` was pre-trained."""
     return _normaliser(name)(images)
 
 
 def training_network(
     name: str, model: keras.Model, recompute: str = "none"
 ) -> Callable[[tf.Tensor, bool], tf.Tensor]:
-    """`model` of build_model as a function: uint8 RGB (B, H, W, 3), whether training → float32 logits (B, H, W, C).
+    """Return `model` as a function of uint8 RGB (B, H, W, 3) and whether it is training → float32 logits (B, H, W, C).
 
     `recompute`: "none" keeps all activations for the gradient, "blocks" what goes between blocks, "full" the
     images only, see models.recompute.
@@ -122,7 +122,7 @@ def training_network(
 
 
 def serving_model(name: str, model: keras.Model) -> keras.Model:
-    """The model to export: uint8 RGB (B, H, W, 3) → float32 class probabilities (B, H, W, classes).
+    """Return the model to export: uint8 RGB (B, H, W, 3) → float32 class probabilities (B, H, W, classes).
 
     The network is one layer of it. As a model of 400 layers, each of which Keras saves and loads with functions
     of its own, D0 took 57 s to save and 20 s to load; so it takes 20 s and 5 s.

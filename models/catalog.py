@@ -1,4 +1,4 @@
-"""What models there are, as rows of a table. No TensorFlow here: options are checked in the first second."""
+"""The models as rows of a table. There is no TensorFlow here: options are checked in the first second."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ RECOMPUTE = ("none", "blocks", "full")  # models/recompute.py
 
 
 def lookup(name: str) -> EfficientDetRow | DeepLabRow:
-    """The row of model `name`; ValueError names the models that there are."""
+    """Return the row of model `name`. ValueError names the models that there are."""
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown; there are {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def multiple_of(name: str) -> int:
-    """What both sides of an image (pixels) must be a multiple of.
+    """Return the number of pixels that both sides of an image must be a multiple of.
 
     EfficientDet's P7 has stride 128, and its way down must mirror its way up. DeepLab resizes to its skip's
     size, so it takes any size.

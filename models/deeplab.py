@@ -30,7 +30,7 @@ BLOCKS = re.compile(
 def conv2d(
     filters: int, kernel: int, name: str, strides: int = 1, use_bias: bool = False
 ) -> keras.layers.Conv2D:
-    """A convolution with padding "same"."""
+    """Return a convolution layer with padding "same"."""
     return keras.layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=use_bias, name=name)
 
 
@@ -130,7 +130,7 @@ def xception65(images: tf.Tensor, output_stride: int, norm: Norm) -> dict[int, t
 
 
 def image_pooling(x: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """The mean of all pixels, projected and shown to every pixel. (B, H, W, C) → (B, H, W, 256)"""
+    """Project the mean of all pixels and repeat it at every pixel. (B, H, W, C) → (B, H, W, 256)"""
     pooled = keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_mean")(x)  # (B, 1, 1, C)
     pooled = conv_bn_act(pooled, conv2d(256, 1, "image_pooling"), norm, "image_pooling_BN", "relu")
     return ResizeLike(name="image_pooling_resize")([pooled, x])
@@ -149,7 +149,7 @@ def aspp(x: tf.Tensor, rates: tuple[int, int, int], norm: Norm) -> tf.Tensor:
 
 
 def decoder(x: tf.Tensor, skip: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """(B, H/16, W/16, 256) and the skip (B, H/4, W/4, 256) → (B, H/4, W/4, 256)"""
+    """Decode the encoder's output with the skip. (B, H/16, W/16, 256), (B, H/4, W/4, 256) → (B, H/4, W/4, 256)"""
     x = ResizeLike(name="decoder_resize")([x, skip])
     skip = conv_bn_act(skip, conv2d(48, 1, "feature_projection0"), norm, "feature_projection0_BN", "relu")
     x = keras.layers.Concatenate(name="decoder_concat")([x, skip])
@@ -172,7 +172,7 @@ def build(images: tf.Tensor, num_classes: int, output_stride: int, norm: Norm) -
 
 
 def block_of(layer: str) -> str:
-    """The block, by which activations are recomputed, of a layer: Xception block, branch of the ASPP, …
+    """Return the block of a layer, by which activations are recomputed: Xception block, branch of the ASPP, …
 
     Of the entry flow's first blocks, whose resolution is high, each separable convolution is one.
     """

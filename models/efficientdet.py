@@ -19,7 +19,7 @@ Node = tuple[int, tuple[int, ...]]  # level, and which earlier features (by inde
 
 
 def bifpn_nodes(min_level: int, max_level: int = FPN_MAX_LEVEL) -> list[Node]:
-    """The nodes of a BiFPN cell (figure 3d). Features 0 … n-1 are its inputs, finest first; node i is n+i."""
+    """Return the nodes of a BiFPN cell (figure 3d). Features 0 … n-1 are its inputs, finest first; node i is n+i."""
     ids = {level: [level - min_level] for level in range(min_level, max_level + 1)}
     nodes: list[Node] = []
 
@@ -35,7 +35,7 @@ def bifpn_nodes(min_level: int, max_level: int = FPN_MAX_LEVEL) -> list[Node]:
 
 
 def resample(x: tf.Tensor, steps: int, filters: int, norm: Norm, name: str) -> tf.Tensor:
-    """To `filters` channels by a 1x1 convolution where x has others, then by `steps` levels (-1, 0 or 1).
+    """Resample to `filters` channels by a 1x1 convolution where x has others, then by `steps` levels (-1, 0 or 1).
 
     Coarser (1) by 3x3 max-pooling of stride 2, finer (-1) by repeating pixels. (B, H, W, C) → (B, H', W', F)
     """
@@ -51,7 +51,7 @@ def resample(x: tf.Tensor, steps: int, filters: int, norm: Norm, name: str) -> t
 def bifpn_cell(
     features: dict[int, tf.Tensor], filters: int, weighted: bool, norm: Norm, name: str
 ) -> dict[int, tf.Tensor]:
-    """One BiFPN cell: {level: (B, H/2^level, W/2^level, C)} → the same levels with `filters` channels."""
+    """Apply one BiFPN cell: {level: (B, H/2^level, W/2^level, C)} → the same levels with `filters` channels."""
     min_level = min(features)
     tensors = [(level, features[level]) for level in sorted(features)]
     for i, (level, inputs) in enumerate(bifpn_nodes(min_level)):
@@ -73,7 +73,7 @@ def bifpn_cell(
 def feature_pyramid(
     levels: dict[int, tf.Tensor], row: EfficientDetRow, min_level: int, cells: int, norm: Norm
 ) -> dict[int, tf.Tensor]:
-    """P<min_level> … P7 after `cells` BiFPN cells, from a backbone's levels up to 5."""
+    """Return P<min_level> … P7 after `cells` BiFPN cells, from a backbone's levels up to 5."""
     features = {level: x for level, x in levels.items() if level >= min_level}
     for level in range(max(levels) + 1, FPN_MAX_LEVEL + 1):
         features[level] = resample(features[level - 1], 1, row.fpn_filters, norm, f"resample_p{level}")
@@ -85,7 +85,7 @@ def feature_pyramid(
 def segmentation_head(
     features: dict[int, tf.Tensor], filters: int, num_classes: int, norm: Norm
 ) -> tf.Tensor:
-    """From the coarsest level up with skips, {level: …} → logits (B, 2·H_min, 2·W_min, classes).
+    """Go from the coarsest level up with skips: {level: …} → logits (B, 2·H_min, 2·W_min, classes).
 
     This is the head of the published code (google/automl); the paper's section 5.3 only names its BiFPN.
     """
@@ -99,7 +99,7 @@ def segmentation_head(
 
 
 def up_conv(filters: int, index: int, use_bias: bool) -> keras.layers.Layer:
-    """The head's 3x3 transposed convolution of stride 2."""
+    """Return the head's 3x3 transposed convolution of stride 2."""
     name = "segmentation_head/conv2d_transpose" + (f"_{index}" if index else "")
     return keras.layers.Conv2DTranspose(filters, 3, strides=2, padding="same", use_bias=use_bias, name=name)
 
@@ -117,7 +117,7 @@ def build(
 
 
 def block_of(layer: str) -> str:
-    """The block, by which activations are recomputed, of a layer: MBConv block, BiFPN node or step of the head.
+    """Return the block of a layer, by which activations are recomputed: MBConv block, BiFPN node or step of the head.
 
     A skip goes with the step that reads it: what is kept is its parts, which are needed anyway.
     """

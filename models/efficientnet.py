@@ -51,7 +51,7 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 
 def block_plan(width: float, depth: float) -> list[Stage]:
-    """All blocks in order, as stages of one repeat, scaled; only a stage's first block keeps its stride."""
+    """Return all blocks in order, as scaled stages of one repeat; only a stage's first block keeps its stride."""
     plan = []
     for stage in STAGES:
         filters = round_filters(stage.filters, width)
@@ -86,7 +86,7 @@ def squeeze_excite(x: tf.Tensor, filters: int, name: str) -> tf.Tensor:
 
 
 def mbconv(x: tf.Tensor, block: Stage, survival_prob: float, norm: Norm, name: str) -> tf.Tensor:
-    """Inverted residual: expand, depthwise, squeeze-excite, project. (B, H, W, C) → (B, H', W', filters)"""
+    """Apply an inverted residual: expand, depthwise, squeeze-excite, project. (B, H, W, C) → (B, H', W', filters)"""
     inputs, filters_in = x, x.shape[-1]
     convs = iter(["conv2d", "conv2d_1"])  # the published names count up within a block
     norms = iter(["tpu_batch_normalization", "tpu_batch_normalization_1", "tpu_batch_normalization_2"])

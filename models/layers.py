@@ -16,13 +16,13 @@ Norm = Callable[..., keras.layers.Layer]  # norm(name=...) makes a batch normali
 def conv_bn_act(
     x: tf.Tensor, conv: keras.layers.Layer, norm: Norm, bn_name: str, activation: str | None = None
 ) -> tf.Tensor:
-    """Convolution, batch normalization and activation, in this order. (B, H, W, C) → (B, H', W', C')"""
+    """Apply convolution, batch normalization and activation, in this order. (B, H, W, C) → (B, H', W', C')"""
     x = norm(name=bn_name)(conv(x))
     return act(x, activation, bn_name) if activation else x
 
 
 def act(x: tf.Tensor, activation: str, prefix: str) -> tf.Tensor:
-    """The activation ("swish", "relu") as a layer with the name `<prefix>_<activation>`. Shape is kept."""
+    """Apply the activation ("swish", "relu") as a layer with the name `<prefix>_<activation>`. Shape is kept."""
     return keras.layers.Activation(activation, name=f"{prefix}_{activation}")(x)
 
 
@@ -36,7 +36,7 @@ _draws: list[tf.Tensor] = []  # the seed of the step that is being traced
 
 @contextlib.contextmanager
 def drawing(seed: tf.Tensor) -> Iterator[None]:
-    """What `Dropout` draws meanwhile is a function of `seed`, int32 (2,), and the layer's name.
+    """Make `Dropout`'s draws inside of the `with` block a function of `seed`, int32 (2,), and the layer's name.
 
     So a resumed run draws what it would have drawn, and recomputed activations are the same.
     """
@@ -48,7 +48,7 @@ def drawing(seed: tf.Tensor) -> Iterator[None]:
 
 
 def current_draw() -> tf.Tensor:
-    """The seed of `drawing`, or one for this step if there is none."""
+    """Return the seed of `drawing`, or one for this step if there is none."""
     return _draws[-1] if _draws else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
 
 

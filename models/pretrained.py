@@ -37,7 +37,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did. Names of variables: the model's, but `unused` are the file's."""
+    """The result of `load_weights`. Names of variables are the model's, but those in `unused` are the file's."""
 
     path: Path
     loaded: tuple[str, ...]
@@ -91,7 +91,7 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
 def _match(
     stored: dict[str, Stored], variables: dict[str, tf.Variable]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """What to load into which variable, by its name, and what disagrees."""
+    """Match the file's variables to the model's by name; also return what disagrees."""
     in_file, in_model = common_names(stored), common_names(variables)
     matches: dict[str, Stored] = {}
     wrong = []
@@ -147,7 +147,7 @@ def _read_keras(file: Path) -> dict[str, Stored]:
 
 
 def _is_positional(file: Path) -> bool:
-    """Whether this is an .h5 of the kind (.weights.h5) that holds variables by place only: Keras has to load it."""
+    """Return whether this .h5 holds variables by place only (.weights.h5), so that Keras has to load it."""
     if not file.is_file() or file.suffix == ".keras":
         return False
     with h5py.File(file) as content:
@@ -155,7 +155,7 @@ def _is_positional(file: Path) -> bool:
 
 
 def _strings(group: h5py.Group, key: str) -> list[str]:
-    """A list of names; Keras spreads those above 64 kB over `<key>0`, `<key>1`, …"""
+    """Return a list of names; Keras spreads those above 64 kB over `<key>0`, `<key>1`, …"""
     chunks = [key] if key in group.attrs else sorted(k for k in group.attrs if re.fullmatch(rf"{key}\d+", k))
     if not chunks:
         raise KeyError(f"no {key} in {group.name}: not a file of Keras weights with layer names")
@@ -165,7 +165,7 @@ def _strings(group: h5py.Group, key: str) -> list[str]:
 
 
 def _of_layers(model: keras.Model) -> dict[str, Stored]:
-    """By layer, as a variable that Keras rebuilds from a .keras file may lack its layer's name."""
+    """Go layer by layer, since a variable that Keras rebuilds from a .keras file may lack its layer's name."""
     stored: dict[str, Stored] = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -178,7 +178,7 @@ def _of_layers(model: keras.Model) -> dict[str, Stored]:
 
 
 def _read_checkpoint(prefix: Path) -> dict[str, Stored]:
-    """Variables of a TensorFlow checkpoint, name- or object-based, with moving averages in their place."""
+    """Return the variables of a TensorFlow checkpoint, name- or object-based, with moving averages in their place."""
     reader = tf.train.load_checkpoint(str(prefix))
     shapes = reader.get_variable_to_shape_map()
     if OBJECT_GRAPH in shapes:
@@ -210,7 +210,7 @@ def _names_of_objects(graph: TrackableObjectGraph) -> dict[str, str]:
 
 
 def _summary(names: Iterable[str]) -> str:
-    """The layers of variables; where there are many, the parts of the network and their numbers of variables."""
+    """Return the layers of variables or, where there are many, the network's parts and their numbers of variables."""
     names = list(names)
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in names))
     if len(layers) <= SHOWN:

@@ -33,7 +33,7 @@ class Block:
 
 
 def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
-    """The blocks of `model` in an order in which they can run. `block_of`: a layer's name → its block's."""
+    """Return the blocks of `model` in an order in which they can run. `block_of` maps a layer's name to its block's."""
     # Index 0: a layer has one more input and output for each model that it is part of.
     layers = {id(layer.get_output_at(0)): layer.name for layer in model.layers}
     start, end = model.layers[0].name, layers[id(model.output)]
@@ -56,7 +56,7 @@ def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
 
 @contextlib.contextmanager
 def _without_updates(norms: Sequence[keras.layers.Layer]) -> Iterator[None]:
-    """These batch norms go by the batch's statistics meanwhile, but do not move their averages a second time."""
+    """Let batch norms use the batch's statistics without moving their averages a second time."""
     for norm in norms:
         norm.add_update = lambda updates: None  # hides the method by which Keras moves them
     try:
@@ -107,7 +107,7 @@ class Recomputed:
         return network(images)
 
     def _forward(self, blocks: Sequence[Block], tensors: Tensors, training: bool) -> Tensors:
-        """`tensors` and all outputs of `blocks`."""
+        """Return `tensors` and all outputs of `blocks`."""
         tensors = dict(tensors)
         for block in blocks:
             tensors.update(zip(block.outputs, self.outputs(block, tensors, training)))
@@ -127,7 +127,7 @@ class _Backward:
         self.last = list(gradients.values())  # the newest gradients: nothing runs again before they are there
 
     def run(self, blocks: Sequence[Block], kept: Tensors) -> None:
-        """Through `blocks`, the last one first. `kept`: what they read; if it is sparse, what the first ones do."""
+        """Run `blocks` backward. `kept` has all that they read or, if sparse, what the first ones read."""
         if self.network.sparse and len(blocks) > PART:
             half = len(blocks) // 2
             tensors = self.network._forward(blocks[:half], self._again(kept), self.training)
@@ -141,7 +141,7 @@ class _Backward:
             self._run_block(block, self._again({name: kept[name] for name in block.inputs}))
 
     def _again(self, tensors: Tensors) -> Tensors:
-        """The same, but after the newest gradients.
+        """Return the same tensors, but not before the newest gradients are there.
 
         So the activations of the last block are gone before those of the next one come, and what is computed from
         it is not merged with the forward pass by TensorFlow's optimizer of graphs.

@@ -18,7 +18,7 @@ class WeightsError(UserError):
 
 
 def find_weights(path: str | Path) -> Path:
-    """The Keras file, or the prefix of the TensorFlow checkpoint, that `path` means.
+    """Return the Keras file, or the prefix of the TensorFlow checkpoint, that `path` means.
 
     `path` is such a file or prefix, or a folder that holds one: an exported model, a folder with a file named
     `checkpoint` (its latest), with a single checkpoint or Keras file, or with a single such folder in it.
@@ -43,7 +43,7 @@ def find_weights(path: str | Path) -> Path:
 
 
 def guess_model(path: str | Path) -> str | None:
-    """Which model the weights at `path` belong to, by layer names; None if they name no known model.
+    """Return which model the weights at `path` belong to, by layer names; None if they name no known model.
 
     Reads bytes only: HDF5 and TensorFlow's checkpoints keep names uncompressed. Keras-applications files of
     EfficientNet say nothing about an EfficientDet: None. WeightsError as `find_weights`.
@@ -72,7 +72,7 @@ def _model_in(content: bytes | mmap.mmap) -> str | None:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Weights in this folder, the best kind that there is."""
+    """Return the weights in this folder, of the best kind that there is."""
     if (folder / "saved_model.pb").is_file():
         return [folder / "variables" / "variables"]
     state = folder / "checkpoint"

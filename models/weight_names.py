@@ -33,7 +33,7 @@ _KERAS_COUNTED = {
 
 
 def common_names(names: Iterable[str]) -> dict[str, str]:
-    """{common name: name} of the variables of one file or model; of names that mean the same the shortest.
+    """Return {common name: name} of the variables of one file or model; of names that mean the same the shortest.
 
     So a model's weights win over an optimizer's averages of them ("Adam/m/<name>").
     """
@@ -50,7 +50,7 @@ def common_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def block_of(common: str) -> str:
-    """The backbone's block that a variable's common name belongs to, "" for all else."""
+    """Return the backbone's block that a variable's common name belongs to, "" for all else."""
     match = re.match(rf"{BACKBONE}blocks_\d+/", common)
     return match[0] if match else ""
 
@@ -78,7 +78,7 @@ def _common_name(name: str, levels: int, first_up: int, blocks: list[tuple[str, 
 
 
 def _level_count(names: Iterable[str]) -> int:
-    """How many levels the BiFPN has: nodes' names count the features before; else the head's steps up."""
+    """Return the number of BiFPN levels: nodes' names count the features before them; else the head's steps up."""
     names = list(names)
     for name in names:
         if match := _COMBINE.match(name):
@@ -87,7 +87,7 @@ def _level_count(names: Iterable[str]) -> int:
 
 
 def _node_name(index: int, levels: int) -> str:
-    """Level and direction of a BiFPN node: "p6_down" is the first of a cell that goes up to P7."""
+    """Return level and direction of a BiFPN node: "p6_down" is the first of a cell that goes up to P7."""
     steps = levels - 1  # nodes each way
     if index < steps:
         return f"p{FPN_MAX_LEVEL - 1 - index}_down"
@@ -102,7 +102,7 @@ def _without_count(rest: str) -> str:
 
 
 def _keras_layer(layer: str, expands: bool) -> str:
-    """The published name of a layer in a block of Keras-applications EfficientNet."""
+    """Return the published name of a layer in a block of Keras-applications EfficientNet."""
     for kind, order in _KERAS_COUNTED.items():
         if layer in order:
             index = order.index(layer) - (not expands)

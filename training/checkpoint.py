@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: one folder each, written aside and renamed, checked when read.
+"""Checkpoints that are whole or not there: each is a folder that is renamed when it is whole, and checked when read.
 
 <log_dir>/checkpoints/step_000005120/
     variables.index, variables.data-...   tf.train.Checkpoint: model and optimizer
@@ -78,7 +78,7 @@ def _write(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[str, Any])
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state of the checkpoint at `path`; CheckpointError if it is torn or foreign."""
+    """Return the state of the checkpoint at `path`. CheckpointError if it is torn or foreign."""
     try:
         state = json.loads((path / STATE).read_text())
         files = state["files"]
@@ -91,7 +91,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a line for each newer one that is not."""
+    """Return the newest whole checkpoint, and a line for each newer one that is not whole."""
     bad: list[str] = []
     for path in sorted(folder.glob("step_*"), reverse=True):
         try:
@@ -104,7 +104,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def restore_checkpoint(path: Path, checkpoint: tf.train.Checkpoint) -> dict[str, Any]:
-    """Every variable from `path` and its state. CheckpointError if the model or optimizer is another one."""
+    """Load every variable from `path` and return its state. CheckpointError if model or optimizer differ."""
     state = read_state(path)
     try:
         checkpoint.read(str(path / VARIABLES)).assert_existing_objects_matched()
@@ -114,7 +114,7 @@ def restore_checkpoint(path: Path, checkpoint: tf.train.Checkpoint) -> dict[str,
 
 
 def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest `keep` and the best."""
+    """Delete all checkpoints but the newest `keep` and the best."""
     paths = sorted(folder.glob("step_*"))
     for path in paths[: max(0, len(paths) - keep)]:
         if path.name != f"step_{best_step or -1:09d}":

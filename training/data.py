@@ -1,4 +1,4 @@
-"""From the options to the training and validation slides: found, checked on all ranks, split once."""
+"""Finds the training and validation slides of the options, checks them on all ranks, and splits them once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def prepare_slides(
     options: argparse.Namespace, world: World, resumed: Path | None = None
 ) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
-    """Collective: training pairs, validation pairs and the label map, the same on every rank.
+    """Collective: return training pairs, validation pairs and the label map, which are the same on every rank.
 
-    `resumed`: the log_dir of the run that goes on, whose split is taken. UserError that names every bad file,
-    on every rank; with `--skip_bad_slides` a warning.
+    `resumed` is the log_dir of the run that goes on, whose split is taken. UserError on every rank that names every bad
+    file; with `--skip_bad_slides` it is a warning.
     """
     label_map = LabelMap.parse(options.label_map)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
@@ -38,7 +38,7 @@ def prepare_slides(
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
-    """Training and validation pairs, these empty if they are split off later; paths win over --dataset."""
+    """Return training and validation pairs; the latter are empty if they are split off later."""
     train: Found = ([], [])
     val: Found = ([], [])
     formats = options.slide_format, options.label_format, options.unlabelled
@@ -59,7 +59,7 @@ def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]
 def _of_centers(
     options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
 ) -> tuple[list[SlidePair], list[SlidePair]]:
-    """What --train_centers and --val_centers leave; one side's -1 is what the other one does not name."""
+    """Keep the slides of --train_centers and --val_centers; -1 on one side means all that the other does not name."""
     first, second = (
         None if -1 in centers else set(centers) for centers in (options.train_centers, options.val_centers)
     )
@@ -76,7 +76,7 @@ def _of_centers(
 
 
 def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None) -> list[SlidePair]:
-    """The pairs of these centres; None: of all but the others."""
+    """Return the pairs of the centres in `mine`; None means all centres but those in `others`."""
     if mine is not None:
         return of_centers(pairs, mine)
     left_out = set(of_centers(pairs, others)) if others is not None else set()
@@ -86,7 +86,7 @@ def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None
 def _check(
     options: argparse.Namespace, pairs: list[SlidePair], label_map: LabelMap, world: World
 ) -> list[SlidePair]:
-    """Collective: the good ones of `pairs`; each rank opens its share."""
+    """Collective: return the good ones of `pairs`; each rank opens its share of them."""
     mine = pairs[world.rank :: world.size]
     threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
     name = "checking slides" if world.size == 1 else f"checking slides (rank 0 of {world.size})"
@@ -103,7 +103,7 @@ def _check(
         lines = [f"  {pair.slide}: {'; '.join(bad[pair])}" for pair in pairs if pair in bad]
         message = f"{len(bad)} of {len(pairs)} slides cannot be used:\n" + "\n".join(lines)
         if not options.skip_bad_slides:
-            raise UserError(f"{message}\nmend them, or go on without them with --skip_bad_slides")
+            raise UserError(f"{message}\nrepair them, or go on without them with --skip_bad_slides")
         if world.is_first:
             sys.stderr.write(f"warning: left out, {message}\n")
     return [pair for pair in pairs if pair not in bad]
@@ -139,7 +139,7 @@ def _patients(pairs: list[SlidePair]) -> set[str]:
 
 
 def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlidePair], list[SlidePair]]:
-    """The slides of the run's splits.json; new ones are left out, so that the patches stay the same."""
+    """Return the slides of the run's splits.json. New ones are left out, so that the patches stay the same."""
     found = {str(pair.slide.absolute()): pair for pair in pairs}
     parts = []
     for name, slides in read_splits(log_dir).items():
@@ -156,7 +156,7 @@ def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlideP
 
 
 def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list[dict[str, str | None]]]:
-    """What splits.json holds."""
+    """Return the content of splits.json."""
     return {
         name: [
             {"slide": str(p.slide.absolute()), "label": None if p.label is None else str(p.label.absolute())}

@@ -1,4 +1,4 @@
-"""What a run of `--debug` says about the real one: its size, and time and memory from what was measured."""
+"""Tells after a run with `--debug` how large the whole run is, and how much time and memory it will take."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def forecast(loop: Loop) -> str:
     kept = options.keep_checkpoints + 1  # and the best
     rows = {
         "slides": f"{len(splits['train'])} for training, {len(splits['val'])} for validation",
-        "patches": f"{steps:,} of {options.img_size}² for training (= steps), {patches:,} a validation",
+        "patches": f"{steps:,} of {options.img_size}² for training (= steps), {patches:,} per validation",
         "steps": f"{updates:,} updates of {images} patches, {count(validations, 'validation')}",
         "time": f"about {_time(sum(times))}: training {_time(times[0])} at {pace['train']:.1f} patches/s, "
         f"validation {_time(times[1])} at {pace['val']:.1f}; start and export not counted",
-        "memory": f"{max(peaks) / GB:.1f} GB a rank at its peak{gpu}; {sum(peaks) / GB:.1f} GB on all ranks, the "
+        "memory": f"{max(peaks) / GB:.1f} GB per rank at its peak{gpu}; {sum(peaks) / GB:.1f} GB on all ranks, the "
         "samplers' processes not counted",
         "read": f"{3 * steps * options.img_size**2 / GB:.1f} GB of pixels cut out of slides for training",
-        "network": f"{reduced:.1f} MB of gradients an update and rank"
+        "network": f"{reduced:.1f} MB of gradients per update and rank"
         if world.size > 1
         else "none, one process",
-        "disk": f"{checkpoint:.0f} MB a checkpoint, at most {kept} are kept; {model:.0f} MB the model",
+        "disk": f"{checkpoint:.0f} MB per checkpoint, of which at most {kept} are kept; {model:.0f} MB for the model",
     }
     first = f"the same without --debug, on {count(world.size, 'rank')} like {'these' if world.size > 1 else 'this'}:"
     return f"{first}\n{lines(rows, '  ')}"

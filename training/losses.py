@@ -16,7 +16,7 @@ DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor predict
 
 
 def make_loss(name: str, pos_weight: float = 1.0, neg_weight: float = 1.0) -> Loss:
-    """Loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, a mean.
+    """Return loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, a mean over pixels.
 
     Pixels of class 0 weigh `neg_weight`, all others `pos_weight`. Dice balances the classes itself and takes
     no weights: ValueError if they differ, rather than an option that does nothing. Computed strip by strip.
@@ -44,14 +44,14 @@ def _pixel_weights(labels: tf.Tensor, pos_weight: float, neg_weight: float) -> t
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """(pixels,), from the library's fused softmax and cross-entropy."""
+    """Return the cross-entropy of each pixel (pixels,), from the library's kernel that is fused with softmax."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(
         tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
     )
 
 
 def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """(pixels,), focal loss (arXiv 1708.02002) with its γ = 2; the pixel weights do the work of its α."""
+    """Return the focal loss (arXiv 1708.02002, γ = 2) of each pixel (pixels,); pixel weights stand for its α."""
     one_hot = tf.one_hot(labels, logits.shape[-1])
     return keras.losses.categorical_focal_crossentropy(
         one_hot, tf.cast(logits, tf.float32), alpha=1.0, gamma=2.0, from_logits=True
@@ -59,13 +59,13 @@ def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def _dice(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """1 - soft Dice (arXiv 1606.04797) per class over the batch, then their mean. tf-keras 2.18 has none."""
+    """Return 1 - soft Dice (arXiv 1606.04797) per class over the batch, averaged over classes."""
     both, either = tf.unstack(sum_by_strips(_overlaps, labels, logits))
     return 1 - tf.reduce_mean((2 * both + DICE_SMOOTH) / (either + DICE_SMOOTH))
 
 
 def _overlaps(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """(2, C): of each class the pixels in labels and prediction, and the sum of both."""
+    """Return for each class the pixels that label and prediction share, and the sum of both: float32 (2, C)."""
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     one_hot = tf.one_hot(labels, logits.shape[-1])
     return tf.stack(

@@ -1,4 +1,4 @@
-"""How much memory a training step takes: measured on noise, in a process of its own, as `--memory_report` says it.
+"""Measures the memory of a training step, on noise and in a process of its own, for `--memory_report`.
 
 python -m training.memory '{"model": "effdetd0", ...}'       what that process runs; the options are train.py's
 """
@@ -26,8 +26,11 @@ from utils.cli import UserError
 from utils.startup import configure_environment, limit_malloc
 
 GB = 1e9
-SMALL = (512, 1024)  # sides from whose memory that of larger ones follows: it is linear in the pixels
-RESERVE = 0.05  # of the memory, for what is no step's
+SMALL = (
+    512,
+    1024,
+)  # sides that are measured: memory is linear in the number of pixels, so larger ones follow
+RESERVE = 0.05  # share of the memory that is left for everything but the step
 CGROUPS = (  # limit and usage, version 2 and 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -35,7 +38,7 @@ CGROUPS = (  # limit and usage, version 2 and 1
 
 
 def available() -> int:
-    """Bytes of main memory that are left: of the machine's, and of what a cgroup (Slurm, a container) allows."""
+    """Return the bytes of main memory that are left, by the machine or by a cgroup (Slurm, a container)."""
     left = psutil.virtual_memory().available
     for limit, usage in (tuple(Path(name) for name in names) for names in CGROUPS):
         if limit.exists() and limit.read_text().strip().isdigit():
@@ -44,7 +47,7 @@ def available() -> int:
 
 
 def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[str, Any]:
-    """Runs `steps` steps of `options` with some `others` in a fresh process.
+    """Run `steps` steps of `options`, with the values in `others` instead, in a fresh process.
 
     `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever; `seconds` and
     `losses` of each step, the first with its trace. MemoryError if the process was killed, as the kernel does
@@ -64,7 +67,7 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
 
 
 def report(options: argparse.Namespace, ranks: int) -> str:
-    """What a step takes and what fits, with `ranks` on this machine. UserError, with what would fit, if it does not.
+    """Say what a step takes and what fits, with `ranks` on this machine. UserError if the step does not fit.
 
     Where two small steps say that it fits, it is also run as it is. Of main memory, and with Keras's batch norm:
     Horovod's (`--sync_batch_norm`) takes more.
@@ -75,9 +78,9 @@ def report(options: argparse.Namespace, ranks: int) -> str:
     side = math.isqrt(max(0, int((room - fixed) / slope))) // multiple * multiple
     needed = fixed + slope * options.img_size**2
     lines = [
-        f"memory: {fixed / GB:.1f} GB + {slope * 1e6 / GB:.2f} GB a megapixel with --batch_size {options.batch_size}, "
-        f"measured at {SMALL[0]}² and {SMALL[1]}²",
-        f"  a step of {options.img_size}² takes {needed / GB:.1f} GB a rank, extrapolated; there are "
+        f"memory: {fixed / GB:.1f} GB + {slope * 1e6 / GB:.2f} GB per megapixel with "
+        f"--batch_size {options.batch_size}, measured at {SMALL[0]}² and {SMALL[1]}²",
+        f"  a step of {options.img_size}² takes {needed / GB:.1f} GB per rank, extrapolated; there are "
         f"{room / GB:.1f} GB for each of {ranks} on this machine",
         f"  largest --img_size that fits, extrapolated: {side}",
     ]
@@ -91,23 +94,23 @@ def report(options: argparse.Namespace, ranks: int) -> str:
 
 
 def advice(options: argparse.Namespace) -> str:
-    """For an out-of-memory error: what takes less, of that which is not taken yet."""
+    """Return advice for an out-of-memory error: the options that take less memory and are not in use yet."""
     words = [change for change, _ in _savings(options)]
     return (
-        f"out of memory in a step of {options.img_size}² with --batch_size {options.batch_size}. Less takes: "
+        f"out of memory in a step of {options.img_size}² with --batch_size {options.batch_size}. To use less memory: "
         f"{', '.join([*words, 'a smaller --img_size'])}; --memory_report says what fits"
     )
 
 
 def _line(options: argparse.Namespace, **others: Any) -> tuple[float, float]:
-    """(bytes, bytes a pixel of a patch) of the peak, from the SMALL sides."""
+    """Return the peak memory as a line: (bytes, bytes per pixel of a patch), measured at the SMALL sides."""
     small, large = (float(measure(options, img_size=side, **others)["peak"]) for side in SMALL)
     slope = max(1.0, (large - small) / (SMALL[1] ** 2 - SMALL[0] ** 2))
     return small - slope * SMALL[0] ** 2, slope
 
 
 def _savings(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Options that take less memory, each with those before it; what costs least first."""
+    """Yield options that take less memory, each together with those before it; the cheapest come first."""
     changes: list[tuple[str, Any]] = [("recompute", "blocks"), ("batch_size", 1), ("recompute", "full")]
     if isinstance(lookup(options.model), EfficientDetRow):
         changes.append(("fpn_min_level", 3))
@@ -124,7 +127,7 @@ def _savings(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _what_fits(options: argparse.Namespace, room: float) -> str:
-    """The first of the `_savings` with which the step fits, extrapolated."""
+    """Return the first of the `_savings` with which the step fits, by extrapolation."""
     for _, others in _savings(options):
         fixed, slope = _line(options, **others)
         needed = fixed + slope * options.img_size**2
@@ -139,10 +142,10 @@ def _rss() -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Builds the model of the options and trains it on noise; one line of JSON."""
+    """Build the model of the options, train it on noise and print one line of JSON."""
     values = json.loads(argv[0])
     options, steps = argparse.Namespace(**values), values["steps"]
-    options.accumulate_steps = 1  # what more it takes is one gradient
+    options.accumulate_steps = 1  # more take one more gradient, which is little
     configure_environment(options)
     limit_malloc(options.recompute)
     from training.trainer import Trainer

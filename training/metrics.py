@@ -20,7 +20,7 @@ AUC_BINS = 512
 
 @dataclass
 class Counts:
-    """What is summed. `confusion` (C, C) int64, `histogram` (2, AUC_BINS) int64, `loss` a sum over images."""
+    """Sums over batches: `confusion` int64 (C, C), `histogram` int64 (2, AUC_BINS), `loss` a sum over images."""
 
     num_classes: int
     confusion: np.ndarray = field(init=False)
@@ -33,7 +33,7 @@ class Counts:
         self.histogram = np.zeros((2, AUC_BINS), np.int64)
 
     def add(self, confusion: np.ndarray, histogram: np.ndarray, loss: float, images: int) -> None:
-        """One batch: its counts, its mean loss and its number of images."""
+        """Add one batch: its counts, its mean loss and its number of images."""
         self.confusion += confusion
         self.histogram += histogram
         self.loss += loss * images
@@ -59,7 +59,7 @@ class Counts:
         return counts
 
     def summary(self) -> dict[str, Any]:
-        """`loss`, `miou`, `iou` and `dice` per class, `auc`, as metrics.jsonl has them.
+        """Return `loss`, `miou`, `iou` and `dice` per class, `auc`, as metrics.jsonl has them.
 
         A class that is neither in the labels nor predicted has no IoU (None) and does not count in the mean.
         `calibration_error`: expected calibration error of the tumour probability over pixels.
@@ -82,7 +82,7 @@ def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
 
 
 def calibration(histogram: np.ndarray, bins: int = 16) -> tuple[np.ndarray, float | None]:
-    """Reliability of the tumour probability from (2, AUC_BINS) counts of label 0 and 1.
+    """Return the reliability of the tumour probability, from (2, AUC_BINS) counts of label 0 and 1.
 
     Returns float (bins, 3): pixels, mean probability, part that is tumour (NaN where there are no pixels), and
     the expected calibration error (Guo et al., arXiv 1706.04599, equation 3), None without pixels.
@@ -99,7 +99,7 @@ def calibration(histogram: np.ndarray, bins: int = 16) -> tuple[np.ndarray, floa
 
 
 def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """Of each patch, uint8 labels and predicted classes (B, H, W): int64 (C, C), rows = label."""
+    """Return each patch's confusion matrix, int64 (C, C), rows = label, from uint8 labels and classes (B, H, W)."""
     cells = num_classes**2
 
     def counted(label: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -113,20 +113,20 @@ def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) 
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """(C, C) counts → (C,) intersection over union, NaN where the class does not occur."""
+    """Return the intersection over union (C,) of counts (C, C), NaN where the class does not occur."""
     hits = np.diag(confusion).astype(float)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float | None:
-    """The mean of the classes that occur; None when nothing was counted."""
+    """Return the mean IoU of the classes that occur; None when nothing was counted."""
     values = iou(confusion)
     return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def auc(histogram: np.ndarray) -> float | None:
-    """Area under the ROC curve over pixels from (2, bins) counts of label 0 and 1; ties in a bin count half.
+    """Return the area under the ROC curve from (2, bins) counts of label 0 and 1; ties in a bin count half.
 
     None when one of the labels does not occur.
     """
@@ -138,7 +138,7 @@ def auc(histogram: np.ndarray) -> float | None:
 
 
 def batch_counts(labels: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """In graph: uint8 (B, H, W), float (B, H, W, C) → confusion (C, C) and histogram (2, AUC_BINS), int64."""
+    """Count in a graph: uint8 (B, H, W), float (B, H, W, C) → confusion (C, C), histogram (2, AUC_BINS), int64."""
     classes = probabilities.shape[-1]
     label = tf.reshape(tf.cast(labels, tf.int32), [-1])
     predicted = tf.reshape(tf.argmax(probabilities, -1, output_type=tf.int32), [-1])
@@ -154,5 +154,5 @@ def batch_counts(labels: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor
 
 
 def strip_counts(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`batch_counts` of logits, strip by strip."""
+    """Return the `batch_counts` of logits, strip by strip."""
     return sum_by_strips(lambda y, x: batch_counts(y, tf.nn.softmax(x)), labels, logits)

@@ -17,12 +17,12 @@ from training.metrics import mean_iou, patch_confusions
 
 
 class Predictor(Protocol):
-    """What scores patches: `training.trainer.Trainer`."""
+    """Scores patches, as `training.trainer.Trainer` does."""
 
     num_classes: int
 
     def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Classes (B, H, W) uint8 in inference mode, of uint8 images (B, H, W, 3)."""
+        """Return classes uint8 (B, H, W) in inference mode, of uint8 images (B, H, W, 3)."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class HardMiner:
         return batch
 
     def _easy(self, batch: Batch) -> np.ndarray:
-        """Which patches of a batch are: bool (B,)."""
+        """Return which patches of a batch are easy: bool (B,)."""
         classes = self.predictor.predict(batch.images, batch.labels)
         confusions = patch_confusions(batch.labels, classes, self.predictor.num_classes)
         easy = np.array([(mean_iou(confusion) or 0.0) >= self.threshold for confusion in confusions])

@@ -17,7 +17,7 @@ from training.choices import OPTIMIZERS
 def make_optimizer(
     name: str, learning_rate: float, weight_decay: float | None = None, clip_norm: float = 0.0
 ) -> tf.keras.optimizers.legacy.Optimizer:
-    """`name` of OPTIMIZERS. `weight_decay` None: as is usual for it. `clip_norm` 0: gradients as they are."""
+    """Return optimizer `name` of OPTIMIZERS. `weight_decay` None takes its usual one; `clip_norm` 0 does not clip."""
     common: dict[str, Any] = {"learning_rate": learning_rate}
     if clip_norm:
         common["global_clipnorm"] = clip_norm
@@ -36,7 +36,7 @@ def _is_kernel(variable: tf.Variable) -> bool:
 
 
 class _Decayed:
-    """Mixin: takes learning rate × weight decay of each kernel away before the update."""
+    """Mixin that subtracts learning rate × weight decay × kernel from each kernel before the update."""
 
     def __init__(self, weight_decay: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""When things happen in a run, as pure functions of the step.
+"""Plans a run: learning rate, frozen batch norm and what is due are pure functions of the step.
 
 A step is one image: a batch of B patches on each of N ranks is B·N steps. What is due every so many steps happens
 after the update that crosses a multiple of them.
@@ -18,7 +18,7 @@ PRECISE_BN_BATCHES = 50
 
 
 class Due(NamedTuple):
-    """What is to be done after an update."""
+    """The actions that are due after an update."""
 
     log: bool
     validate: bool

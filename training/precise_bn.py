@@ -18,7 +18,7 @@ import tf_keras as keras
 
 
 def calibrate(model: keras.Model, images: tf.Tensor, part: tf.Tensor) -> None:
-    """Moves the averages of all batch norms by `part` (0 to 1) towards what they see of normalised `images`.
+    """Move the averages of all batch norms by `part` (0 to 1) towards the statistics of normalised `images`.
 
     In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
     become those of this batch, and the next call brings the mean over both with 1/2.

@@ -1,4 +1,4 @@
-"""How far a run is: the state that a checkpoint holds besides the variables, and how it is written and read.
+"""The progress of a run: the state that a checkpoint holds besides the variables, which writes and reads itself.
 
 A new field of `Progress` is written and read by itself. Those in PER_RANK are stored once per rank, all others once.
 """
@@ -21,7 +21,7 @@ PER_RANK = ("next_batch", "dropped")
 
 @dataclass
 class Interval:
-    """What is summed up between two logs."""
+    """The sums between two logs."""
 
     counts: Counts
     start_step: int
@@ -80,7 +80,7 @@ class Interval:
 
 @dataclass
 class Progress:
-    """How far a run is, on one rank."""
+    """The progress of a run on one rank."""
 
     interval: Interval
     step: int = 0  # images seen, over all ranks

@@ -46,7 +46,7 @@ th, td { padding-left: .5rem; } }
 
 
 def write_report(log_dir: Path, validation: Validation) -> None:
-    """From the files of `log_dir` and its last validation; under another name until it is whole."""
+    """Write the report from the files of `log_dir` and its last validation."""
     rows = read_metrics(log_dir)
     options = json.loads((log_dir / "options.json").read_text())
     environment = json.loads((log_dir / "environment.json").read_text())
@@ -99,7 +99,7 @@ def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:
 
 
 def _seconds(rows: Iterable[dict[str, Any]], split: str) -> tuple[float, float, float]:
-    """Of all rows of a split: seconds, those of them that were waited for data, images."""
+    """Return the seconds of all rows of a split, how many of them were spent waiting for data, and the images."""
     timed = [row for row in rows if row["split"] == split and "seconds" in row]
     seconds = [row["seconds"] for row in timed]
     waited = sum(s * row["sampler_wait"] for s, row in zip(seconds, timed))
@@ -164,7 +164,7 @@ def _patches(patches: Iterable[Shown]) -> str:
 
 
 def _image(pixels: np.ndarray, text: str, ending: str) -> str:
-    """RGB pixels in the page. A JPEG of tissue takes a fifth of a PNG."""
+    """Return RGB pixels as an image inside of the page. A JPEG of tissue takes a fifth of a PNG."""
     content = cv2.imencode(ending, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     kind = {".jpg": "jpeg", ".png": "png"}[ending]
     return f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}">'
@@ -188,7 +188,7 @@ def _classes(last: dict[str, Any], classes: Sequence[str], confusion: np.ndarray
 
 
 def _slides(slides: dict[str, dict[str, Any]]) -> str:
-    """The worst first."""
+    """Return a table of the slides, the worst first."""
     ordered = sorted(slides.items(), key=lambda item: item[1]["miou"])
     rows = (
         (name, _number(values["miou"]), _number(values["dice"]), f"{values['pixels'] / 1e6:.1f}")
@@ -198,7 +198,7 @@ def _slides(slides: dict[str, dict[str, Any]]) -> str:
 
 
 def _options(options: dict[str, Any]) -> str:
-    """Those that are not the default first, the others folded up."""
+    """Return a table of the options that differ from their default, and the others folded up."""
     parser = build_parser()
     lines = [
         (f"--{name}", _text(value), value == parser.get_default(name)) for name, value in options.items()

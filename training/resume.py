@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint of a log_dir, and whether the options are those that it began with."""
+"""Finds the checkpoint that a run goes on from, and checks that the options are those that it began with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.options import option_values
 from utils.cli import UserError
 from utils.files import write_atomically
 
-# What may differ without a word: it changes what is seen of a run, not what is learnt.
+# These may change on resume without a warning: they affect logging, not learning.
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
@@ -21,7 +21,7 @@ FREE = {
 
 
 def find_checkpoint(options: argparse.Namespace) -> Path | None:
-    """The newest whole checkpoint of the run in `log_dir`; None: the run begins. Rank 0 alone calls it.
+    """Return the newest whole checkpoint of the run in `log_dir`, or None if the run begins. Rank 0 alone calls it.
 
     UserError: the run there has other options, or `--resume` was given without a `--log_dir`.
     """
@@ -72,7 +72,7 @@ def _check_options(options: argparse.Namespace, log_dir: Path) -> None:
 
 
 def learning_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that change what is learnt: neither FREE ones nor paths."""
+    """Return the options that change what is learnt: neither FREE ones nor paths."""
     return {k: v for k, v in option_values(options).items() if k not in FREE and not k.endswith("_path")}
 
 
@@ -86,12 +86,12 @@ def read_splits(log_dir: Path) -> dict[str, list[str]]:
 
 
 def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
-    """The objects of metrics.jsonl, in their order."""
+    """Return the objects of metrics.jsonl, in their order."""
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def drop_later_metrics(path: Path, step: int) -> None:
-    """Takes the lines of steps after `step` off metrics.jsonl: they come again. A torn last line as well."""
+    """Take the lines of steps after `step` off metrics.jsonl, since they come again, and a torn last line as well."""
     if not path.exists():
         return
     kept = []

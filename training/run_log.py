@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard's events and pictures. On rank 0 only."""
+"""Writes metrics.jsonl, TensorBoard's events and pictures of a run. On rank 0 only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RunLog:
 
     @property
     def profile_dir(self) -> Path | None:
-        """The folder of a run of TensorBoard's: elsewhere its profiler finds no profile."""
+        """Return where TensorBoard's profiler looks for a profile: in the folder of one of its runs."""
         return None if self.log_dir is None else self.log_dir / "tensorboard" / "train"
 
     def say(self, line: str) -> None:
@@ -74,7 +74,7 @@ class RunLog:
                 tf.summary.histogram(f"weights/{variable.name.partition(':')[0]}", variable)
 
     def hparams(self, options: dict[str, Any]) -> None:
-        """The options and the validation's scores, for TensorBoard's table of runs."""
+        """Write the options, and which scores belong to them, for TensorBoard's table of runs."""
         if self.log_dir is None:
             return
         shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
@@ -84,7 +84,7 @@ class RunLog:
             hparams.hparams(shown, trial_id=self.log_dir.name)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """One object of metrics.jsonl and its TensorBoard scalars; a plain line where there is no bar."""
+        """Write one object of metrics.jsonl and its TensorBoard scalars, and print a line where there is no bar."""
         if self.log_dir is None:
             return
         self.jsonl.write(json.dumps({"step": step, "split": split, **values}) + "\n")
@@ -101,7 +101,7 @@ class RunLog:
             )
 
     def pictures(self, step: int, panels: list[np.ndarray]) -> None:
-        """Panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
+        """Write panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
         if self.log_dir is None or not panels:
             return
         with self.writers["val"].as_default(step):
@@ -114,7 +114,7 @@ class RunLog:
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
-    """("iou", [0.9, None]) → [("per_class/iou/class_0", 0.9)]; numbers as they are."""
+    """Return the scalars of a value: ("iou", [0.9, None]) → [("per_class/iou/class_0", 0.9)]; numbers as they are."""
     tag = f"{_SECTIONS.get(name, 'speed')}/{name}"
     if isinstance(value, list):
         return [(f"{tag}/class_{i}", v) for i, v in enumerate(value) if v is not None]

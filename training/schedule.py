@@ -14,17 +14,17 @@ def constant(progress: float) -> float:
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 to 0 (arXiv 1608.03983, without restarts)."""
+    """Return half a cosine from 1 to 0 (arXiv 1608.03983, without restarts)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def polynomial(progress: float) -> float:
-    """(1 - progress)^0.9, as DeepLab was trained (arXiv 1606.00915, section 4.1)."""
+    """Return (1 - progress)^0.9, as DeepLab was trained (arXiv 1606.00915, section 4.1)."""
     return max(0.0, 1 - progress) ** POWER
 
 
 def cyclic(progress: float) -> float:
-    """Four triangles between 0.1 and 1, each half as high as the one before (arXiv 1506.01186, "triangular2")."""
+    """Return four triangles from 0.1 to 1, each half as high as the one before (arXiv 1506.01186, "triangular2")."""
     cycle = min(CYCLES - 1, int(progress * CYCLES))
     place = progress * CYCLES - cycle  # 0 to 1
     return 0.1 + 0.9 * (1 - abs(2 * place - 1)) / 2**cycle
@@ -46,7 +46,7 @@ SCALINGS: dict[str, Callable[[int], float]] = {
 def learning_rate(
     step: int, num_steps: int, warmup_steps: int, peak: float, schedule: str, restart: float = 0
 ) -> float:
-    """The rate for the update that starts at `step` (images seen so far) of `num_steps`.
+    """Return the learning rate of the update that starts at `step` (images seen so far) of `num_steps`.
 
     Rises linearly over `warmup_steps` (Goyal et al., arXiv 1706.02677, section 2.2), never 0, and does so again
     from step `restart` on: with batch norm frozen, the network is another function than the one trained so far.

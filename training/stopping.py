@@ -1,4 +1,4 @@
-"""When a run stops before its last step: after a signal of the batch system, or when its time is nearly up."""
+"""Decides when a run stops early: after a signal of the batch system, or when its time is nearly up."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ PixelSums = Callable[[tf.Tensor, tf.Tensor], Any]
 
 
 def sum_by_strips(function: PixelSums, labels: tf.Tensor, logits: tf.Tensor) -> Any:
-    """The sum of `function` over strips of labels uint8 (B, H, W) and logits (B, H, W, C).
+    """Return the sum of `function` over strips of labels uint8 (B, H, W) and logits (B, H, W, C).
 
     Has a gradient in the logits, which computes the strips again, where `function` gives one float tensor.
     """

@@ -1,4 +1,4 @@
-"""What a run says of itself at its begin and at its end."""
+"""The texts that a run prints at its beginning and at its end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def start_summary(
     slides: tuple[int, int],
     log_dir: Path,
 ) -> str:
-    """A line a topic. `slides`: for training and for validation."""
+    """Return one line per topic. `slides`: number of slides for training and for validation."""
     images = options.batch_size * options.accumulate_steps * trainer.world.size
     return lines(
         {
             "model": f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes",
             "slides": f"{slides[0]} for training, {slides[1]} for validation",
-            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} a rank",
+            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per rank",
             "ranks": environment["ranks"],
             "devices": environment["devices"],
             "steps": f"{options.num_steps:,} (images) in updates of {images}, validation every "
@@ -35,7 +35,7 @@ def start_summary(
 
 
 def end_summary(log_dir: Path) -> str:
-    """Where everything is."""
+    """Return a text that says where everything is."""
     return (
         f"TensorBoard: {tensorboard_command()} --logdir '{log_dir}'\n"
         f"pictures:    {log_dir / 'pictures'} and {log_dir / 'samples'}\n"
@@ -45,7 +45,7 @@ def end_summary(log_dir: Path) -> str:
 
 
 def tensorboard_command() -> str:
-    """That of this environment, which need not be on the user's PATH."""
+    """Return the TensorBoard command of this environment, which need not be on the user's PATH."""
     path = Path(sys.executable).with_name("tensorboard")
     if not path.exists():
         return f"{sys.executable} -m tensorboard.main"

@@ -1,4 +1,4 @@
-"""Validation in inference mode over the whole validation set, each rank its share: over all, by slide, by patch."""
+"""Validates in inference mode, each rank its share of the patches. Scores are over all pixels and by slide."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Shown:
 
 @dataclass
 class Validation:
-    """What a validation found, of all ranks. `slides`: confusion matrix (C, C) by slide."""
+    """The result of a validation on all ranks. `slides`: confusion matrix (C, C) by slide."""
 
     counts: Counts
     seconds: float
@@ -47,7 +47,7 @@ class Validation:
     best: list[Shown]
 
     def values(self) -> dict[str, Any]:
-        """For metrics.jsonl."""
+        """Return the values for metrics.jsonl."""
         return {
             **self.counts.summary(),
             "seconds": self.seconds,
@@ -60,7 +60,7 @@ class Validation:
 
 
 def slide_values(confusion: np.ndarray) -> dict[str, float | int | None]:
-    """mIoU of the classes that occur, Dice of class 1 (None: neither labelled nor predicted), number of pixels."""
+    """Return a slide's mIoU, Dice of class 1 (None if it is neither labelled nor predicted) and number of pixels."""
     tumour = float(iou(confusion)[1])
     dice = None if np.isnan(tumour) else 2 * tumour / (1 + tumour)
     return {"miou": mean_iou(confusion), "dice": dice, "pixels": int(confusion.sum())}

@@ -1,4 +1,4 @@
-"""What the programs' command lines have in common: who is asked, types of options, errors and exit codes."""
+"""Shared by the programs' command lines: types of options, help, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunError(RuntimeError):
 
 
 def show_warnings() -> None:
-    """What the samplers log goes to stderr, of several ranks with the rank before it."""
+    """Print what the samplers log to stderr, with the rank before it where there are several."""
     rank, size = launcher_rank()
     prefix = f"[rank {rank}] " if size > 1 else ""
     handler = logging.StreamHandler()
@@ -32,7 +32,7 @@ def show_warnings() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser of which only rank 0 speaks; the launcher ends all ranks when one has ended."""
+    """An ArgumentParser whose errors only rank 0 prints."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(report_user_error(UserError(f"{message} (all options: --help)"), self.prog))
@@ -91,7 +91,7 @@ def non_negative_int(text: str) -> int:
 
 
 def hours_minutes(text: str) -> int:
-    """Seconds of HH:MM."""
+    """Return the seconds of HH:MM."""
     hours, colon, minutes = text.partition(":")
     if not (colon and hours.isdecimal() and minutes.isdecimal() and int(minutes) < 60):
         raise argparse.ArgumentTypeError(f"{text} is not HH:MM")
@@ -99,7 +99,7 @@ def hours_minutes(text: str) -> int:
 
 
 def step_range(text: str) -> tuple[int, int]:
-    """(START, STOP) of START:STOP."""
+    """Return (START, STOP) of START:STOP."""
     start, colon, stop = text.partition(":")
     if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise argparse.ArgumentTypeError(f"{text} is not START:STOP with START < STOP")
@@ -107,7 +107,7 @@ def step_range(text: str) -> tuple[int, int]:
 
 
 def report_user_error(error: UserError, program: str) -> int:
-    """Rank 0 says what is wrong; the others give it the time, since a launcher ends all when one has ended."""
+    """Print the error on rank 0. The others wait for it, since a launcher ends all ranks when one has ended."""
     if launcher_rank()[0] == 0:
         sys.stderr.write(f"{program}: error: {error}\n")
         sys.stderr.flush()

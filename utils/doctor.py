@@ -1,4 +1,4 @@
-"""What there is to train with, and a line for each thing that is wrong: python -m utils.doctor
+"""Lists what there is to train with, and a line for each thing that is wrong: python -m utils.doctor
 
 Exit code 0: all is well; 1: something is wrong. TensorFlow is loaded in a process of its own, so that a
 library that crashes is a line as well.
@@ -59,7 +59,7 @@ print(json.dumps(found))
 
 
 def probe() -> dict[str, Any]:
-    """What a process that loads everything finds; {"crash": how} if it ends before."""
+    """Return what a process finds that loads everything, or {"crash": how} if it ends before."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         cwd=Path(__file__).resolve().parent.parent,
@@ -94,7 +94,7 @@ def launchers() -> dict[str, str]:
 
 
 def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia: bool) -> Iterator[str]:
-    """What is wrong, each with what to do."""
+    """Yield each thing that is wrong, with what to do."""
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         yield f"Python {platform.python_version()}: TensorFlow 2.18 wants 3.9 to 3.12, set PYTHON= and run again"
     if "crash" in found:
@@ -118,7 +118,7 @@ def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia:
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """(what, how it is) of this machine."""
+    """Yield (name, value) of all that is looked at on this machine."""
     found, versions = probe(), {name: version_of(name) for name in PACKAGES}
     yield "python", f"{platform.python_version()} ({sys.executable})"
     for name, version in versions.items():

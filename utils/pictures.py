@@ -18,7 +18,7 @@ def colour_of(value: int) -> tuple[int, int, int]:
 
 
 def paint_classes(classes: np.ndarray) -> np.ndarray:
-    """uint8 (H, W) class values → uint8 RGB (H, W, 3), class 0 white."""
+    """Return class values uint8 (H, W) as colours: uint8 RGB (H, W, 3), class 0 white."""
     palette = np.full((256, 3), 255, np.uint8)
     palette[1:] = COLOURS[np.arange(255) % len(COLOURS)]
     return palette[classes]
@@ -27,7 +27,7 @@ def paint_classes(classes: np.ndarray) -> np.ndarray:
 def draw_outline(
     image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int = 2
 ) -> np.ndarray:
-    """A copy of RGB `image` (H, W, 3) with the outline of the bool `mask` (H, W).
+    """Return a copy of RGB `image` (H, W, 3) with the outline of the bool `mask` (H, W).
 
     What goes on beyond the image has no outline along its edge.
     """
@@ -38,7 +38,7 @@ def draw_outline(
 
 
 def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: int = 512) -> np.ndarray:
-    """patch | label | prediction | outlines side by side, each downsized to at most `size` pixels.
+    """Return patch | label | prediction | outlines side by side, each downsized to at most `size` pixels.
 
     `image` uint8 RGB (H, W, 3), `label` and `prediction` uint8 (H, W) class values. Of the outlines the
     label's outline is black and the prediction's is yellow.
@@ -61,6 +61,6 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
 
 
 def split_panel(picture: np.ndarray) -> list[np.ndarray]:
-    """The PARTS of a panel."""
+    """Return the PARTS of a panel."""
     width = (picture.shape[1] + GAP) // len(PARTS)
     return [picture[:, i * width : (i + 1) * width - GAP] for i in range(len(PARTS))]

@@ -1,4 +1,4 @@
-"""What has to be set before TensorFlow is imported: by train.py, predict.py and the benchmarks alike."""
+"""Sets what TensorFlow reads when it is imported, for train.py, predict.py and the benchmarks alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 
 
 def configure_environment(options: argparse.Namespace) -> None:
-    """What has to be set before TensorFlow is imported."""
+    """Set what TensorFlow, Horovod and MPI read when they are imported."""
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Horovod's optimizer does not work with Keras 3
     # TensorFlow leaves oneDNN off where the CPU has no AVX-512 VNNI; it is 1.1 to 1.5 times as fast there too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -34,7 +34,7 @@ def configure_environment(options: argparse.Namespace) -> None:
 
 
 def limit_malloc(recompute: str) -> None:
-    """Tells glibc, before TensorFlow starts, to keep less of what is freed.
+    """Tell glibc, before TensorFlow starts, to keep less of the memory that is freed.
 
     Each thread keeps its own, in which the next tensors do not fit: 5 to 10 % of the peak. Given back at once it is up
     to a third less, but new pages take a third of the time.

@@ -21,7 +21,7 @@ def options_of(*words: str) -> argparse.Namespace:
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A machine of 8 GB, and steps that take 1 GB and 6, 1 or 0.5 GB a megapixel of the batch."""
+    """A machine of 8 GB, and steps that take 1 GB and 6, 1 or 0.5 GB per megapixel of the batch."""
     calls = []
 
     def measure(options: argparse.Namespace, **others: object) -> dict:
@@ -37,8 +37,8 @@ def measured(monkeypatch):
 
 def test_the_report_says_what_fits_and_measures_the_step_itself(measured):
     said = memory.report(options_of("--recompute", "blocks", "--batch_size", "1"), ranks=1)
-    assert "1.00 GB a megapixel" in said
-    assert "fits, extrapolated: 2560" in said  # 6.6 GB at 1 GB a megapixel, in steps of 128
+    assert "1.00 GB per megapixel" in said
+    assert "fits, extrapolated: 2560" in said  # 6.6 GB at 1 GB per megapixel, in steps of 128
     assert "measured in one step of 2048²: 5.2 GB" in said
     assert measured[-1]["img_size"] == 2048
 
@@ -58,7 +58,7 @@ def test_advice_leaves_out_what_is_taken(measured):
         options_of()
     )
     said = memory.advice(options_of("--recompute", "full", "--batch_size", "1", "--model", "deeplab"))
-    assert "Less takes: a smaller --img_size" in said
+    assert "To use less memory: a smaller --img_size" in said
 
 
 def test_out_of_memory_ends_with_advice(tmp_path, monkeypatch, capsys):

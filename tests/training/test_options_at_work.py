@@ -57,7 +57,7 @@ def test_debug_is_a_whole_run_of_100_images_and_says_what_the_real_one_takes(deb
     ]  # fmt: skip
     lines = (log_dir / "stdout").read_text().splitlines()
     assert "the same without --debug, on 1 rank like this:" in lines
-    assert "  patches  5,000 of 128² for training (= steps), 6 a validation" in lines
+    assert "  patches  5,000 of 128² for training (= steps), 6 per validation" in lines
     assert "  steps    2,500 updates of 2 patches, 100 validations" in lines
     for name in ("slides", "time", "memory", "read", "network", "disk"):
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1

@@ -21,7 +21,7 @@ _watchers: list[subprocess.Popen[bytes]] = []
 
 
 def announce(rank: int) -> None:
-    """From now on a line on stderr names the rank, should this process be killed.
+    """Have a line on stderr name the rank, should this process be killed from now on.
 
     A shell waits for the end of a pipe that nobody but this process holds, in a session of its own:
     mpiexec.hydra kills the whole process group of a rank that is gone.
@@ -33,7 +33,7 @@ def announce(rank: int) -> None:
 
 
 def cancel() -> None:
-    """This process ends by its own will."""
+    """Note that this process ends by its own will."""
     while _watchers:
         watcher = _watchers.pop()
         with contextlib.suppress(BrokenPipeError):  # a signal to all processes has ended it before
@@ -41,7 +41,7 @@ def cancel() -> None:
 
 
 def end_at_once(text: str) -> NoReturn:
-    """Says why this rank failed, and is gone: a rank that failed must not wait in Horovod's shutdown.
+    """Say why this rank failed, and end at once: a rank that failed must not wait in Horovod's shutdown.
 
     The launcher ends the others.
     """

@@ -12,7 +12,7 @@ LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mp
 
 
 def launcher_rank() -> tuple[int, int]:
-    """(rank, size) as the launcher's environment tells them, (0, 1) without a launcher."""
+    """Return (rank, size) as the launcher's environment tells them, (0, 1) without a launcher."""
     for rank, size in (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
         ("PMI_RANK", "PMI_SIZE"),
@@ -24,7 +24,7 @@ def launcher_rank() -> tuple[int, int]:
 
 
 def launcher_mpi() -> str | None:
-    """Whose launcher started this process, a key of LAUNCHERS; None: none, or none of an MPI."""
+    """Return which launcher started this process, a key of LAUNCHERS; None without one, or if it is no MPI's."""
     if os.environ.get("HOROVOD_CONTROLLER") == "gloo":  # horovodrun --gloo
         return None
     for variable, mpi in (("OMPI_COMM_WORLD_SIZE", "openmpi"), ("PMI_SIZE", "mpich")):
@@ -34,7 +34,7 @@ def launcher_mpi() -> str | None:
 
 
 def terminal_columns() -> int:
-    """Width of the terminal that shows this process's stderr, 0 if none does.
+    """Return the width of the terminal that shows this process's stderr, 0 if none does.
 
     A launcher's ranks write into its pipes: then it is the launcher's terminal, where it runs on this node.
     """

@@ -1,4 +1,4 @@
-"""What ranks tell each other, without TensorFlow: here one rank alone, `utils.ranks.world.World` for many."""
+"""The collective functions for one rank alone, without TensorFlow; `utils.ranks.world.World` has them for many."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Collective: the values of all ranks, by rank, on every rank."""
+        """Collective: return the values of all ranks, by rank, on every rank."""
         return [value]
 
     def broadcast(self, value: T) -> T:
-        """Collective: rank 0's value on every rank."""
+        """Collective: return rank 0's value on every rank."""
         return value
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Collective: the sum over ranks, of the same shape and dtype (int64 or float64: exact counts)."""
+        """Collective: return the sum over ranks, of the same shape and dtype (int64 or float64, for exact counts)."""
         return array
 
     def barrier(self) -> None:

@@ -51,12 +51,12 @@ class World(Ranks):
         return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Collective: the sum over ranks, same shape and dtype (int64 or float64: exact counts)."""
+        """Collective: return the sum over ranks, of the same shape and dtype (int64 or float64, for exact counts)."""
         return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
 
     # --- inside a tf.function -------------------------------------------------------------------------
     def mean_in_graph(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Collective, also inside a tf.function: the mean over ranks."""
+        """Collective, also inside a tf.function: return the mean over ranks."""
         return hvd.allreduce(tensor, op=hvd.Average) if self.size > 1 else tensor
 
     # --- training ---------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class World(Ranks):
         fp16_allreduce: bool = False,
         accumulate_steps: int = 1,
     ) -> tf.keras.optimizers.Optimizer:
-        """The optimizer whose `minimize` averages the gradients over ranks (in FP16 if asked).
+        """Return an optimizer that averages the gradients over ranks when it computes them (in FP16 if asked).
 
         With `accumulate_steps` it updates the variables every so many calls, by the mean of their gradients.
         """
@@ -91,7 +91,7 @@ class World(Ranks):
         return wrapped
 
     def adasum_tape(self, tape: tf.GradientTape, fp16_allreduce: bool) -> tf.GradientTape:
-        """A tape whose gradients are combined over ranks by Adasum (arXiv 2006.02924).
+        """Return a tape whose gradients are combined over ranks by Adasum (arXiv 2006.02924).
 
         Horovod's Keras optimizer only averages, so this goes with one that is not wrapped; nor does Horovod
         know groups of tensors with Adasum.
@@ -99,18 +99,18 @@ class World(Ranks):
         return hvd.DistributedGradientTape(tape, compression=_compression(fp16_allreduce), op=hvd.Adasum)
 
     def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
-        """The class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
+        """Return the class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
         if synchronised and self.size > 1:
             return hvd.SyncBatchNormalization
         return tf.keras.layers.BatchNormalization
 
     def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
-        """Collective: rank 0's values into every rank's variables."""
+        """Collective: copy rank 0's values into every rank's variables."""
         if self.size > 1:
             _replace(variables, lambda tensor: hvd.broadcast(tensor, root_rank=0))
 
     def average_variables(self, variables: Sequence[tf.Variable]) -> None:
-        """Collective: every (float) variable becomes its mean over ranks."""
+        """Collective: set every (float) variable to its mean over ranks."""
         if self.size > 1:
             _replace(variables, lambda tensor: hvd.allreduce(tensor, op=hvd.Average))
 
@@ -120,7 +120,7 @@ def _compression(fp16_allreduce: bool) -> Any:
 
 
 def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor], tf.Tensor]) -> None:
-    """Puts all variables of a dtype through `collective` as one vector.
+    """Put all variables of a dtype through `collective` as one vector.
 
     One message instead of a thousand; hvd.broadcast_variables would also trace a graph of them for a minute.
     """
@@ -133,7 +133,7 @@ def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor],
 
 
 def mpi_of_horovod() -> str | None:
-    """The MPI that Horovod was built with: "openmpi", "mpich" (Intel MPI's ABI is the same), None if neither."""
+    """Return the MPI that Horovod was built with: "openmpi", "mpich" (Intel MPI's ABI is the same), None if neither."""
     if hvd is None:
         return None
     library = Path(sys.modules[hvd.__name__].__file__ or "").parent
@@ -198,7 +198,7 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
 
 
 def threads_of_rank(local_size: int) -> int:
-    """How many threads a rank may use: the cores that it is bound to, shared with those bound to the same.
+    """Return how many threads a rank may use: its share of the cores that it is bound to.
 
     Launchers bind ranks to cores or sockets of their own, or leave all ranks of a node on all cores.
     """
@@ -212,7 +212,7 @@ def threads_of_rank(local_size: int) -> int:
 
 
 def select_devices(world: World, no_cuda: bool) -> list[Any]:
-    """One GPU a rank by local rank, with memory growth; none with `--no_cuda`. Returns the rank's GPUs.
+    """Give each rank the GPU of its local rank, with memory growth, or none with `--no_cuda`. Return the rank's GPUs.
 
     Sets TensorFlow's threads from the rank's cores. UserError when there are GPUs but fewer than ranks here.
     """

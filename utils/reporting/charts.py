@@ -26,7 +26,7 @@ STYLE = {
 
 
 def chart(title: str, draw: Callable[[Any], None]) -> str:
-    """A <figure> with what `draw` draws into its axes."""
+    """Return a <figure> with what `draw` draws into its axes."""
     buffer, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(5, 2.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a run runs on and with: <log_dir>/environment.json, for the report."""
+"""Describes the machine and the versions that a run uses: <log_dir>/environment.json, for the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = ("*.py", *(f"{room}/**/*.py" for room in ("training", "models", "sampl
 
 
 def suite_version() -> str:
-    """The version of pyproject.toml, and a digest of the sources, which tells apart what has no git."""
+    """Return the version of pyproject.toml and a digest of the sources, which tells copies without git apart."""
     found = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]):
@@ -45,7 +45,7 @@ def cpu_name() -> str:
 
 
 def describe_devices(world: World, gpus: list[Any]) -> str:
-    """Of this rank: "CPU, 4 threads" or a GPU's name."""
+    """Return what this rank computes on: "CPU, 4 threads" or a GPU's name."""
     if gpus:
         return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
     threads = threads_of_rank(world.local_size)
@@ -53,14 +53,14 @@ def describe_devices(world: World, gpus: list[Any]) -> str:
 
 
 def describe_nodes(nodes: list[str]) -> str:
-    """["a", "a", "b"] → "3 on 2 nodes: a (2), b (1)"."""
+    """Return ["a", "a", "b"] as "3 on 2 nodes: a (2), b (1)"."""
     ranks = Counter(nodes)
     names = ", ".join(f"{name} ({count})" for name, count in list(ranks.items())[:8])
     return f"{len(nodes)} on {len(ranks)} node{'s' * (len(ranks) > 1)}: {names}{', …' * (len(ranks) > 8)}"
 
 
 def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
-    """Collective: name → text; CPU, memory and versions are those of rank 0."""
+    """Collective: return a text for each name; CPU, memory and versions are those of rank 0."""
     ranks = world.gather((platform.node(), describe_devices(world, gpus)))
     devices = Counter(device for _, device in ranks)
     launcher = launcher_mpi()
