@@ -71,7 +71,7 @@ class Label:
 
     @property
     def held_bytes(self) -> int:
-        """About what is kept in memory, for `SlideCache`."""
+        """Bytes of decoded tiles that libvips keeps in memory, estimated."""
         return 0
 
     def release(self) -> None:
@@ -144,10 +144,6 @@ class PolygonLabel(Label):
                 polygon = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
                 found.append(Annotation(polygon, value, outline.group))
         return found
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(edges.nbytes for edges in self._edges)
 
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
