@@ -205,12 +205,7 @@ class MaskLabel(Label):
         width, height = (max(1, round(side / shrink)) for side in self.size)
         classes = self.thumbnail(width, height)
         scale = (self.size[0] / width, self.size[1] / height)
-        found = []
-        for value in (int(v) for v in np.unique(classes) if v):
-            count, regions = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
-            polygon_of = polygons.outlines_of(regions, count, scale)
-            found += [Annotation(polygon, value, str(value)) for polygon in polygon_of]
-        return found
+        return [Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, scale)]
 
     @property
     def held_bytes(self) -> int:
