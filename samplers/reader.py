@@ -14,7 +14,8 @@ import numpy as np
 from samplers.labels.label import Label, open_label
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
 MAX_OPEN = 192  # slides; to open one and its label takes as long as to read several patches

@@ -18,7 +18,8 @@ import shapely
 from samplers.labels import polygons
 from samplers.labels.annotations import Outline, read_asap, read_geojson
 from samplers.labels.label_map import DEFAULT_GROUPS, LabelMap
-from samplers.slides.slide import DataError, Slide, inside
+from samplers.slides.errors import DataError
+from samplers.slides.slide import Slide, inside
 
 __all__ = ["DEFAULT_GROUPS", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
 

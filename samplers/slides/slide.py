@@ -17,18 +17,15 @@ import numpy as np
 import pyvips
 
 from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
+from samplers.slides.errors import DataError
 from samplers.slides.formats import (
     VIPS_VENDORS,
-    DataError,
     Level,
-    ReadError,
     downsample_of,
     openslide_levels,
     vendor_of,
     vips_levels,
 )
-
-__all__ = ["DataError", "ReadError", "Slide", "inside"]
 
 log = logging.getLogger(__name__)
 

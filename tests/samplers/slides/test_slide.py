@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.slides import backends, formats, slide
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels, write_philips
 
 WIDTH, HEIGHT = 333, 251
