@@ -19,7 +19,7 @@ from samplers.pairs.checks import check_label
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
-from samplers.slides.slide import DataError, ReadError
+from samplers.slides.errors import DataError, ReadError
 
 OVERVIEW_UM = 8.0  # µm/px, at which regions are found
 

@@ -23,7 +23,7 @@ from CAMELYON17_PREPROCESSING.schedule import PatchOutcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers.pairs.camelyon import camelyon16, camelyon17, files_below, of_centers
 from samplers.pairs.pairing import SlidePair, name_some, pair_files
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,

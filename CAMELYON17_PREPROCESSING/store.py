@@ -27,7 +27,7 @@ import pyvips
 
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.pairs.pairing import slide_of_patch
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 from utils.files import OutputError, differences
 
 KINDS = ("positive", "negative")

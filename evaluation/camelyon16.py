@@ -27,7 +27,7 @@ from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
 from samplers.labels.label import MASK_SUFFIXES, LabelMap
-from samplers.slides.slide import DataError, ReadError
+from samplers.slides.errors import DataError, ReadError
 
 LESION_COLUMNS = (
     *("slide", "lesion", "kind", "diameter_um", "area_um2", "x", "y"),

@@ -28,7 +28,8 @@ from evaluation import lesions
 from evaluation.froc import bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 
 NODES_A_PATIENT = 5
 _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5

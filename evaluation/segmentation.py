@@ -27,8 +27,9 @@ from evaluation import boundary
 from evaluation.tables import SLIDE_SUFFIXES
 from evaluation.truth import OUTLINE_SUFFIXES, find_files, find_truth, reach_of
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, open_label
+from samplers.slides.errors import DataError, ReadError
 from samplers.slides.formats import downsample_of
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.slide import Slide
 
 TILE = 2048  # pixels of the prediction
 TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation.lesions import NODE_LABELS
 from evaluation.tables import read_rows
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 STAGES = ("pn0", "pn0(i+)", "pn1mi", "pn1", "pn2")
 SPELLING = dict(zip(STAGES, ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")))

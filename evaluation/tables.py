@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.froc import Detection
 from evaluation.truth import slide_key
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms")
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from samplers.labels.annotations import Outline, read_asap, read_geojson
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
-from samplers.slides.slide import DataError, Slide
+from samplers.slides.errors import DataError
+from samplers.slides.slide import Slide
 
 OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
 _SAME_LEVEL = 0.1  # levels are a factor of 2 apart; rounding of small slides' sizes explains less than this

@@ -14,7 +14,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from samplers.slides.slide import DataError, Slide
+from samplers.slides.errors import DataError
+from samplers.slides.slide import Slide
 from samplers.tissue import window_sums, windows_of
 
 SAME = 0.001  # of a downsample: a difference in how the spacing was written

@@ -15,7 +15,8 @@ import numpy as np
 
 from prediction.grid import Frame, Grid
 from prediction.raster import Raster
-from samplers.slides.slide import ReadError, Slide
+from samplers.slides.errors import ReadError
+from samplers.slides.slide import Slide
 
 READERS = min(4, len(os.sched_getaffinity(0)))  # threads; libvips and OpenCV do not hold Python's lock
 AHEAD = 2  # batches that are read while one is predicted, and that wait to be blended

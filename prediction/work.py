@@ -20,7 +20,8 @@ from prediction.stream import Canvas, predict_band
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
 from samplers.pairs.checks import check_tiff, decode_samples
 from samplers.reader import tissue_of, trim_memory
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 from utils.files import OutputError
 from utils.ranks.single import Ranks
 

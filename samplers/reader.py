@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from samplers.labels.label import Label, MaskLabel, open_label
+from samplers.labels.label import Label, open_label
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
 MAX_OPEN = 192  # slides; to open one and its label takes as long as to read several patches
@@ -76,15 +77,13 @@ class OpenPair:
 
     @property
     def held_bytes(self) -> int:
-        """About what libvips keeps in memory of the pair."""
-        mask = self.label.mask.held_bytes if isinstance(self.label, MaskLabel) else 0
-        return self.slide.held_bytes + mask
+        """Bytes of decoded tiles that libvips keeps in memory for the pair, estimated."""
+        return self.slide.held_bytes + self.label.held_bytes
 
     def release(self) -> None:
         """Gives that memory back; the pair stays open."""
         self.slide.release()
-        if isinstance(self.label, MaskLabel):
-            self.label.mask.release()
+        self.label.release()
 
     def close(self) -> None:
         self.slide.close()

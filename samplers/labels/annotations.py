@@ -16,7 +16,7 @@ import numpy as np
 import shapely
 from defusedxml import DefusedXmlException, ElementTree
 
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 
 class Outline(NamedTuple):

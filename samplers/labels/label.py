@@ -18,7 +18,8 @@ import shapely
 from samplers.labels import polygons
 from samplers.labels.annotations import Outline, read_asap, read_geojson
 from samplers.labels.label_map import DEFAULT_GROUPS, LabelMap
-from samplers.slides.slide import DataError, Slide, inside
+from samplers.slides.errors import DataError
+from samplers.slides.slide import Slide, inside
 
 __all__ = ["DEFAULT_GROUPS", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
 
@@ -71,7 +72,7 @@ class Label:
 
     @property
     def held_bytes(self) -> int:
-        """About what is kept in memory, for `SlideCache`."""
+        """Bytes of decoded tiles that libvips keeps in memory, estimated."""
         return 0
 
     def release(self) -> None:
@@ -145,10 +146,6 @@ class PolygonLabel(Label):
                 found.append(Annotation(polygon, value, outline.group))
         return found
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(edges.nbytes for edges in self._edges)
-
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
     ) -> list[tuple[int, tuple[int, int, int, int]]]:
@@ -209,12 +206,7 @@ class MaskLabel(Label):
         width, height = (max(1, round(side / shrink)) for side in self.size)
         classes = self.thumbnail(width, height)
         scale = (self.size[0] / width, self.size[1] / height)
-        found = []
-        for value in (int(v) for v in np.unique(classes) if v):
-            count, regions = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
-            polygon_of = polygons.outlines_of(regions, count, scale)
-            found += [Annotation(polygon, value, str(value)) for polygon in polygon_of]
-        return found
+        return [Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, scale)]
 
     @property
     def held_bytes(self) -> int:

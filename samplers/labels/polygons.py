@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import shapely
+from rasterio.features import shapes
 
 _STEPS_PER_PIXEL = 8  # in which `touched` follows an outline
 
@@ -63,15 +64,18 @@ def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, down
     return result
 
 
-def outlines_of(regions: np.ndarray, count: int, scale: tuple[float, float]) -> list[shapely.Geometry]:
-    """Outlines along pixel edges of the regions 1 … count - 1: polygons with holes, pixels times `scale`."""
-    edge = np.ones((regions.shape[0], 1), bool)
-    starts = np.hstack([edge, regions[:, 1:] != regions[:, :-1]])
-    rows, left = np.nonzero(starts & (regions > 0))
-    ends = np.hstack([regions[:, 1:] != regions[:, :-1], edge])
-    right = np.nonzero(ends & (regions > 0))[1] + 1
-    boxes = shapely.box(left * scale[0], rows * scale[1], right * scale[0], (rows + 1) * scale[1])
-    owner = regions[rows, left]
-    order = np.argsort(owner, kind="stable")
-    first_of_region = np.searchsorted(owner[order], np.arange(2, count))
-    return [shapely.union_all(part) for part in np.split(boxes[order], first_of_region)] if count > 1 else []
+def trace(classes: np.ndarray, scale: tuple[float, float]) -> list[tuple[int, shapely.Polygon]]:
+    """Return (class, polygon) for each region of `classes`, uint8 (height, width), of a class above 0.
+
+    A region is a set of pixels of one class connected by edges. Its polygon runs along the edges of its pixels,
+    with holes, in pixels times `scale` (x, y). The list is sorted by class, then by the regions' first pixels, row
+    by row.
+    """
+    found = []
+    for geometry, value in shapes(classes, mask=classes > 0, connectivity=4):
+        rings = geometry["coordinates"]
+        first_pixel = min((y, x) for x, y in rings[0])
+        outer, *holes = (np.multiply(ring, scale) for ring in rings)
+        found.append((int(value), first_pixel, shapely.Polygon(outer, holes)))
+    found.sort(key=lambda region: region[:2])
+    return [(value, polygon) for value, _, polygon in found]

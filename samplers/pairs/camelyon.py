@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from samplers.pairs.pairing import SlidePair, files_of, name_some, pair_files, patient_of
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 PATIENTS_A_CENTRE = 20  # CAMELYON17: 100 training patients of 5 centres
 

@@ -16,8 +16,9 @@ import numpy as np
 import tifffile
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
+from samplers.slides.errors import DataError, ReadError
 from samplers.slides.formats import TIFF_ERRORS
-from samplers.slides.slide import DataError, ReadError, Slide
+from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # have no spacing to tell

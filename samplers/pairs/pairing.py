@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from samplers.labels.label import LabelMap
 from samplers.pairs.checks import check_pair
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 _NAMED = 10  # files that a message names before it only counts
 _SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}

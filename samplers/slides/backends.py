@@ -16,7 +16,8 @@ import numpy as np
 import openslide
 import pyvips
 
-from samplers.slides.formats import DataError, Level, ReadError, missing_tiles, one_line, vips_image
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.formats import Level, missing_tiles, one_line, vips_image
 from samplers.slides.vips_errors import vips_faults
 
 # libvips keeps rows of decoded tiles a level, 300 MB for a width of 100 000 pixels. Above this the level is

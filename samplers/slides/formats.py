@@ -15,6 +15,7 @@ import openslide
 import pyvips
 import tifffile
 
+from samplers.slides.errors import DataError
 from samplers.slides.vips_errors import vips_faults
 
 # Formats that libvips reads right (None: OpenSlide does not know it, such as PNG). Files of other vendors are
@@ -28,14 +29,6 @@ TIFF_ERRORS = (tifffile.TiffFileError, struct.error, OSError, ValueError, Lookup
 
 # libvips would keep files and their tiles when we have closed them.
 pyvips.cache_set_max(0)
-
-
-class DataError(ValueError):
-    """Input that cannot be used. The message names the file and what is wrong with it."""
-
-
-class ReadError(RuntimeError):
-    """A region of a slide that could not be read or decoded."""
 
 
 class Level(NamedTuple):

@@ -8,29 +8,24 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import pyvips
 
 from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
+from samplers.slides.errors import DataError
 from samplers.slides.formats import (
     VIPS_VENDORS,
-    DataError,
     Level,
-    ReadError,
     downsample_of,
     openslide_levels,
     vendor_of,
     vips_levels,
 )
-
-__all__ = ["DataError", "ReadError", "Slide", "SlideCache", "inside"]
 
 log = logging.getLogger(__name__)
 
@@ -198,60 +193,6 @@ class Slide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class SlideCache:
-    """Keeps what was last used open: at most `max_open` slides and about `max_bytes` of decoded tiles.
-
-    Over `max_bytes` what was not used for longest is released, or closed if it has no `release`.
-    """
-
-    def __init__(self, max_open: int = 16, max_bytes: int = 256 << 20) -> None:
-        if max_open < 1:
-            raise ValueError(f"max_open is {max_open}, must be at least 1")
-        self.max_open = max_open
-        self.max_bytes = max_bytes
-        self._open: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, opener: Callable[[Any], Any]) -> Any:
-        """What `opener(key)` gave, opened again if it was closed meanwhile; others may be closed for it."""
-        if key in self._open:
-            self._open.move_to_end(key)
-        else:
-            self._open[key] = opener(key)
-        while len(self._open) > self.max_open:
-            self._open.popitem(last=False)[1].close()
-        if self.held_bytes > self.max_bytes:
-            self._release(keep=key)
-        return self._open[key]
-
-    def _release(self, keep: Hashable) -> None:
-        """Down to half of the limit, so that it is not for each read."""
-        excess = self.held_bytes - self.max_bytes // 2
-        for key, item in list(self._open.items()):
-            if key == keep or excess <= 0:
-                return
-            excess -= getattr(item, "held_bytes", 0)
-            if hasattr(item, "release"):
-                item.release()
-            else:
-                self.drop(key)
-
-    def drop(self, key: Hashable) -> None:
-        """Closes what belongs to `key`, if it is open."""
-        if key in self._open:
-            self._open.pop(key).close()
-
-    def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(getattr(item, "held_bytes", 0) for item in self._open.values())
-
-    def __len__(self) -> int:
-        return len(self._open)
 
 
 def inside(start: float, size: int, limit: int, name: str) -> int:

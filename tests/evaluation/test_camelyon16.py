@@ -15,7 +15,7 @@ from evaluation.camelyon16 import main
 from evaluation.tables import read_detections, read_slide_scores
 from evaluation.truth import find_truth, has_tumour, slide_key, tumour_at
 from samplers.labels.label import LabelMap
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 # Level-0 pixels (x, y) in the first lesion, the second one, the isolated tumour cells, and on no lesion.
 FIRST, SECOND, ITC, NOTHING = (800, 800), (2700, 2700), (800, 3400), (2700, 800)

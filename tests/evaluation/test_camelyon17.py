@@ -12,7 +12,7 @@ import pyvips
 from evaluation.camelyon17 import kappa, main
 from evaluation.lesions import find_lesions, longest_diameter, node_label
 from evaluation.staging import patient_stage, read_stages, stages_of_nodes
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 N, I, M, A = "negative", "itc", "micro", "macro"
 

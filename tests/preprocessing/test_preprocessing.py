@@ -24,7 +24,8 @@ from samplers import SamplerConfig, training_loader
 from samplers.labels.label import LabelMap, open_label
 from samplers.pairs.pairing import SlidePair, find_pairs
 from samplers.reader import BadSlideError
-from samplers.slides.slide import ReadError, Slide
+from samplers.slides.errors import ReadError
+from samplers.slides.slide import Slide
 from tests.helpers.launch import ROOT, run_python, start_python, wait_for
 from tests.helpers.tiny_slides import overwrite_tile
 from utils.demo.slides import make_camelyon17_demo

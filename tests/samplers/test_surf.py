@@ -13,7 +13,8 @@ import pytest
 from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, training_loader
 from samplers.patches import share_slides
 from samplers.reader import OpenPair
-from samplers.slides.slide import ReadError, Slide
+from samplers.slides.errors import ReadError
+from samplers.slides.slide import Slide
 from samplers.surf import Regions, SurfSampler, find_regions
 from samplers.tissue import PixelSet, contrast_is_low
 from tests.helpers.lesion_slides import HEIGHT, LESION_RED, LESIONS, SPACING, WIDTH, level, make_slide

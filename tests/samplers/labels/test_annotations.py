@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from samplers.labels.annotations import read_asap, read_geojson
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
 BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'

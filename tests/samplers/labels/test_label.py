@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, open_label
-from samplers.slides.slide import DataError, Slide
+from samplers.slides.errors import DataError
+from samplers.slides.slide import Slide
 from tests.helpers.tiny_slides import shrink, texture, write_levels
 from tests.samplers.labels.test_annotations import SQUARE, asap, ring
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.labels.polygons import edges_of, fill, outlines_of, touched
+from samplers.labels.polygons import edges_of, fill, touched, trace
 
 SIDE = 32
 
@@ -81,15 +82,39 @@ def test_touched_and_filled_cover_all_that_is_covered(area: shapely.Geometry) ->
 
 
 def test_regions_become_polygons_along_pixel_edges() -> None:
-    regions = np.zeros((6, 8), np.int32)
-    regions[1:5, 1:5] = 1
-    regions[2, 2] = 0
-    regions[5, 7] = 2
-    first, second = outlines_of(regions, 3, (10.0, 20.0))
-    assert first.area == 15 * 200
-    assert len(first.interiors) == 1
-    assert second.bounds == (70, 100, 80, 120)
-    assert outlines_of(np.zeros((3, 3), np.int32), 1, (1.0, 1.0)) == []
+    classes = np.zeros((6, 8), np.uint8)
+    classes[1:5, 1:5] = 3
+    classes[2, 2] = 0
+    classes[5, 7] = 1
+    (low, speck), (high, square) = trace(classes, (10.0, 20.0))
+    assert (low, high) == (1, 3)
+    assert speck.bounds == (70, 100, 80, 120)
+    assert square.area == 15 * 200
+    assert len(square.interiors) == 1
+    assert trace(np.zeros((3, 3), np.uint8), (1.0, 1.0)) == []
+
+
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([(1.0, 1.0), (3.7, 2.9)]))
+@settings(max_examples=100, deadline=None)
+def test_polygons_are_the_regions_in_the_order_of_their_first_pixels(
+    seed: int, scale: tuple[float, float]
+) -> None:
+    """Random pixels have holes, corners that touch and many regions; OpenCV labels regions row by row."""
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 3, rng.integers(1, 24, 2)).astype(np.uint8)
+    classes = classes.repeat(rng.integers(1, 4), axis=0)
+    expected = []
+    for value in (1, 2):
+        count, regions = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
+        expected += [(value, regions == number) for number in range(1, count)]
+    found = trace(classes, scale)
+    assert [value for value, _ in found] == [value for value, _ in expected]
+    height, width = classes.shape
+    x, y = (np.arange(width) + 0.5) * scale[0], (np.arange(height)[:, None] + 0.5) * scale[1]
+    for (_, polygon), (_, pixels) in zip(found, expected):
+        assert polygon.is_valid
+        assert polygon.area == pytest.approx(pixels.sum() * scale[0] * scale[1], rel=1e-9)
+        np.testing.assert_array_equal(shapely.contains_xy(polygon, x, y), pixels)
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.5, 3.0])

@@ -8,7 +8,7 @@ import pytest
 
 from samplers.pairs.camelyon import camelyon16, camelyon17, center_of, of_centers
 from samplers.pairs.pairing import SlidePair, split_pairs
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 from training.data import _find
 from training.option_checks import parse_options
 from utils.cli import UserError

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.pairs.pairing import SlidePair, find_pairs, split_pairs
-from samplers.slides.slide import DataError
+from samplers.slides.errors import DataError
 
 
 def files(folder: Path, *names: str) -> Path:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.slides import backends, formats, slide
-from samplers.slides.slide import DataError, ReadError, Slide, SlideCache
+from samplers.slides.errors import DataError, ReadError
+from samplers.slides.slide import Slide
 from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels, write_philips
 
 WIDTH, HEIGHT = 333, 251
@@ -353,28 +354,3 @@ def test_a_level_that_holds_much_is_opened_anew(jpeg: Path, monkeypatch: pytest.
         expected = s.read(0, 0, 100, 100)
         assert s.held_bytes == 0
         np.testing.assert_array_equal(s.read(0, 0, 100, 100), expected)
-
-
-def test_cache_bounds_the_number_of_open_slides(jpeg: Path) -> None:
-    cache = SlideCache(max_open=2)
-    first = cache.get("a", lambda _: Slide(jpeg))
-    assert cache.get("a", lambda _: Slide(jpeg)) is first
-    cache.get("b", lambda _: Slide(jpeg))
-    cache.get("a", lambda _: Slide(jpeg))
-    second = cache.get("c", lambda _: Slide(jpeg))  # closes b
-    assert (len(cache), first.read(0, 0, 5, 5).shape) == (2, (5, 5, 3))
-    cache.close()
-    for s in (first, second):
-        with pytest.raises(ValueError, match="closed"):
-            s.read(0, 0, 5, 5)
-
-
-def test_cache_bounds_memory_and_leaves_slides_open(jpeg: Path) -> None:
-    cache = SlideCache(max_open=9, max_bytes=400_000)
-    for key in range(9):
-        s = cache.get(key, lambda _: Slide(jpeg))
-        s.read(0, 0, 100, 100)
-    cache.get(8, Slide)
-    assert len(cache) == 9
-    assert 0 < cache.held_bytes <= 400_000
-    assert cache.get(0, Slide).read(0, 0, 5, 5).shape == (5, 5, 3)
