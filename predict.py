@@ -25,9 +25,10 @@ from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
 from evaluation.tables import SLIDE_SUFFIXES
 from models.catalog import MODELS, multiple_of
 from prediction import store
-from prediction.model import ModelSource, Predictor, class_names, find_model
+from prediction.model import ModelSource, Predictor, find_model
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
+from samplers.labels.label_map import class_names
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -207,7 +208,8 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
             raise UserError(
                 f"--threshold is for two classes, the model has {predictor.classes}: the most probable is taken"
             )
-        names = class_names(source.options, predictor.classes)
+        found = class_names(source.options.get("label_map"), predictor.classes)
+        names = [groups[0] for groups in found[1:]]
 
         # 4. Slide after slide.
         start = time.monotonic()

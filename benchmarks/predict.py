@@ -26,8 +26,9 @@ import numpy as np
 
 import predict
 from prediction import store
-from prediction.model import Predictor, class_names
+from prediction.model import Predictor
 from prediction.work import Opened, Worker
+from samplers.labels.label_map import class_names
 from utils.ranks.single import Ranks
 from utils.ranks.world import World, select_devices
 from utils.startup import configure_environment
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
     predictor = Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
-    names = class_names(source.options, predictor.classes)
+    found = class_names(source.options.get("label_map"), predictor.classes)
+    names = [groups[0] for groups in found[1:]]
     batch = settings.batch_size, settings.img_size
     bare(predictor, *batch)  # the first batches are slow
     rates, bares, tissues = [], [bare(predictor, *batch)], []

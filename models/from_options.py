@@ -1,7 +1,11 @@
-"""The network that the options of a training run describe."""
+"""Builds the network that the options of train.py describe, for the training and for the prediction.
+
+Importing this imports no TensorFlow yet.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +14,33 @@ from models import build_model
 if TYPE_CHECKING:
     import tf_keras as keras
 
+PRECISIONS = ("float32", "float16", "bfloat16")  # choices of --mixed_precision
+NETWORK_OPTIONS = ("model", "fpn_min_level", "fpn_cells", "output_stride")  # decide which variables there are
 
-def network_from_options(options: Mapping[str, Any], num_classes: int, batch_norm: Any = None) -> keras.Model:
-    """Build the network of `options`, as train.py has them or as options.json holds them: see `build_model`.
 
-    Sets the global policy of mixed precision. `batch_norm` is a layer class to use in place of Keras's.
-    """
+def set_precision(precision: str) -> None:
+    """Let layers that are built from now on compute in one of PRECISIONS. Their variables stay float32."""
     import tf_keras as keras
 
-    policy = options["mixed_precision"]
-    keras.mixed_precision.set_global_policy(policy if policy == "float32" else f"mixed_{policy}")
+    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+
+
+def network_from_options(
+    options: argparse.Namespace | Mapping[str, Any], num_classes: int, batch_norm: Any = None
+) -> keras.Model:
+    """Return `models.build_model` of the options of train.py, or of those that its options.json holds.
+
+    The network takes images of any size. `batch_norm` is a layer class that replaces Keras's.
+    KeyError: one of NETWORK_OPTIONS is missing.
+    """
+    values = vars(options) if isinstance(options, argparse.Namespace) else options
     return build_model(
-        options["model"],
+        values["model"],
         None,
         num_classes,
-        fpn_min_level=options["fpn_min_level"],
-        fpn_cells=options["fpn_cells"],
-        output_stride=options["output_stride"],
-        bn_momentum=options["bn_momentum"],
+        fpn_min_level=values["fpn_min_level"],
+        fpn_cells=values["fpn_cells"],
+        output_stride=values["output_stride"],
+        bn_momentum=values.get("bn_momentum"),  # older runs have none, and only the training needs it
         batch_norm=batch_norm,
     )

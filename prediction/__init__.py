@@ -1,1 +1,1 @@
-"""From a model and slides to probability maps, lesions and outlines; `predict.py` is the program."""
+"""Turns slides and a model into probability maps, lesions and outlines. The program is `predict.py`."""

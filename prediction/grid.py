@@ -1,7 +1,7 @@
-"""Where patches lie on a slide and how they are blended: numpy without IO.
+"""Lays patches over a slide and weights them for blending, in numpy and without IO.
 
-Coordinates are pixels of the output unless they end in `_l0` (level 0 of the slide): pixel (j, i) of the output
-begins at level 0 (j · downsample, i · downsample).
+Coordinates are pixels of the output unless they end in `_l0` (level 0 of the slide). Pixel (x, y) of the output begins
+at (x · downsample, y · downsample) of level 0.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 from samplers.tissue import window_sums, windows_of
 
-SAME = 0.001  # of a downsample: a difference in how the spacing was written
-MARGIN_UM = 50.0  # around the tissue that is predicted as well: its mask is as coarse as a thumbnail
+SAME = 0.001  # relative; downsamples that differ by less do so because the spacing was rounded in the file
+MARGIN_UM = 50.0  # around the tissue, predicted as well because the tissue mask is as coarse as a thumbnail
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The output's size in pixels, level-0 pixels a pixel of it, and its µm/px."""
+    """The size and the resolution of the output."""
 
-    width: int
+    width: int  # pixels
     height: int
-    downsample: float
-    spacing: float
+    downsample: float  # level-0 pixels per pixel of the output
+    spacing: float  # µm/px
 
 
 def frame_of(slide: Slide, resolution: float | None) -> Frame:
-    """The output of a slide at `resolution` µm/px, None: of level 0. DataError: the slide's spacing is unknown.
+    """Return the frame of a slide's output at `resolution` µm/px, or at that of level 0 (None).
 
-    Whole pixels only: less than one of them is left out at the right and at the bottom.
+    The output has whole pixels only: the rest at the right and at the bottom, less than a pixel, is left out.
+    DataError: the slide's spacing is unknown, which `resolution` needs.
     """
     if resolution is not None and not slide.spacing_known:
-        raise DataError(f"{slide.path}: spacing missing, {resolution:g} µm/px cannot be predicted at")
+        raise DataError(
+            f"{slide.path} does not say its spacing, so it cannot be predicted at {resolution:g} µm/px"
+        )
     downsample = (resolution or slide.spacing) / slide.spacing
     if abs(downsample / max(1, round(downsample)) - 1) < SAME:
         downsample = float(max(1, round(downsample)))
@@ -50,18 +53,18 @@ def frame_of(slide: Slide, resolution: float | None) -> Frame:
 
 
 def starts(extent: int, size: int, overlap: float) -> np.ndarray:
-    """First pixels of the patches along an axis, int; the last patch is moved inward.
+    """Return the first pixel of each patch along an axis, int (n,). The last patch is moved inward to the end.
 
-    One patch, which reaches beyond the end, where `extent` is less than its `size`.
+    Where `extent` is less than `size` there is one patch, which reaches beyond the end.
     """
     stride, last = max(1, round(size * (1 - overlap))), max(0, extent - size)
     return np.append(np.arange(0, last, stride), last)
 
 
 def blend_weights(first: np.ndarray, size: int) -> np.ndarray:
-    """Weights of the patches at `first` along an axis: float32 (n, size), at each pixel their sum is 1.
+    """Return the weights along an axis of the patches that begin at `first`: float32 (n, size), with sum 1 per pixel.
 
-    A squared sine: near its edge a patch has seen half of what is around a pixel, and hardly counts there.
+    They are squared sines: near its edge a patch sees only half of a pixel's surroundings, so it hardly counts there.
     """
     window = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
     total = np.zeros(int(first[-1]) + size)
@@ -72,17 +75,17 @@ def blend_weights(first: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grid:
-    """The patches of a slide. Rows and columns are numbers of patches.
+    """The patches of a slide. Rows and columns are those of the patches unless pixels are named.
 
-    A pixel's weights are products of its row's and its column's. They add up to 1 where there is tissue: each
-    patch that has this pixel meets tissue, so it is predicted. Other pixels are 0.
+    A patch's weight at a pixel is the product of its weights along both axes. On tissue these add up to 1, since each
+    patch that contains a pixel of tissue is predicted. All other pixels are 0.
     """
 
     frame: Frame
-    size: int  # side of a patch
-    overlap: float
-    tissue: np.ndarray | None  # bool (h, w) of a thumbnail, None: everywhere
-    cell: tuple[float, float]  # level-0 pixels (x, y) a pixel of it
+    size: int  # side of a patch in pixels
+    overlap: float  # share of a patch that the next one covers as well
+    tissue: np.ndarray | None  # bool (h, w), a thumbnail; None: predict everything
+    cell: tuple[float, float]  # level-0 pixels (x, y) per pixel of the thumbnail
 
     @cached_property
     def xs(self) -> np.ndarray:
@@ -94,7 +97,7 @@ class Grid:
 
     @cached_property
     def chosen(self) -> np.ndarray:
-        """Which patches are predicted: bool (rows, columns)."""
+        """The patches that are predicted: bool (rows, columns)."""
         if self.tissue is None:
             return np.ones((len(self.ys), len(self.xs)), bool)
         scale = self.frame.downsample
@@ -104,45 +107,48 @@ class Grid:
 
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the rows and of the columns: float32 (n, size)."""
+        """The weights along the rows and along the columns: float32 (n, size) each."""
         return blend_weights(self.ys, self.size), blend_weights(self.xs, self.size)
 
     def batches(self, first: int, stop: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, columns) of the batches of these rows. A batch is of one row, so it is the same on any rank."""
+        """Yield row and columns of each batch in rows [first, stop).
+
+        A batch lies within one row, so that it is the same on however many ranks.
+        """
         for row in range(first, stop):
             columns = np.flatnonzero(self.chosen[row])
             for start in range(0, len(columns), batch_size):
                 yield row, columns[start : start + batch_size]
 
     def tissue_at(self, top: int, bottom: int) -> np.ndarray:
-        """Which pixels of these rows are predicted: bool (bottom - top, width)."""
+        """Return which pixels of the pixel rows [top, bottom) are predicted: bool (bottom - top, width)."""
         if self.tissue is None:
             return np.ones((bottom - top, self.frame.width), bool)
         rows = self._cells(np.arange(top, bottom), 1)
         return self.tissue[np.ix_(rows, self._cells(np.arange(self.frame.width), 0))]
 
     def tissue_rows(self, top: int, bottom: int) -> bool:
-        """Whether any pixel of these rows is predicted."""
+        """Return whether any pixel of the pixel rows [top, bottom) is predicted."""
         if self.tissue is None:
             return True
         first, last = self._cells(np.array([top, bottom - 1]), 1)
         return bool(self.tissue[first : last + 1].any())
 
     def _cells(self, pixels: np.ndarray, axis: int) -> np.ndarray:
-        """Rows or columns of the tissue's thumbnail in which the centres of pixels lie."""
+        """Return the rows (axis 1) or columns (axis 0) of the thumbnail in which the centres of pixels lie."""
         assert self.tissue is not None
         places = ((pixels + 0.5) * self.frame.downsample / self.cell[axis]).astype(np.int64)
         return np.minimum(places, self.tissue.shape[1 - axis] - 1)
 
     def bands(self, count: int) -> list[tuple[int, int]]:
-        """Pixel rows [first, stop) of `count` ranks, with about as many patches each; together all rows."""
+        """Divide the pixel rows into `count` bands [first, stop) with about as many patches each, one per rank."""
         patches = np.concatenate([[0], np.cumsum(self.chosen.sum(axis=1))])
         shares = np.searchsorted(patches, patches[-1] * np.arange(1, count) / count)
         cuts = [0, *(int(self.ys[min(row, len(self.ys) - 1)]) for row in shares), self.frame.height]
         return list(zip(cuts, cuts[1:]))
 
     def rows_of(self, band: tuple[int, int]) -> tuple[int, int]:
-        """Rows [first, stop) of the patches that have a pixel of the band."""
+        """Return the rows [first, stop) of the patches that contain a pixel of the band."""
         if band[0] >= band[1]:
             return 0, 0
         first = int(np.searchsorted(self.ys, band[0] - self.size, side="right"))
@@ -150,7 +156,7 @@ class Grid:
 
 
 def grown(tissue: np.ndarray, spacing_t: float) -> np.ndarray:
-    """Tissue with MARGIN_UM around it, at least a pixel of its thumbnail: bool (h, w)."""
+    """Return tissue, bool (h, w), with a margin of MARGIN_UM or at least one pixel. `spacing_t`: µm/px of the mask."""
     side = 2 * max(1, math.ceil(MARGIN_UM / spacing_t)) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
     return np.asarray(cv2.dilate(tissue.astype(np.uint8), kernel) > 0)

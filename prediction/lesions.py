@@ -1,4 +1,4 @@
-"""Lesions of a predicted slide: found where the whole slide fits into the memory, measured on its own pixels."""
+"""Finds the lesions of a predicted slide on a map that fits into memory, and measures them on the slide's pixels."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from prediction.grid import Frame, Grid
 from prediction.outlines import ClassOutline, trace
 from prediction.raster import Raster
 
-MAX_CELLS = 16 << 20  # of the map on which lesions are told apart
-_BLOCK_PIXELS = 32 << 20  # of a raster that are read at once
+MAX_CELLS = 16 << 20  # cells of the map on which lesions are told apart
+_BLOCK_PIXELS = 32 << 20  # pixels of a raster that are read at once
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A predicted slide at low magnification: a cell is `side` × `side` pixels of the output."""
+    """A predicted slide at low magnification. A cell is `side` × `side` pixels of the output."""
 
     side: int
-    peak: np.ndarray  # uint8 (h, w): highest probability (1 … 255) of the tumour pixels, 0: there are none
+    peak: (
+        np.ndarray
+    )  # uint8 (h, w): highest probability of the tumour pixels, 1 … 255, or 0 if there are none
     mean: np.ndarray  # float32 (h, w): mean probability of all pixels, 0 … 1
 
 
 @dataclass(frozen=True)
 class PredictedLesion:
-    """A predicted lesion. Places and outlines are in pixels of the output."""
+    """A lesion in a prediction. Places and outlines are in pixels of the output."""
 
-    outlines: list[ClassOutline]  # of its parts, at most one a class
-    confidence: float  # mean over its cells of the highest probability
-    x: int  # a pixel inside of it, as deep as can be
+    outlines: list[ClassOutline]  # at most one per class
+    confidence: float  # mean of its cells' highest probabilities, 0 … 1
+    x: int  # a pixel inside the lesion, as far from its edge as possible
     y: int
-    diameter: float  # mm, longest, from edge to edge
+    diameter: float  # mm, the longest distance from edge to edge
     area: float  # mm²
 
 
 def cells_of(grid: Grid, probability: Raster, classes: Raster) -> Cells:
-    """The cells of a slide: the smallest, by powers of two, that are at most MAX_CELLS."""
+    """Return the cells of a slide. Their side is the smallest power of two with which they are at most MAX_CELLS."""
     width, height = grid.frame.width, grid.frame.height
     side = 1
     while -(-width // side) * -(-height // side) > MAX_CELLS:
@@ -63,9 +65,9 @@ def cells_of(grid: Grid, probability: Raster, classes: Raster) -> Cells:
 
 
 def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:
-    """How likely the slide has tumour: the highest mean probability of a square of `side_mm`, 0 … 1.
+    """Return the probability that the slide has tumour: the highest mean over a square of `side_mm`, 0 … 1.
 
-    The highest of single pixels would be that of a speck.
+    The highest probability of single pixels would be that of a speck.
     """
     side = max(1, round(side_mm * 1000 / (frame.spacing * cells.side)))
     means = cv2.blur(cells.mean, (side, side), borderType=cv2.BORDER_CONSTANT)
@@ -75,14 +77,15 @@ def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:
 def lesions_of(
     cells: Cells, frame: Frame, classes: Raster, min_diameter: float
 ) -> tuple[list[PredictedLesion], np.ndarray]:
-    """The lesions from `min_diameter` mm on, and their numbers (from 1 on): int32 (h, w) of the cells.
+    """Return the lesions of at least `min_diameter` mm, and a map of their numbers from 1 on: int32 (h, w) of cells.
 
-    A lesion is what is connected, by corners of cells too. Merged over 75 µm, as CAMELYON16 does with its ground
-    truth, lesions would be joined by the specks between them: fewer hits, larger diameters.
+    A lesion is a connected region; cells that share only a corner are connected as well. Lesions are not merged over
+    75 µm, as CAMELYON16 merges its ground truth: the specks between them would join them, with fewer hits and larger
+    diameters as the result.
     """
     if not cells.peak.any():
         return [], np.zeros(cells.peak.shape, np.int32)
-    # What a cell meets is larger than what is inside of it: found with cells, then measured with pixels.
+    # Cells make a lesion larger than its pixels do: find it with cells, then measure its pixels.
     rows, columns = (np.flatnonzero(cells.peak.any(axis=axis)) for axis in (1, 0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     labels = np.zeros(cells.peak.shape, np.int32)
@@ -113,7 +116,7 @@ def _longest(shape: shapely.Geometry) -> float:
 
 
 def _pixel_inside(outlines: list[ClassOutline], x: float, y: float) -> tuple[int, int]:
-    """The pixel at (x, y), or another one if that is not in any of the outlines."""
+    """Return the pixel at (x, y), or another one if this is not inside any of the outlines."""
     polygons = np.array([polygon for outline in outlines for polygon in outline.polygons])
     pixel = (int(x), int(y))
     if shapely.contains_xy(polygons, pixel[0] + 0.5, pixel[1] + 0.5).any():
@@ -124,7 +127,7 @@ def _pixel_inside(outlines: list[ClassOutline], x: float, y: float) -> tuple[int
 
 
 def remove_small(cells: Cells, numbers: np.ndarray, classes: Raster) -> None:
-    """Takes out of the prediction what belongs to no lesion."""
+    """Set the pixels of the prediction that belong to no lesion to 0. `numbers`: as from `lesions_of`."""
     side, gone = cells.side, (cells.peak > 0) & (numbers == 0)
     step = max(1, 4096 // side)
     for first in np.flatnonzero(np.add.reduceat(gone.any(axis=1), np.arange(0, len(gone), step))) * step:

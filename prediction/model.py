@@ -1,4 +1,7 @@
-"""The model to predict with: of a run's folder, a checkpoint or an exported model. TensorFlow is imported late."""
+"""Finds and loads the model to predict with: from a run's folder, a checkpoint or an exported model.
+
+TensorFlow is imported only when a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from samplers.labels.label_map import LabelMap
+from models.catalog import MODELS
+from models.from_options import NETWORK_OPTIONS, network_from_options, set_precision
 from utils.cli import UserError
 
 EXPORTED, STATE = "saved_model.pb", "state.json"
@@ -19,32 +23,34 @@ EXPORTED, STATE = "saved_model.pb", "state.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is, and how it was trained."""
+    """Where a model lies, and how it was trained."""
 
     path: Path  # of the SavedModel or of the checkpoint
-    options: dict[str, Any]  # of the training run; empty if they are not beside it
+    options: dict[str, Any]  # of the training run; empty if options.json is not beside it
 
     @property
     def is_exported(self) -> bool:
         return (self.path / EXPORTED).exists()
 
     def identity(self) -> str:
-        """Of the content of its files, wherever they are."""
+        """Return a hash of the content of its files, wherever they lie. UserError: they cannot be read."""
         digest = hashlib.sha256()
-        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
-            digest.update(str(path.relative_to(self.path)).encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
+        try:
+            for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
+                digest.update(str(path.relative_to(self.path)).encode())
+                with path.open("rb") as file:
+                    while block := file.read(1 << 24):
+                        digest.update(block)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error}") from error
         return digest.hexdigest()[:16]
 
 
 def find_model(path: Path, precision: str | None) -> ModelSource:
-    """The model at `path`: a log_dir, a checkpoint (its folder, or that of all) or an exported model.
+    """Return the model at `path`: a log_dir, a checkpoint, the folder of all checkpoints, or an exported model.
 
-    Of a log_dir the exported model, or the newest whole checkpoint where there is none or where another
-    `precision` than that of the training is asked for. UserError: there is no model, or it cannot have this
-    precision.
+    In a log_dir this is the exported model. It is the newest whole checkpoint where there is no export, or where
+    `precision` is not that of the training. UserError: there is no model, or it cannot have this precision.
     """
     if not path.is_dir():
         raise UserError(f"--model_path {path}: there is no such folder")
@@ -54,8 +60,8 @@ def find_model(path: Path, precision: str | None) -> ModelSource:
         exported = options.get("mixed_precision")
         if precision is not None and precision != exported:
             raise UserError(
-                f"{path} is exported and computes as it was exported ({exported or 'not known'}): for "
-                f"--mixed_precision {precision} give the log_dir or a checkpoint of its training run"
+                f"{path} is an exported model, which computes as it was exported ({exported or 'unknown'}). "
+                f"For --mixed_precision {precision} give the log_dir or a checkpoint of its training run"
             )
         return ModelSource(path, options)
     if (path / STATE).exists():
@@ -69,14 +75,14 @@ def find_model(path: Path, precision: str | None) -> ModelSource:
     if checkpoints:
         return ModelSource(_newest_whole(log_dir / "checkpoints"), _need_options(log_dir))
     if other and (path / "model" / EXPORTED).exists():
-        raise UserError(f"{path} has no checkpoint to compute in {precision} with, only an exported model")
+        raise UserError(f"{path} holds only an exported model: computing in {precision} takes a checkpoint")
     raise UserError(
         f"--model_path {path} holds no model: neither a log_dir, a checkpoint nor an exported model"
     )
 
 
 def _options_of(folder: Path) -> dict[str, Any]:
-    """Of a run, {} if the folder is none. UserError: they cannot be read."""
+    """Return the options of the training run in `folder`, or {} if it holds none. UserError: they cannot be read."""
     path = folder / "options.json"
     if not path.exists():
         return {}
@@ -87,9 +93,14 @@ def _options_of(folder: Path) -> dict[str, Any]:
 
 
 def _need_options(folder: Path) -> dict[str, Any]:
+    """Return the options of a run. UserError: they do not say which network to build for its checkpoints."""
     options = _options_of(folder)
-    if "model" not in options:
-        raise UserError(f"{folder}/options.json is missing: without it no model is built for its checkpoints")
+    path, missing = folder / "options.json", [name for name in NETWORK_OPTIONS if name not in options]
+    if not path.exists():
+        raise UserError(f"{path} is missing: without it no network can be built for the run's checkpoints")
+    if missing or options["model"] not in MODELS:
+        wrong = f"lacks {', '.join(missing)}" if missing else f"names the unknown model {options['model']}"
+        raise UserError(f"{path} {wrong}: no network can be built for the run's checkpoints")
     return options
 
 
@@ -98,27 +109,16 @@ def _newest_whole(folder: Path) -> Path:
 
     path, bad = latest_checkpoint(folder)
     if path is None:
-        raise UserError(f"no whole checkpoint in {folder}: {'; '.join(bad)}")
+        raise UserError(f"{folder} holds no whole checkpoint: {'; '.join(bad)}")
     return path
 
 
-def class_names(options: dict[str, Any], classes: int) -> list[str]:
-    """What outlines of the classes 1, 2, … are called: as the groups of the training's label map, else Tumor."""
-    given = options.get("label_map")
-    groups = LabelMap.parse(given).groups if given else (("Tumor", 1),)
-    return [
-        next(
-            (group for group, number in groups if number == value and not group.isdecimal()), f"class_{value}"
-        )
-        for value in range(1, classes)
-    ]
-
-
 class Predictor:
-    """Class probabilities of patches: of two classes that of the second, of more those of all.
+    """Computes class probabilities of patches: uint8 RGB (B, size, size, 3) → float32 (B, planes, size, size).
 
-    uint8 RGB (B, H, W, 3) → float32 (B, planes, H, W). `classes`: their number. UserError: the model cannot be
-    loaded or takes no patches of `size` pixels.
+    With two classes there is one plane, that of the second class; with more classes there is a plane for each.
+    `classes` is their number. `tta` averages over flips and turns. UserError: the model cannot be loaded, or does not
+    take patches of `size` pixels.
     """
 
     def __init__(self, source: ModelSource, precision: str | None, size: int, tta: bool) -> None:
@@ -130,7 +130,7 @@ class Predictor:
             except (OSError, ValueError, tf.errors.OpError) as error:
                 raise UserError(f"{source.path} cannot be loaded: {error}") from error
         else:
-            model = _of_checkpoint(source, precision or source.options["mixed_precision"])
+            model = _load_checkpoint(source, precision or source.options["mixed_precision"])
 
         def planes(images: tf.Tensor) -> tf.Tensor:
             probabilities = _averaged(model, images) if tta else model(images)
@@ -140,21 +140,26 @@ class Predictor:
 
         spec = tf.TensorSpec((None, size, size, 3), tf.uint8)
         self._forward = tf.function(planes, input_signature=[spec], autograph=False)
-        try:  # now, not at the first slide; a batch of another size is traced no more
+        try:  # Trace it now and not at the first slide. A batch of another size is not traced again.
             found = self(np.zeros((1, size, size, 3), np.uint8))
+        except tf.errors.ResourceExhaustedError:
+            raise
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise UserError(f"{source.path} takes no patches of {size} × {size} pixels: {error}") from error
+            raise UserError(
+                f"{source.path} does not take patches of {size} × {size} pixels: {error}"
+            ) from error
         self.planes = found.shape[1]
         self.classes = max(2, self.planes)
         if found.shape[2:] != (size, size):
-            raise UserError(f"{source.path} gives {found.shape[2:]} pixels for patches of {size} × {size}")
+            rows, columns = found.shape[2:]
+            raise UserError(f"{source.path} returns {rows} × {columns} pixels for patches of {size} × {size}")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return np.asarray(self._forward(images))
 
 
 def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
-    """Mean over the eight flips and quarter turns."""
+    """Return the mean prediction over the eight flips and quarter turns of the images."""
     import tensorflow as tf
 
     total = 0.0
@@ -166,20 +171,27 @@ def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
     return total / 8
 
 
-def _of_checkpoint(source: ModelSource, precision: str) -> Callable[[Any], Any]:
-    """Return the network of the run's options with the checkpoint's weights, computing in `precision`."""
+def _load_checkpoint(source: ModelSource, precision: str) -> Callable[[Any], Any]:
+    """Build the network of the options and load the checkpoint's weights.
+
+    UserError: the checkpoint is torn, or belongs to another network.
+    """
     import tensorflow as tf
 
     from models import serving_model
-    from models.from_options import network_from_options
     from training.checkpoint import VARIABLES, CheckpointError, read_state
 
-    options = {"bn_momentum": None, **source.options, "mixed_precision": precision}
+    options = source.options
+    set_precision(precision)
     try:
-        network = network_from_options(options, read_state(source.path)["classes"])
+        classes = read_state(source.path)["classes"]
+    except (CheckpointError, KeyError) as error:
+        raise UserError(f"{source.path} cannot be loaded: {error!r}") from error
+    network = network_from_options(options, classes)
+    try:
         status = tf.train.Checkpoint(model=network).read(str(source.path / VARIABLES))
         status.expect_partial().assert_existing_objects_matched()
-    except (AssertionError, KeyError, ValueError, CheckpointError, tf.errors.OpError) as error:
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
         raise UserError(f"{source.path} cannot be loaded: {error!r}") from error
     serving = serving_model(options["model"], network)
     return lambda images: serving(images, training=False)

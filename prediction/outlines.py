@@ -1,4 +1,4 @@
-"""Outlines of predicted lesions along the edges of pixels."""
+"""Traces the outlines of predicted lesions along the edges of pixels."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rasterio.features import shapes
 
 from prediction.raster import Raster
 
-WINDOW = 4096  # pixels a side that are traced at once
+WINDOW = 4096  # side in pixels of the squares that are traced at once
 _CLASSES = 256
 
 
 @dataclass(frozen=True)
 class ClassOutline:
-    """What of a lesion is of one class: polygons with holes, in pixels of the output."""
+    """The part of a lesion that is of one class: polygons with holes, in pixels of the output."""
 
-    value: int
+    value: int  # the class
     polygons: list[shapely.Polygon]
 
 
 def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[ClassOutline]]:
-    """Outlines of each lesion, by its number, a class each.
+    """Return the outlines of each lesion, one per class, by the lesion's number.
 
-    labels: int32 (h, w), the lesions' numbers at cells of `side` × `side` pixels, 0: no lesion.
+    labels: int32 (h, w), the lesions' numbers in cells of `side` × `side` pixels; 0 means no lesion.
     """
     found: dict[int, list[shapely.Polygon]] = defaultdict(list)
     windows: dict[int, int] = defaultdict(int)
@@ -52,7 +52,7 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Clas
     outlines: dict[int, list[ClassOutline]] = defaultdict(list)
     for key in sorted(found):
         polygons = found[key]
-        if windows[key] > 1:  # cut where windows meet
+        if windows[key] > 1:  # join the polygons that the windows have cut
             joined = shapely.union_all(polygons).simplify(0)
             polygons = [part for part in shapely.get_parts(joined) if part.geom_type == "Polygon"]
         polygons.sort(key=lambda polygon: polygon.bounds)
@@ -61,16 +61,16 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Clas
 
 
 def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, list[list[shapely.Polygon]]]:
-    """For files without holes: the polygons' holes in which no other one lies, and the polygons without the others.
+    """Prepare polygons for a format without holes, where a hole is another polygon that is painted over the first.
 
-    A hole with something in it cannot be painted over: the polygon is cut along a row of pixels that opens it. So
-    the second has a list of parts for each polygon.
+    A hole with an island in it cannot be painted over. Its polygon is cut along a row of pixels that opens the hole.
+    Returns the holes without islands, and for each polygon the list of its parts.
     """
     if not polygons:
         return np.array([]), []
-    # All at once: one by one, the 46,000 holes of a noisy map took ten times as long.
+    # All rings at once: one by one, the 46,000 holes of a noisy map took ten times as long.
     rings, owner = shapely.get_rings(np.array(polygons), return_index=True)
-    inner = np.diff(owner, prepend=-1) == 0  # all but the first of each polygon
+    inner = np.diff(owner, prepend=-1) == 0  # all rings but the first of each polygon
     holes, owner = shapely.polygons(rings[inner]), owner[inner]
     solid = shapely.STRtree(shapely.polygons(rings[~inner]))
     occupied = np.unique(solid.query(holes, predicate="covers")[0]) if len(holes) else []
@@ -85,7 +85,7 @@ def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, li
 
 
 def _cut(shape: shapely.Geometry, rows: Sequence[float]) -> Iterator[shapely.Polygon]:
-    """The polygons that are left when it is cut along these rows, halves first."""
+    """Yield the polygons that remain when `shape` is cut along these rows, which is done by halves."""
     if not rows:
         yield from (part for part in shapely.get_parts(shape) if part.geom_type == "Polygon")
         return

@@ -1,4 +1,4 @@
-"""A picture of a whole slide that is too large for the memory, in a file: what was not written takes no room."""
+"""Keeps a picture of a whole slide, which is too large for memory, in a sparse file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from utils.files import OutputError
 
 
 class Raster:
-    """uint8 (height, width) in a sparse file without header; what was not written is 0.
+    """uint8 (height, width) in a sparse file without header. Pixels that were not written are 0 and take no room.
 
-    Several processes may write, each its own pixels. OutputError: the file cannot be written (a full disk).
+    Several processes may write, each its own pixels. OutputError: the file cannot be written, say on a full disk.
     """
 
     def __init__(self, path: Path, width: int, height: int) -> None:
@@ -25,7 +25,10 @@ class Raster:
             raise OutputError(f"{path} cannot be written: {error}") from error
 
     def write(self, x: int, y: int, pixels: np.ndarray) -> None:
-        """Puts uint8 (h, w) at (x, y). Not through a map: a full disk would kill the process without a word."""
+        """Write uint8 (h, w) at (x, y).
+
+        Not through a memory map, with which a full disk would kill the process without a message.
+        """
         try:
             for row, line in enumerate(np.ascontiguousarray(pixels), y):
                 if os.pwrite(self._file, line.data, row * self.width + x) != len(line):
@@ -34,7 +37,7 @@ class Raster:
             raise OutputError(f"{self.path} cannot be written: {error}") from error
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """uint8 (height, width) of what is there; less at the right and the bottom end."""
+        """Return the pixels from (x, y) on: uint8 (height, width), or less at the right and the bottom end."""
         pixels = np.memmap(self.path, np.uint8, "r", shape=(self.height, self.width))
         return np.array(pixels[y : y + height, x : x + width])
 
@@ -42,5 +45,6 @@ class Raster:
         os.close(self._file)
 
     def discard(self) -> None:
+        """Close and delete the file."""
         self.close()
         self.path.unlink(missing_ok=True)

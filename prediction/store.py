@@ -1,11 +1,11 @@
-"""The files of an output folder: of each slide, a record that says it is finished, and a table of all.
+"""The files of an output folder: those of each slide, a record of each finished slide, and a table of all slides.
 
 <slide>_probability.tif, <slide>_prediction.tif, <slide>_overlay.png, <slide>.geojson, <slide>.xml
 lesions/<slide>.csv       confidence,X,Y
-slides/<slide>.json       the record, written last: a slide without one is done again
-slides.csv                a line a slide
-prediction.json           model and options of all of them
-.work/                    what is not finished
+slides/<slide>.json       the record, written last: a slide without one is predicted again
+slides.csv                one line per slide
+prediction.json           the model and the options that all slides have in common
+.work/                    unfinished files
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import OutputError, differences, write_atomically
+from utils.files import differences, output_errors, write_atomically
 
 WORK, RECORDS, LESIONS = ".work", "slides", "lesions"
 COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "seconds")
@@ -28,40 +26,50 @@ COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "sec
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What the predictions of a folder have in common."""
+    """How slides are predicted. What changes the result is the same for all slides of a folder."""
 
-    model: str  # of `ModelSource.identity`
+    model: str  # `ModelSource.identity`
     img_size: int
     overlap: float
-    batch_size: int
+    # A patch's result does not depend on the patches beside it, but for the last bits of its probabilities: some CPU
+    # kernels add in another order. So a run that was out of memory may go on with a smaller one.
+    batch_size: int = field(compare=False)
     resolution: float | None  # µm/px, None: level 0
     tissue_only: bool
     bb_downsample: int
     tta: bool
-    mixed_precision: str | None  # None: as exported
-    threshold: float  # of two classes; of more the most probable is taken
+    mixed_precision: str | None  # None: that of the export
+    threshold: float  # for two classes; with more classes the most probable one is taken
     min_lesion_mm: float
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that change the result."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
 
 
 def files_of(output: Path, slide: str) -> list[Path]:
-    """All files of a slide but the record."""
+    """Return the paths of all files of a slide but its record."""
     names = ("_probability.tif", "_prediction.tif", "_overlay.png", ".geojson", ".xml")
     return [*(output / f"{slide}{name}" for name in names), output / LESIONS / f"{slide}.csv"]
 
 
 def record_of(output: Path, slide: str) -> Path:
+    """Return the path of the record of a slide, which exists if the slide is finished."""
     return output / RECORDS / f"{slide}.json"
 
 
 def prepare(output: Path, settings: PredictionSettings) -> None:
-    """Makes the folder. UserError: it has slides of another model or other options. Rank 0 alone calls it."""
+    """Make the folder; only rank 0 calls it.
+
+    UserError: the folder holds slides of another model or of options that change the result, or cannot be written.
+    """
     note = output / "prediction.json"
     if note.exists() and any((output / RECORDS).glob("*.json")):
-        changed = differences(_read(note), asdict(settings))
+        changed = differences(_read(note), settings.deciding())
         if changed:
             raise UserError(
-                f"{output} holds predictions of another model or other options: {', '.join(changed)}. Remove it, "
-                "or name another --output"
+                f"{output} holds predictions of another model or with other options: {', '.join(changed)}. Remove "
+                "it, or name another --output"
             )
     with output_errors(output):
         shutil.rmtree(output / WORK, ignore_errors=True)
@@ -70,26 +78,15 @@ def prepare(output: Path, settings: PredictionSettings) -> None:
         write_atomically(note, lambda path: path.write_text(json.dumps(asdict(settings), indent=2) + "\n"))
 
 
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """OSError → OutputError that names the path."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}") from error
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): remove it") from error
+        raise UserError(f"{path} cannot be read, so remove it: {error!r}") from error
 
 
 def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
-    """Moves the files of a slide out of the work folder; it is finished from here on."""
+    """Move the files of a slide out of the work folder and write its record: from here on it is finished."""
     with output_errors(output):
         for path in files_of(output, slide):
             (output / WORK / path.name).replace(path)
@@ -98,14 +95,14 @@ def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
 
 
 def remove(output: Path, slide: str) -> None:
-    """All files of a slide that is bad."""
+    """Delete all files of a slide that cannot be used."""
     for path in files_of(output, slide):
         path.unlink(missing_ok=True)
         (output / WORK / path.name).unlink(missing_ok=True)
 
 
 def write_table(output: Path) -> int:
-    """slides.csv of the finished slides, of this and of earlier runs; how many there are."""
+    """Write slides.csv, with the finished slides of this and of earlier runs, and return their number."""
     records = [_read(path) for path in sorted((output / RECORDS).glob("*.json"))]
 
     def write(path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A slide through the model: patches are read, predicted and blended at the same time, strip by strip.
+"""Streams a slide through the model: reads, predicts and blends patches at the same time, strip by strip.
 
-In memory are the probabilities of one row of patches; what no later patch touches goes to the rasters.
+The probabilities of one row of patches are in memory. Pixels that no later patch touches are written to the rasters.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from samplers.slides.errors import ReadError
 from samplers.slides.slide import Slide
 
 READERS = min(4, len(os.sched_getaffinity(0)))  # threads; libvips and OpenCV do not hold Python's lock
-AHEAD = 2  # batches that are read while one is predicted, and that wait to be blended
-ATTEMPTS = 3  # libvips tells of faults by process, not by thread, see samplers/vips_errors.py
-GLASS = 255  # what is beyond the end of a slide that is smaller than a patch
-_ROWS = 64  # that are written at once
+AHEAD = 2  # batches that are read while one is predicted, and batches that may wait to be blended
+ATTEMPTS = 3  # libvips reports faults by process, not by thread: see samplers/slides/vips_errors.py
+GLASS = 255  # fills a patch beyond the end of a slide that is smaller than it
+_ROWS = 64  # pixel rows that are written at once
 
 Forward = Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, 3) → float32 (B, planes, H, W)
 
 
 def read_patch(slide: Slide, frame: Frame, x: int, y: int, size: int) -> np.ndarray:
-    """uint8 RGB (size, size, 3) at a pixel of the output. ReadError: it cannot be read, tried thrice."""
+    """Read uint8 RGB (size, size, 3) from pixel (x, y) of the output on. ReadError: three attempts have failed."""
     width, height = min(size, frame.width), min(size, frame.height)
     scale = frame.downsample
     for attempt in range(1, ATTEMPTS + 1):
@@ -48,9 +48,10 @@ def read_patch(slide: Slide, frame: Frame, x: int, y: int, size: int) -> np.ndar
 
 
 class Canvas:
-    """Adds up weighted patches, row of patches by row of patches, and writes the rows that are finished.
+    """Adds up weighted patches, one row of patches after the other, and writes the pixel rows that are finished.
 
-    Of two classes it keeps the probability of the second, of more those of all. `threshold` is of two classes.
+    With two classes (one plane) a pixel is tumour from probability `threshold` on; with more it is of the most probable
+    class.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class Canvas:
         columns = np.flatnonzero(grid.chosen.any(axis=0))
         self.left = int(grid.xs[columns[0]]) if len(columns) else 0
         right = int(grid.xs[columns[-1]]) + grid.size if len(columns) else 1
-        # Row y of the picture is row y % size here.
+        # A ring buffer: row y of the output is row y % size of it.
         self.sums = np.zeros((planes, grid.size, right - self.left), np.float32)
         self.row = -1
-        self.top, self.stop = band  # what is finished ends at `top`; only rows of the band are written
+        self.top, self.stop = band  # only these pixel rows are written
 
     def add(self, row: int, columns: np.ndarray, patches: np.ndarray) -> None:
-        """Patches of a row: float32 (B, planes, size, size). Rows never go back."""
+        """Add patches of a row: float32 (B, planes, size, size). Rows come in ascending order."""
         y, size = int(self.grid.ys[row]), self.grid.size
         if row != self.row:
             self._flush(y)
@@ -82,10 +83,11 @@ class Canvas:
             self.sums[:, :turn, left : left + size] += weighted[:, size - turn :]
 
     def finish(self) -> None:
+        """Write the rows that are left."""
         self._flush(self.stop)
 
     def _flush(self, y: int) -> None:
-        """Writes and forgets the rows above `y`; those that are not of this band are only forgotten."""
+        """Write the pixel rows above `y` that are in the band, and set all of them to 0."""
         size = self.grid.size
         first = int(self.grid.ys[self.row]) if self.row >= 0 else y
         for start in range(first, min(y, first + size), _ROWS):
@@ -97,7 +99,7 @@ class Canvas:
             self.sums[:, rows % size] = 0
 
     def _write(self, y: int, sums: np.ndarray) -> None:
-        """Rows from `y` on: float32 (planes, h, w)."""
+        """Write the pixel rows from `y` on, whose blended probabilities are float32 (planes, h, w)."""
         right = min(self.left + sums.shape[2], self.grid.frame.width)
         sums = sums[:, :, : right - self.left]
         tissue = self.grid.tissue_at(y, y + sums.shape[1])[:, self.left : right]
@@ -122,9 +124,10 @@ def predict_band(
     canvas: Canvas,
     advance: Callable[[int], Any],
 ) -> None:
-    """Predicts all patches that have a pixel of the band (pixel rows [first, stop)); `advance` gets their number.
+    """Predict all patches that contain a pixel of the band (pixel rows [first, stop)).
 
-    ReadError: the slide is bad. OutputError: a raster cannot be written.
+    Calls `advance` with the number of patches of each batch. ReadError: the slide cannot be read. OutputError: a raster
+    cannot be written.
     """
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as blender:
         reading: deque[tuple[int, np.ndarray, list[Future[np.ndarray]]]] = deque()

@@ -1,4 +1,4 @@
-"""One slide after the other: predicted by one rank or by all together, and its files written meanwhile."""
+"""Predicts slide after slide, on one rank or on all, and writes a slide's files while the next one is predicted."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from samplers.pairs.checks import check_tiff, decode_samples
 from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
-from utils.files import OutputError
+from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
 
-Advance = Callable[[float, int], None]  # by how many slides and by how many patches
+# Called with the slides (a share of one) and the patches that were done.
+Advance = Callable[[float, int], None]
 
 
 class Opened:
-    """A slide that is predicted: its grid and the rasters that are written.
+    """A slide that is being predicted, with its grid and the rasters of its probabilities and classes.
 
-    DataError or ReadError: it cannot be used. OutputError: the rasters cannot be written.
+    DataError or ReadError: the slide cannot be used. OutputError: the rasters cannot be written.
     """
 
     def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
@@ -62,7 +63,7 @@ class Opened:
             raster.close()
 
     def discard(self) -> None:
-        """Closes it; the rasters are not needed any more."""
+        """Close the slide and delete the rasters."""
         self.close()
         for raster in self.rasters:
             raster.path.unlink(missing_ok=True)
@@ -70,29 +71,29 @@ class Opened:
 
 @dataclass
 class PredictionOutcome:
-    """What a rank has done; `patches` also of slides that turned out bad."""
+    """The work that a rank has done."""
 
     slides: int = 0
-    patches: int = 0
-    bad: dict[str, str] = field(default_factory=dict)  # slide: reason
-    error: str = ""  # a file could not be written: the rank has stopped
+    patches: int = 0  # with those of slides that turned out to be bad
+    bad: dict[str, str] = field(default_factory=dict)  # slide → reason
+    error: str = ""  # the file that could not be written, for which the rank has stopped
 
 
 @dataclass
 class Worker:
-    """Predicts slides. Ranks of a `team` share each slide by bands of rows; alone, a rank does all of it."""
+    """Predicts slides. The ranks of a `team` share each slide by bands of pixel rows."""
 
     output: Path
     settings: PredictionSettings
     predictor: Predictor
-    names: Sequence[str]  # of the classes 1, 2, …
+    names: Sequence[str]  # of the classes from 1 on
     team: Ranks
     advance: Advance
     outcome: PredictionOutcome = field(default_factory=PredictionOutcome)
-    stopped: bool = False  # some rank of the team cannot write: all have stopped, at the same slide
+    stopped: bool = False  # a rank of the team cannot write, so all have stopped at the same slide
 
     def run(self, paths: Sequence[Path]) -> PredictionOutcome:
-        """Collective over the team. The files of a slide are written while the next one is predicted."""
+        """Predict the slides. Collective over the team."""
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1) as finisher:
             for number, path in enumerate(paths):
@@ -111,9 +112,11 @@ class Worker:
         return self.outcome
 
     def _predict(self, path: Path) -> tuple[Opened | None, float]:
-        """Collective: the slide with its rasters filled, None if it is bad; and the seconds that it took."""
+        """Return the slide with its rasters filled, or None if it is bad, and the seconds this took. Collective."""
         start, opened, bad = time.monotonic(), None, ""
-        error = self.outcome.error  # of an earlier slide's files: the others of the team do not know yet
+        error = (
+            self.outcome.error
+        )  # from writing an earlier slide's files; the rest of the team does not know it yet
         try:
             if not error:
                 opened = Opened(path, self.output, self.settings)
@@ -151,14 +154,14 @@ class Worker:
             self.advance(1.0, 0)
 
     def _note(self, name: str, bad: str, error: str) -> None:
-        """Once for the team: the slide has failed."""
+        """Note that a slide has failed and delete its files. One rank of the team calls this."""
         if bad:
             self.outcome.bad[name] = bad
         self.outcome.error = self.outcome.error or error
         store.remove(self.output, name)
 
     def _finish(self, opened: Opened, seconds: float) -> None:
-        """In a thread of its own: what fails is noted."""
+        """Write the files of a predicted slide. Runs in a thread, so a failure is noted instead of raised."""
         start = time.monotonic()
         try:
             record = write_files(opened, self.output, self.settings, self.names)
@@ -177,7 +180,10 @@ class Worker:
 def write_files(
     opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str]
 ) -> dict[str, Any]:
-    """All files of a slide into the work folder, and its record. ReadError: the slide cannot be read."""
+    """Write all files of a slide into the work folder and return its record.
+
+    ReadError: the slide cannot be read. OutputError: a file cannot be written.
+    """
     frame = opened.grid.frame
     probability, classes = opened.rasters
     paths = {path.name[len(opened.name) :]: output / store.WORK / path.name
@@ -185,7 +191,7 @@ def write_files(
     cells = cells_of(opened.grid, probability, classes)
     lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
     remove_small(cells, numbers, classes)
-    with store.output_errors(output):
+    with output_errors(output):
         write_tiff(paths["_probability.tif"], probability, frame.spacing, labels=False)
         write_tiff(paths["_prediction.tif"], classes, frame.spacing, labels=True)
         write_geojson(paths[".geojson"], lesions, names, frame.downsample)

@@ -1,4 +1,4 @@
-"""Writes the files of a predicted slide: pyramids, outlines for QuPath and ASAP, an overview, the challenge's table."""
+"""Writes the files of a predicted slide: pyramids, outlines for QuPath and ASAP, an overlay, CAMELYON16's table."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from samplers.slides.slide import Slide
 from utils.files import OutputError
 from utils.pictures import OUTLINE_PREDICTION, colour_of, draw_outline
 
-TILE = 512  # pixels a side, as ASAP writes them
-OVERLAY = 2048  # pixels of the longer side
-EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are a group that is painted after the lesions
+TILE = 512  # side of a tile in pixels, as in ASAP's files
+OVERLAY = 2048  # longer side of the overlay in pixels
+EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are polygons of this group, which is painted last
 _OPACITY = 0.6  # of the heat map where tumour is more probable than not
 
 
 def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None:
-    """Pyramidal tiled BigTIFF, one band, deflate, with its spacing (µm/px); levels are halves down to one tile.
+    """Write a pyramidal tiled BigTIFF with one band, deflate and its spacing (µm/px).
 
-    A level is the mean of the one before; of `labels`, whose values must stay, every second pixel. Streamed by rows
-    of tiles: libvips would map the raster (`rawload`), and a map of 10 GB counts as memory once it was read.
-    OutputError: it cannot be written.
+    Each level halves the one before, until one tile holds it. Its pixels are means of four, or every second pixel for
+    `labels`, whose values must stay. Rows of tiles are streamed: libvips would map the whole raster (`rawload`), and a
+    map of 10 GB counts as memory once it has been read. OutputError: the file cannot be written.
     """
     level, number = raster, 0
     try:
@@ -66,8 +66,8 @@ def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None
 
 
 def _tiles(raster: Raster) -> Iterator[bytes]:
-    """Deflated tiles, row by row."""
-    empty = zlib.compress(bytes(TILE * TILE))  # most of a slide
+    """Yield the deflated tiles, row by row."""
+    empty = zlib.compress(bytes(TILE * TILE))  # compressed once, since most tiles of a slide are empty
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         for top in range(0, raster.height, TILE):
             rows = raster.read(0, top, raster.width, TILE)
@@ -77,7 +77,7 @@ def _tiles(raster: Raster) -> Iterator[bytes]:
 
 
 def _half(raster: Raster, path: Path, labels: bool) -> Raster:
-    """The raster at half its size, rounded down, in a file at `path`."""
+    """Return the raster at half its size, rounded down, in a new file at `path`."""
     half = Raster(path, max(1, raster.width // 2), max(1, raster.height // 2))
     method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
     for top in range(0, half.height, TILE):
@@ -89,16 +89,16 @@ def _half(raster: Raster, path: Path, labels: bool) -> Raster:
 
 
 def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -> None:
-    """PNG of at most OVERLAY pixels: the slide, probability as heat, outlines of the lesions in yellow.
+    """Write a PNG of the slide with the probability as a heat map and the lesions outlined in yellow.
 
-    numbers: int32 (h, w), of the lesions, as of the cells. ReadError: the slide cannot be read.
+    numbers: int32 (h, w), the lesions' numbers in the cells, 0 for none. ReadError: the slide cannot be read.
     """
     picture = slide.thumbnail(OVERLAY)
     size = (picture.shape[1], picture.shape[0])
     shrinks = cells.mean.shape[0] > size[1]
     heat = cv2.resize(cells.mean, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     colours = cv2.applyColorMap(np.uint8(heat * 255), cv2.COLORMAP_TURBO)[:, :, ::-1]
-    opacity = (_OPACITY * np.clip(2 * heat - 0.1, 0, 1))[:, :, None]  # none on what is next to 0
+    opacity = (_OPACITY * np.clip(2 * heat - 0.1, 0, 1))[:, :, None]  # none where the probability is near 0
     picture = (picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     inside = cv2.resize((numbers > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
     picture = draw_outline(picture, np.greater(inside, 0), OUTLINE_PREDICTION)
@@ -106,7 +106,7 @@ def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -
 
 
 def write_lesions(path: Path, lesions: Sequence[PredictedLesion], frame: Frame) -> None:
-    """`confidence,X,Y` a line, without a header as the organisers' program wants it; empty if there are none."""
+    """Write a line `confidence,X,Y` per lesion in level-0 pixels, without header, as the organisers' program wants."""
     scale = frame.downsample
     lines = [
         f"{lesion.confidence:.6f},{int((lesion.x + 0.5) * scale)},{int((lesion.y + 0.5) * scale)}\n"
@@ -118,7 +118,7 @@ def write_lesions(path: Path, lesions: Sequence[PredictedLesion], frame: Frame) 
 def write_geojson(
     path: Path, lesions: Sequence[PredictedLesion], names: Sequence[str], downsample: float
 ) -> None:
-    """A feature a lesion and class, polygons with holes, in level-0 pixels."""
+    """Write one feature per lesion and class: polygons with holes, in level-0 pixels."""
     features = []
     for number, lesion in enumerate(lesions, 1):
         for outline in lesion.outlines:
@@ -142,7 +142,7 @@ def write_geojson(
 def write_asap(
     path: Path, lesions: Sequence[PredictedLesion], names: Sequence[str], downsample: float
 ) -> None:
-    """ASAP's XML: an annotation a polygon, and one of the group Exclusion for each hole, in level-0 pixels."""
+    """Write ASAP's XML: an annotation per polygon, and one of the group Exclusion per hole, in level-0 pixels."""
     whole = [
         (f"lesion {number}", names[outline.value - 1], polygon)
         for number, lesion in enumerate(lesions, 1)
@@ -174,7 +174,7 @@ def write_asap(
 
 
 def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
-    """Points of closed rings, in level-0 pixels; whole numbers as such."""
+    """Return the points of closed rings in level-0 pixels, as integers where the downsample is one."""
     points, owner = shapely.get_coordinates(rings, return_index=True)
     points = points * downsample
     if float(downsample).is_integer():

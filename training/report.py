@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import psutil
 
-from samplers.labels.label_map import LabelMap
+from samplers.labels.label_map import class_names
 from training.metrics import calibration
 from training.options import build_parser
 from training.resume import read_metrics
@@ -51,7 +51,8 @@ def write_report(log_dir: Path, validation: Validation) -> None:
     options = json.loads((log_dir / "options.json").read_text())
     environment = json.loads((log_dir / "environment.json").read_text())
     last = next(row for row in reversed(rows) if row["split"] == "val")
-    classes = _class_names(options["label_map"], len(last["iou"]))
+    found = class_names(options["label_map"], len(last["iou"]))
+    classes = [f"{number} {', '.join(names)}" for number, names in enumerate(found)]
     status = f"step {last['step']:,} of {options['num_steps']:,} (images), {time.strftime('%Y-%m-%d %H:%M')}"
     parts = [
         f"<p>{status}; ranks: {html.escape(environment['ranks'])}</p>",
@@ -168,14 +169,6 @@ def _image(pixels: np.ndarray, text: str, ending: str) -> str:
     content = cv2.imencode(ending, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     kind = {".jpg": "jpeg", ".png": "png"}[ending]
     return f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(content.tobytes()).decode()}">'
-
-
-def _class_names(label_map: Sequence[str] | None, classes: int) -> list[str]:
-    """["0 other", "1 tumour"], or with the groups of --label_map."""
-    groups: dict[int, list[str]] = {}
-    for group, value in LabelMap.parse(label_map).groups if label_map else (("other", 0), ("tumour", 1)):
-        groups.setdefault(value, []).append(group)
-    return [f"{i} {', '.join(groups.get(i, ['other'] if i == 0 else []))}" for i in range(classes)]
 
 
 def _classes(last: dict[str, Any], classes: Sequence[str], confusion: np.ndarray) -> str:

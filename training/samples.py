@@ -9,7 +9,7 @@ from pathlib import Path
 
 from samplers import PatchInfo, SamplerConfig, draw_samples
 from samplers.pairs.pairing import SlidePair
-from samplers.slides.slide import DataError, ReadError
+from samplers.slides.errors import DataError, ReadError
 from utils.ranks.single import Ranks
 
 MAX_PATCHES = 500  # per rank

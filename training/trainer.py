@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from models import normalise, serving_model, training_network
-from models.from_options import network_from_options
+from models.from_options import network_from_options, set_precision
 from models.layers import drawing
 from samplers import Batch
 from training.checkpoint import restore_checkpoint
@@ -48,8 +48,9 @@ class Trainer:
         tf.keras.utils.set_random_seed(options.seed)
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
+        set_precision(options.mixed_precision)
         batch_norm = world.batch_norm(options.sync_batch_norm)
-        self.model = network_from_options(vars(options), num_classes, batch_norm)
+        self.model = network_from_options(options, num_classes, batch_norm)
         self.network = training_network(options.model, self.model, options.recompute)
         self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
         self.optimizer = distributed_optimizer(options, world, self.model.trainable_variables)

@@ -1,15 +1,27 @@
-"""Files that are whole or not there, and folders that hold results of one set of options."""
+"""Files that are either whole or not there, and folders that hold the results of one set of options."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from utils.cli import UserError
 
-class OutputError(OSError):
-    """A file cannot be written: nothing is wrong with the slide."""
+
+class OutputError(UserError):
+    """A file or folder cannot be written, for example because the disk is full. Nothing is wrong with the input."""
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raise an OutputError that names `path` in place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def write_atomically(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -33,6 +45,6 @@ def _remove(path: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`--name was …, is …` of each option of `now` that was another one before."""
+    """Return `--name was …, is …` for each option of `now` whose value was different before."""
     return [f"--{name} was {before.get(name)}, is {value}" for name, value in now.items()
             if before.get(name) != value]  # fmt: skip

@@ -52,3 +52,14 @@ class LabelMap:
         for pixel_value, value in pixel_values.items():
             table[pixel_value] = value
         return table
+
+
+def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:
+    """Return the names of each class, at least one: its groups in --label_map that are not pixel values.
+
+    Without a label map these are "other" and "Tumor". A class without a name is "other" (class 0) or "class_<number>".
+    """
+    groups = LabelMap.parse(label_map).groups if label_map else (("other", 0), ("Tumor", 1))
+    names = [[group for group, number in groups if number == value and not group.isdecimal()]
+             for value in range(num_classes)]  # fmt: skip
+    return [found or [f"class_{value}" if value else "other"] for value, found in enumerate(names)]
