@@ -11,6 +11,11 @@ done), or files could not be written; 2 wrong options or unusable input.
 
 from __future__ import annotations
 
+from utils.interrupt import end_quietly
+
+if __name__ == "__main__":  # first, as what follows takes seconds to import
+    end_quietly()
+
 import argparse
 import glob
 import os
@@ -51,7 +56,10 @@ if TYPE_CHECKING:
     from utils.ranks.world import World
 
 PROGRAM = "predict.py"
-INTERRUPTED = 130
+OUT_OF_MEMORY = (
+    "out of memory with --batch_size {0.batch_size} and --img_size {0.img_size}. A smaller --batch_size gives the same "
+    "result, so the same command goes on with it; a smaller --img_size needs another --output"
+)
 NO_SLIDES = ("_mask", "_probability", "_prediction")  # how files that lie beside slides end
 
 
@@ -173,11 +181,11 @@ def main(argv: list[str] | None = None) -> int:
         return run(options, source, slides)
     except UserError as error:
         return report_user_error(error, PROGRAM)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: the same command goes on\n")
-        return INTERRUPTED
-    except Exception:
-        killed_rank.end_at_once(f"\n{traceback.format_exc()}")
+    except Exception as error:
+        text = f"\n{traceback.format_exc()}"
+        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+            text = f"{str(error)[:500]}\n{OUT_OF_MEMORY.format(options)}\n"
+        killed_rank.end_at_once(text)
 
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:

@@ -10,6 +10,11 @@ are done), or files could not be written; 2 wrong options or unusable input.
 
 from __future__ import annotations
 
+from utils.interrupt import end_quietly
+
+if __name__ == "__main__":  # first, as what follows takes seconds to import
+    end_quietly()
+
 import argparse
 import os
 import sys
@@ -41,7 +46,6 @@ from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
 
 PROGRAM = "preprocess.py"
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,9 +166,6 @@ def main(argv: list[str] | None = None) -> int:
         return run(options, _ranks())
     except UserError as error:
         return report_user_error(error, PROGRAM)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: the same command goes on\n")
-        return INTERRUPTED
 
 
 def _ranks() -> Ranks:

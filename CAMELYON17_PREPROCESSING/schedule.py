@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,6 +15,7 @@ from CAMELYON17_PREPROCESSING.cut import Cut, cut, draw, plan, start_worker
 from CAMELYON17_PREPROCESSING.grid import Place
 from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers.reader import BadSlideError
+from utils.interrupt import interrupt_deferred
 
 CHUNK_PIXELS = 8 << 20  # patches of this many pixels together are one task
 
@@ -88,12 +88,8 @@ class _Schedule:
         return self.outcome
 
     def _submit(self, job: _Job, step: str, function: Callable[..., Any], *arguments: Any) -> None:
-        # This may start a worker. A Ctrl-C goes to all processes, and this one alone answers it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with interrupt_deferred():  # this may start a worker
             future = self.pool.submit(function, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         job.waiting.add(future)
         self.jobs[future] = (job, step)
 

@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
     predictor = Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
-    found = class_names(source.options.get("label_map"), predictor.classes)
-    names = [groups[0] for groups in found[1:]]
+    groups = class_names(source.options.get("label_map"), predictor.classes)
+    names = [group[0] for group in groups[1:]]
     batch = settings.batch_size, settings.img_size
     bare(predictor, *batch)  # the first batches are slow
     rates, bares, tissues = [], [bare(predictor, *batch)], []

@@ -7,28 +7,32 @@ nothing slow, because a program can be interrupted while it imports.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+
+from utils.ranks.launcher import launcher_rank
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
-def end_quietly(before_end: Callable[[], None] = lambda: None, speaks: bool = True) -> None:
-    """Let Ctrl-C end this process from now on. `before_end` is called first; one rank of several `speaks`.
+def end_quietly() -> None:
+    """Let Ctrl-C end this process, and the processes of `multiprocessing` that it started, from now on.
 
-    This is a signal handler because Python may raise a KeyboardInterrupt anywhere. In a destructor, a thread's start
-    or the interpreter's shutdown nothing can catch it, and its traceback is printed. A shell's background job, which
-    ignores Ctrl-C, keeps doing so.
+    Only rank 0 says so. This is a signal handler because Python may raise a KeyboardInterrupt anywhere: in a
+    destructor, a thread's start or the interpreter's shutdown nothing can catch it, and its traceback is printed. A
+    shell's background job, which ignores Ctrl-C, keeps doing so.
     """
 
     def end(*_: object) -> None:
         with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
             sys.stdout.flush()
-        if speaks:
+        if launcher_rank()[0] == 0:
             os.write(2, b"\ninterrupted: the same command goes on\n")
-        before_end()
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(INTERRUPTED)
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -36,18 +40,20 @@ def end_quietly(before_end: Callable[[], None] = lambda: None, speaks: bool = Tr
 
 
 @contextlib.contextmanager
-def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Keep Ctrl-C from ending the block: it takes effect at the block's end. For the main thread only.
+def interrupt_deferred() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end of the block, in which processes are started. For the main thread only.
 
-    Yields a function that returns whether Ctrl-C was pressed, so that the block can end early.
+    The processes are started with SIGINT blocked: a terminal sends it to all of them, and this one answers for them.
+    Blocking it here alone would not do, since the signal may come to another thread.
     """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN if before is signal.SIG_IGN else lambda *_: pressed.append(1))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield lambda: bool(pressed)
+        yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, before)
         if pressed:
             signal.raise_signal(signal.SIGINT)

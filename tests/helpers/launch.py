@@ -41,9 +41,13 @@ def run_python(
 
 
 def start_python(
-    words: list[str | Path], ranks: int = 1, cwd: Path | None = None, **environment: str
+    words: list[str | Path],
+    ranks: int = 1,
+    cwd: Path | None = None,
+    start_new_session: bool = False,
+    **environment: str,
 ) -> subprocess.Popen[str]:
-    """As `run_python`, without waiting for its end."""
+    """As `run_python`, without waiting for its end; in a session of its own if asked."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -55,7 +59,15 @@ def start_python(
     }
     command = [*launcher(ranks), sys.executable, *map(str, words)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd or ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=cwd or ROOT,
+        env=env,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=start_new_session,
+    )
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:

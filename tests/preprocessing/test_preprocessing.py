@@ -7,7 +7,6 @@ import hashlib
 import random
 import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -372,18 +371,3 @@ def test_both_scripts_pass_their_arguments_on(tmp_path):
                               cwd=tmp_path, check=False)  # fmt: skip
         assert done.returncode == 2, done.stderr
         assert "there is no folder no such folder" in done.stderr
-
-
-def test_ctrl_c_ends_with_130(demo17, tmp_path):
-    # A shell that runs in the background has it ignored, and so would what is started here.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = start_python(["-m", "CAMELYON17_PREPROCESSING.preprocess", *words(demo17, tmp_path)])
-    finally:
-        signal.signal(signal.SIGINT, before)
-    wait_for((tmp_path / "positive" / "slides").exists, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
-    assert "Traceback" not in errors
