@@ -81,7 +81,7 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
             raise DataError("; ".join(reasons))
         view = overview(opened, _level(opened))
         size = (opened.slide.width, opened.slide.height)
-        stride_l0 = settings.stride * (1.0 if opened.native else opened.downsample)
+        stride_l0 = settings.stride * opened.downsample
         # Without negatives only what has tumour is looked at.
         min_tissue = settings.min_tissue if settings.save_neg else 2.0
         found = places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)

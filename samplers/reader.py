@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from samplers.labels.label import Label, open_label
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
 from samplers.slides.errors import DataError, ReadError
+from samplers.slides.geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
@@ -52,12 +52,10 @@ class OpenPair:
             self.slide.close()
             raise
         self.spacing = config.resolution or self.slide.spacing
-        self.downsample = self.spacing / self.slide.spacing
         self.img_size = config.img_size
-        # Rounded up, so that the patch ends inside; 0.1 % is a difference in how the spacing was written.
-        self.native = abs(self.downsample - 1) < 0.001
-        self.size_l0 = self.img_size if self.native else math.ceil(self.img_size * self.downsample)
-        if self.size_l0 > min(self.slide.width, self.slide.height):
+        geometry = patch_geometry(config.img_size, config.resolution, self.slide.spacing)
+        self.downsample, self.size_l0 = geometry
+        if not geometry.fits(self.slide.width, self.slide.height):
             self.close()
             raise DataError(
                 f"{pair.slide}: {self.slide.width} × {self.slide.height} pixels are less than a patch "
@@ -66,12 +64,11 @@ class OpenPair:
 
     def read_label(self, x_l0: int, y_l0: int) -> np.ndarray:
         """Classes of the patch at a corner: uint8 (H, W)."""
-        downsample = 1.0 if self.native else self.downsample
-        return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, downsample)
+        return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, self.downsample)
 
     def read_image(self, x_l0: int, y_l0: int) -> np.ndarray:
         """The patch at a corner: uint8 RGB (H, W, 3)."""
-        if self.native:
+        if self.downsample == 1.0:
             return self.slide.read(x_l0, y_l0, self.img_size, self.img_size)
         return self.slide.read_at(x_l0, y_l0, self.img_size, self.img_size, self.spacing)
 

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import tifffile
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.formats import TIFF_ERRORS
+from samplers.slides.geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
@@ -63,12 +63,12 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
     reasons = []
     if resolution is not None and not slide.spacing_known and slide.path.suffix.lower() not in _PLAIN_IMAGES:
         reasons.append(f"{slide.path}: spacing missing, patches of {resolution:g} µm/px cannot be cut")
-    size_l0 = ceil(
-        img_size * (resolution / slide.spacing if resolution is not None else 1) - 0.001 * img_size
-    )
-    if min(slide.width, slide.height) < size_l0:
+    geometry = patch_geometry(img_size, resolution, slide.spacing)
+    if not geometry.fits(slide.width, slide.height):
         size = f"{slide.width} × {slide.height}"
-        reasons.append(f"{slide.path}: {size} pixels are smaller than a patch of {size_l0} × {size_l0}")
+        reasons.append(
+            f"{slide.path}: {size} pixels are smaller than a patch of {geometry.size_l0} × {geometry.size_l0}"
+        )
     if max(slide.width, slide.height) * slide.spacing < _PATCH_UM:
         return reasons
     thumbnail = slide.thumbnail(_THUMBNAIL)

@@ -17,7 +17,9 @@ PROGRAM = ["-m", "CAMELYON17_PREPROCESSING.preprocess"]
 
 @pytest.fixture(scope="module")
 def demo17(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_camelyon17_demo(tmp_path_factory.mktemp("demo17"), patients=2, size=2048)  # takes some seconds
+    return make_camelyon17_demo(
+        tmp_path_factory.mktemp("demo17"), patients=2, size=2048
+    )  # takes some seconds
 
 
 def workers(pid: int) -> int:
@@ -29,10 +31,6 @@ def workers(pid: int) -> int:
 # While it imports; while its first and second worker are being started, and a little later.
 MOMENTS = [("imports", 0.0), ("imports", 0.3)]
 MOMENTS += [(f"{count} workers", late) for count in (1, 2) for late in (0.0, 0.02, 0.1, 0.5)]
-    ("imports", 0.0),
-    ("imports", 0.3),
-    *((f"{count} workers", late) for count in (1, 2) for late in (0.0, 0.02, 0.1, 0.5)),
-]
 
 
 @pytest.mark.parametrize(("moment", "late"), MOMENTS)
