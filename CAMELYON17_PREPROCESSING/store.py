@@ -28,6 +28,7 @@ import pyvips
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.pairs.pairing import slide_of_patch
 from samplers.slides.errors import DataError
+from utils.cli import UserError
 from utils.files import OutputError, differences
 
 KINDS = ("positive", "negative")
@@ -91,7 +92,7 @@ def prepare(folders: Folders, settings: PatchSettings) -> None:
             raise DataError(f"{note} cannot be read: {error}") from error
         changed = differences(before, values)
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{folders.positive} holds patches of other options: {', '.join(changed)}. Remove it, or "
                 "name others with --save_positive_path and --save_tumor_negative_path"
             )

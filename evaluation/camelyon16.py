@@ -27,7 +27,8 @@ from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
 from samplers.labels.label import MASK_SUFFIXES, LabelMap
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
+from utils.cli import UserError
 
 LESION_COLUMNS = (
     *("slide", "lesion", "kind", "diameter_um", "area_um2", "x", "y"),
@@ -83,7 +84,7 @@ def slide_labels(
 
 def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
     if tumour.all() or not tumour.any():
-        raise ValueError("the AUC takes slides with and without tumour")
+        raise UserError("the AUC takes slides with and without tumour")
     return float(roc_auc_score(tumour, scores))
 
 
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         run(options)
-    except (ValueError, ReadError) as error:  # DataError is a ValueError
+    except UserError as error:
         print(f"evaluation.camelyon16: {error}", file=sys.stderr)
         return 2
     return 0

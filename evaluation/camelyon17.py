@@ -28,8 +28,9 @@ from evaluation import lesions
 from evaluation.froc import bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
+from utils.cli import UserError
 
 NODES_A_PATIENT = 5
 _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
@@ -78,7 +79,7 @@ def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed
     def of_patients(chosen: np.ndarray) -> float:
         value = kappa([truth[i] for i in chosen], [predicted[i] for i in chosen])
         if math.isnan(value):
-            raise ValueError("one stage only")
+            raise UserError("one stage only")
         return value
 
     value = kappa(truth, predicted)
@@ -190,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
     """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
     path = options.predictions
     if not 0 < options.threshold <= 1 or options.merge_distance < 0 or options.min_diameter < 0:
-        raise ValueError("--threshold must be above 0 and at most 1, the distances not negative")
+        raise UserError("--threshold must be above 0 and at most 1, the distances not negative")
     true_stages, true_nodes = read_stages(options.ground_truth)
     if path.is_dir():
         nodes = nodes_of_maps(path, options.threshold, options.merge_distance, options.min_diameter)
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         run(options)
-    except (ValueError, ReadError) as error:  # DataError is a ValueError
+    except UserError as error:
         print(f"evaluation.camelyon17: {error}", file=sys.stderr)
         return 2
     return 0

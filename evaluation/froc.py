@@ -15,6 +15,8 @@ import numpy as np
 from scipy import ndimage
 from skimage import measure
 
+from utils.cli import UserError
+
 LEVEL = 5  # of the evaluation mask: its pixels are 32 level-0 pixels
 SPACING = 0.243  # µm/px at level 0, taken for every slide
 RATES = (0.25, 0.5, 1, 2, 4, 8)  # false positives a slide at which the sensitivity is taken
@@ -109,7 +111,7 @@ def curve(
     """
     count = targets(results)
     if count == 0:
-        raise ValueError(
+        raise UserError(
             "no lesion is to be found: no slide has one that is larger than isolated tumour cells"
         )
     false: list[float] = [d.confidence for result in results for d in result.false_positives]

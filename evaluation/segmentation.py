@@ -27,9 +27,10 @@ from evaluation import boundary
 from evaluation.tables import SLIDE_SUFFIXES
 from evaluation.truth import OUTLINE_SUFFIXES, find_files, find_truth, reach_of
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, open_label
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
 from samplers.slides.formats import downsample_of
 from samplers.slides.slide import Slide
+from utils.cli import UserError
 
 TILE = 2048  # pixels of the prediction
 TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline
@@ -228,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
     if options.tile < 1 or not 0 <= options.tolerance < boundary.REACH_UM:
-        raise ValueError(
+        raise UserError(
             f"--tile must be at least 1, --tolerance at least 0 and less than {boundary.REACH_UM:g}"
         )
     label_map = LabelMap.parse(options.label_map)
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         run(options)
-    except (ValueError, ReadError) as error:  # DataError is a ValueError
+    except UserError as error:
         print(f"evaluation.segmentation: {error}", file=sys.stderr)
         return 2
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from evaluation.lesions import NODE_LABELS
 from evaluation.tables import read_rows
 from samplers.slides.errors import DataError
+from utils.cli import UserError
 
 STAGES = ("pn0", "pn0(i+)", "pn1mi", "pn1", "pn2")
 SPELLING = dict(zip(STAGES, ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")))
@@ -22,7 +23,7 @@ def patient_stage(nodes: Sequence[str]) -> str:
     """
     unknown = sorted(set(nodes) - set(NODE_LABELS))
     if unknown or not nodes:
-        raise ValueError(
+        raise UserError(
             f"node labels are {', '.join(NODE_LABELS)}, not {', '.join(unknown) or 'none at all'}"
         )
     count = Counter(nodes)
