@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from utils.ranks.launcher import launcher_rank
 
+MESSAGE = "interrupted: the same command goes on"
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -30,7 +31,7 @@ def end_quietly() -> None:
         with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
             sys.stdout.flush()
         if launcher_rank()[0] == 0:
-            os.write(2, b"\ninterrupted: the same command goes on\n")
+            os.write(2, f"\n{MESSAGE}\n".encode())
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(INTERRUPTED)
