@@ -1,48 +1,21 @@
+"""Regions, spacings and thumbnails; damage is an error, never pixels."""
+
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pyvips
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.slides import backends, formats, slide
+from samplers.slides import backends, slide
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
-from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels, write_philips
-
-WIDTH, HEIGHT = 333, 251
-FACTORS = (1, 2.5, 3, 7)
-GARBAGE = [b"\0", b"\xff", np.random.default_rng(0).bytes(4000)]
-
-
-@pytest.fixture(scope="module")
-def array() -> np.ndarray:
-    return texture(WIDTH, HEIGHT)
-
-
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> Path:
-    """A slide whose levels are not powers of two."""
-    path = tmp_path_factory.mktemp("odd") / "odd.tif"
-    return write_levels(path, [shrink(array, factor) for factor in FACTORS], tile=32)
-
-
-@pytest.fixture(scope="module")
-def mask(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> Path:
-    path = tmp_path_factory.mktemp("mask") / "mask.tif"
-    values = array[:, :, 0]
-    return write_levels(path, [shrink(values, factor) for factor in (1, 3)], tile=32)
-
-
-@pytest.fixture
-def jpeg(tmp_path: Path) -> Path:
-    return write_jpeg(tmp_path / "jpeg.tif", texture(300, 200))
+from tests.helpers.slide_arrays import FACTORS, GARBAGE, HEIGHT, WIDTH
+from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_levels
 
 
 def test_geometry_is_the_files_own(odd: Path) -> None:
@@ -228,122 +201,6 @@ def test_openslide_goes_on_after_an_error(jpeg: Path, monkeypatch: pytest.Monkey
         with pytest.raises(ReadError, match=r"jpeg\.tif"):
             s.read(64, 64, 50, 50)
         assert s.read(200, 0, 50, 50).shape == (50, 50, 3)
-
-
-def test_real_svs_by_both_libraries(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = shared_data / "real" / "CMU-1-Small-Region.svs"
-    with Slide(path) as s:
-        assert (s.level_sizes, s.spacing) == (((2220, 2967),), 0.499)
-        by_vips = s.read(1000, 1500, 300, 200)
-    monkeypatch.setattr(slide, "VIPS_VENDORS", ())
-    with Slide(path) as s:
-        assert (s.level_sizes, s.spacing) == (((2220, 2967),), 0.499)
-        assert np.abs(s.read(1000, 1500, 300, 200).astype(int) - by_vips).max() <= 2
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("bands", [1, 3, 4])
-def test_plain_images_are_slides_of_one_level(tmp_path: Path, suffix: str, bands: int) -> None:
-    pixels = np.concatenate([texture(120, 90), np.full((90, 120, 1), 255, np.uint8)], 2)[:, :, :bands]
-    if (suffix, bands) == ("jpg", 4):
-        pytest.skip("JPEG has no alpha")
-    path = tmp_path / f"plain.{suffix}"
-    pyvips.Image.new_from_array(pixels).write_to_file(str(path))
-    with Slide(path) as s:
-        assert (s.level_sizes, s.spacing, s.spacing_known) == (((120, 90),), 0.25, False)
-        found = s.read(5, 6, 100, 80)
-    expected = pixels[6:86, 5:105, :3].repeat(3 if bands == 1 else 1, 2)
-    assert np.abs(found.astype(int) - expected).mean() < (0.01 if suffix == "png" else 15)
-
-
-def test_a_mask_saved_as_colour_or_with_alpha_keeps_its_values(tmp_path: Path) -> None:
-    values = np.arange(60, dtype=np.uint8).reshape(6, 10)
-    rgba = np.dstack([values, values, values, np.full_like(values, 255)])
-    pyvips.Image.new_from_array(rgba).write_to_file(str(tmp_path / "m.png"))
-    with Slide(tmp_path / "m.png", kind="label") as s:
-        np.testing.assert_array_equal(s.read(0, 0, 10, 6), values)
-
-
-def test_pages_that_are_no_levels_are_left_out(tmp_path: Path, array: np.ndarray) -> None:
-    other_shape = texture(90, 90)
-    path = write_levels(tmp_path / "s.tif", [array, other_shape, shrink(array, 2)])
-    assert Slide(path).level_sizes == ((333, 251), (166, 125))
-
-
-def test_padding_of_philips_pages_is_no_part_of_the_slide(tmp_path: Path) -> None:
-    array = texture(1000, 700)
-    with Slide(write_philips(tmp_path / "s.tiff", array)) as s:
-        assert isinstance(s._reader, backends.VipsReader)
-        assert s.level_sizes == (
-            (1024, 704),
-            (512, 352),
-            (256, 176),
-        )  # its pages have 1024, 512, 256 × 704, 384, 192
-        assert (s.downsamples, s.spacing) == ((1.0, 2.0, 4.0), 0.25)
-        np.testing.assert_array_equal(s.read(400, 300, 50, 40, 2), array[::4, ::4][75:115, 100:150])
-
-
-def test_jpeg_2000_is_for_openslide(tmp_path: Path, shared_data: Path) -> None:
-    path = tmp_path / "jp2.svs"
-    path.write_bytes((shared_data / "real" / "CMU-1-Small-Region.svs").read_bytes())
-    with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[0].tags["Compression"].valueoffset
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write((33005).to_bytes(2, "little"))
-    with Slide(path) as s:
-        assert isinstance(s._reader, backends.OpenSlideReader)
-        with pytest.raises(ReadError, match="OpenJPEG"):  # of course: there is JPEG inside
-            s.read(0, 0, 50, 50)
-
-
-def test_levels_may_be_subifds(tmp_path: Path, array: np.ndarray) -> None:
-    pyvips.Image.new_from_array(array).tiffsave(
-        str(tmp_path / "s.tif"), tile=True, pyramid=True, subifd=True, tile_width=64, tile_height=64
-    )
-    with Slide(tmp_path / "s.tif") as s:
-        assert s.level_sizes[:2] == ((333, 251), (166, 125))
-        half = shrink(array, 2).astype(int)
-        assert np.abs(s.read(0, 0, 166, 125, 1) - half).mean() < 12
-
-
-@pytest.mark.parametrize(
-    ("description", "spacing"),
-    [
-        ("Aperio Image Library\n1x1 |AppMag = 20|MPP = 0.4990|x", 0.499),
-        ('<OME><Pixels PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"/></OME>', 0.25),
-        ('<OME><Pixels PhysicalSizeX="0.00025" PhysicalSizeXUnit="mm"/></OME>', None),
-        ("MPP = 0.0", None),
-        ("nothing", None),
-    ],
-)
-def test_spacing_out_of_the_description(description: str, spacing: float | None) -> None:
-    assert formats.described_spacing(description) == spacing
-
-
-@pytest.mark.parametrize("written", [None, 352.8])
-def test_missing_or_absurd_spacing_is_assumed_with_a_warning(
-    tmp_path: Path, written: float | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write_levels(tmp_path / "s.tif", [texture(100, 100)], spacing=written)
-    with caplog.at_level(logging.WARNING), Slide(path) as s:
-        assert (s.spacing, s.spacing_known) == (0.25, False)
-    assert "s.tif: no spacing" in caplog.text
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no image at all, but long enough to have a header"])
-def test_unusable_files_are_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "bad.svs"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.svs"):
-        Slide(path)
-
-
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    path = write_levels(tmp_path / "deep.tif", [texture(100, 100).astype(np.uint16) * 100])
-    with pytest.raises(DataError, match=r"deep\.tif.*8 bits"):
-        Slide(path)
 
 
 def test_a_level_that_holds_much_is_opened_anew(jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:

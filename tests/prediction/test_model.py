@@ -1,0 +1,44 @@
+"""Which model is used, and with which of its options."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from predict import main
+from prediction.model import Predictor, find_model
+from tests.helpers.predicting import pixels, record, words
+from utils.cli import UserError
+
+
+def test_checkpoint_and_export_are_the_same_model_and_another_precision_is_not(trained):
+    images = np.random.default_rng(0).integers(0, 255, (1, 128, 128, 3), dtype=np.uint8)
+
+    def predicted(path: Path, precision: str | None = None) -> np.ndarray:
+        return Predictor(find_model(path, precision), precision, 128, False)(images)
+
+    exported = predicted(trained)
+    assert find_model(trained, None).path == trained / "model"
+    checkpoint = find_model(trained / "checkpoints", None)
+    assert checkpoint.path == trained / "checkpoints" / "step_000000004"
+    np.testing.assert_allclose(predicted(checkpoint.path), exported, atol=1e-5)
+    assert np.ptp(exported) > 1e-3
+    assert find_model(trained, "bfloat16").path == checkpoint.path
+    low = predicted(trained, "bfloat16")
+    assert low.dtype == np.float32
+    assert 1e-7 < np.abs(low - exported).max() < 0.2
+    with pytest.raises(UserError, match="as it was exported"):
+        find_model(trained / "model", "bfloat16")
+
+
+def test_img_size_and_resolution_are_those_of_the_training(toys, slides, tmp_path):
+    model = shutil.copytree(toys / "lesion", tmp_path / "run" / "model")
+    (model.parent / "options.json").write_text(json.dumps({"img_size": 96, "resolution": 1.0}))
+    command = words(model.parent, slides / "tumor_001.tif", tmp_path / "out", "--img_size", "1")
+    assert main([word for word in command if word not in ("--img_size", "1")]) == 0
+    assert record(tmp_path / "out", "tumor_001")["settings"]["img_size"] == 96
+    assert pixels(tmp_path / "out", "tumor_001").shape == (350, 500)
