@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, ModelSource, list[Path]]:
-    """The options, the model and the slides; ends with exit code 2 for what is wrong. Needs no TensorFlow."""
+    """Return the options, the model and the slides; ends with exit code 2 for what is wrong. Needs no TensorFlow."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.overlap > 0.9:
@@ -135,7 +135,7 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
 
 
 def find_slides(words: list[str]) -> list[Path]:
-    """The slides of folders, files and patterns, largest first. UserError: none, or two of the same name."""
+    """Return the slides of folders, files and patterns, largest first. UserError: none, or two of the same name."""
     found: dict[str, Path] = {}
     for word in words:
         if Path(word).is_dir():

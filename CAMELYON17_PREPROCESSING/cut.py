@@ -1,4 +1,4 @@
-"""What the worker processes do: find the places of a slide, cut patches at some of them, draw its picture."""
+"""The work of the worker processes: find the places of a slide, cut patches at some of them, draw its picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _readers: dict[PatchSettings, PairReader] = {}
 
 @dataclass
 class Cut:
-    """What came of `places` places of a slide. Discarded: how many, by reason."""
+    """The result of `places` places of a slide. `discarded` counts by reason."""
 
     places: int = 0
     rows: dict[str, list[PatchRow]] = field(default_factory=lambda: {kind: [] for kind in store.KINDS})
@@ -46,7 +46,7 @@ class Cut:
 
 
 def start_worker(parent: int) -> None:
-    """A worker ends with the process that started it: killed, that one cannot tell it to."""
+    """Make a worker end with the process that started it, which cannot tell it to when it is killed."""
     cv2.setNumThreads(1)
     if hasattr(ctypes.CDLL(None), "prctl"):  # Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -59,7 +59,7 @@ def _config(settings: PatchSettings) -> SamplerConfig:
 
 
 def _reader(settings: PatchSettings) -> PairReader:
-    """Of this process, with the slides that it has open."""
+    """Return the reader of this process, with the slides that it has open."""
     if settings not in _readers:
         _readers[settings] = PairReader(_config(settings))
     return _readers[settings]
@@ -70,7 +70,7 @@ def _level(opened: OpenPair) -> int:
 
 
 def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], list[str]]:
-    """The places of the grid that may give a patch, and which parts of the label are left out, and why.
+    """Return the places of the grid that may give a patch, and which parts of the label are left out, and why.
 
     BadSlideError: the slide or its label cannot be used; one without a usable annotation is not tumour-free.
     """

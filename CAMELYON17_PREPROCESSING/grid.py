@@ -1,4 +1,4 @@
-"""Which places of a slide a patch is cut at: numpy, without IO.
+"""Chooses the places of a slide at which patches are cut: numpy, without IO.
 
 Level-0 pixels are `_l0`; `_t` are pixels of the thumbnail, cells of `cell` level-0 pixels.
 """
@@ -33,7 +33,7 @@ def places(
     stride_l0: float,
     min_tissue: float,
 ) -> list[Place]:
-    """The grid over the tissue regions, row by row: patches with tumour, or with enough tissue.
+    """Return the grid over the tissue regions, row by row: patches with tumour, or with enough tissue.
 
     tissue, tumour: bool (h, w) of the thumbnail, tumour where any part of a pixel is. One grid for the whole
     slide, from its corner on: regions may touch the same patch, and it is cut once.
@@ -54,6 +54,6 @@ def places(
 
 
 def is_background(image: np.ndarray) -> bool:
-    """Whether a patch, uint8 RGB (H, W, 3), shows nothing: low contrast, or more than a tenth of it black."""
+    """Return whether a patch, uint8 RGB (H, W, 3), shows nothing: low contrast, or more than a tenth of it black."""
     black = cv2.countNonZero(cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK)))
     return black > MAX_BLACK * image.shape[0] * image.shape[1] or contrast_is_low(image)

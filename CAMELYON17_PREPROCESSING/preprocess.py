@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options with their paths resolved; ends with exit code 2 for what is wrong."""
+    """Return the options with their paths resolved; ends with exit code 2 for what is wrong."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if (options.root is None) == (options.train_tumor_wsi_path is None):
@@ -107,13 +107,13 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> PatchSettings:
-    """The options of the settings' names."""
+    """Return the options of the settings' names."""
     values = {field.name: getattr(options, field.name) for field in fields(PatchSettings)}
     return PatchSettings(**{**values, "stride": options.stride or options.patch_size})
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[str], list[str]]:
-    """The slides, largest first so that ranks get about the same; names of slides that are there but left out;
+    """Return the slides, largest first so that ranks get about the same; names of slides that are there but left out;
     warnings. DataError: there are none.
     """
     if options.root is not None:
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _ranks() -> Ranks:
-    """The ranks of an MPI launcher, through Horovod."""
+    """Return the ranks of an MPI launcher, through Horovod."""
     if launcher_rank()[1] == 1:
         return Ranks()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing there, and would take the memory

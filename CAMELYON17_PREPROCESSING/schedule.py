@@ -47,7 +47,7 @@ def process(
     processes: int,
     advance: Callable[[float, int], None],
 ) -> PatchOutcome:
-    """Does all slides; those that cannot be read are left out, without patches.
+    """Process all slides; those that cannot be read are left out, without patches.
 
     advance(slides, patches): called with the part of a slide and the number of patches that were done.
     OutputError: a file cannot be written; BrokenProcessPool: a worker was killed.
@@ -113,14 +113,14 @@ class _Schedule:
             self.advance(result.places / job.places, result.patches)
 
     def _chunks(self, places: list[Place]) -> list[list[Place]]:
-        """All in one where --max_patches counts over the whole slide."""
+        """Divide places into tasks; one task where --max_patches counts over the whole slide."""
         size = max(1, CHUNK_PIXELS // self.settings.patch_size**2)
         if self.settings.max_patches is not None:
             size = max(1, len(places))
         return [places[i : i + size] for i in range(0, len(places), size)]
 
     def _finish(self, job: _Job) -> bool:
-        """All patches are there: the picture, then the record. Whether nothing is left to do."""
+        """Draw the picture once all patches are there. Return whether nothing is left to do."""
         if not self.settings.save_png:
             return True
         self._submit(job, "draw", draw, job.source, self.settings, self.folders, job.cut.rows)

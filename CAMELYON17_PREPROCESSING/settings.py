@@ -1,4 +1,4 @@
-"""What is cut out of the slides, and what is noted of it."""
+"""The settings of the preprocessing, and the slides and folders that it works on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samplers.pairs.pairing import SlidePair, patient_of
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What the patches of a folder have in common; preprocessing.json in the folder of positives has it."""
+    """The settings that the patches of a folder have in common, as preprocessing.json holds them."""
 
     patch_size: int = 1024  # pixels
     stride: int = 1024  # pixels of the patch from one to the next
@@ -31,7 +31,7 @@ class PatchSettings:
 
 
 class Folders(NamedTuple):
-    """Where patches go; both may be the same."""
+    """The folders that patches go to; both may be the same."""
 
     positive: Path
     negative: Path

@@ -35,7 +35,7 @@ KINDS = ("positive", "negative")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Under another name until it is whole. OutputError: it cannot be written."""
+    """Write a file under another name until it is whole. OutputError if it cannot be written."""
     partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
     try:
         partial.write_bytes(content)
@@ -63,14 +63,14 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 @functools.lru_cache
 def _empty_mask(height: int, width: int) -> bytes:
-    """Of negatives, which are most patches."""
+    """Return the mask of negatives, which are most patches."""
     return encode_mask(np.zeros((height, width), np.uint8))
 
 
 def save_patch(
     folder: Path, name: str, image: np.ndarray, mask: np.ndarray, format: str, spacing: float
 ) -> None:
-    """The patch and its mask (PNG, 0 and 255), the mask first: a patch that is there has one."""
+    """Save a patch and its mask (PNG, 0 and 255), the mask first, so that a patch that is there has one."""
     content = encode_mask(mask) if mask.any() else _empty_mask(*mask.shape)
     write(folder / f"mask_{name}.png", content)
     write(folder / f"{name}.{format}", encode(image, format, spacing))
@@ -117,14 +117,14 @@ def read_record(path: Path) -> dict[str, Any]:
 def write_record(
     folders: Folders, source: SourceSlide, rows: dict[str, list[PatchRow]], discarded: dict[str, int]
 ) -> None:
-    """The slide is finished from here on."""
+    """Write the record of a slide, which is finished from here on."""
     kinds = {kind: [list(asdict(row).values()) for row in rows[kind]] for kind in KINDS}
     record = {"slide": source.name, "label": source.label, "discarded": discarded, **kinds}
     write(record_of(folders, source.name), (json.dumps(record) + "\n").encode())
 
 
 def is_finished(folders: Folders, source: SourceSlide) -> bool:
-    """Whether its patches are there, cut with the label that it has now."""
+    """Return whether a slide's patches are there, cut with the label that it has now."""
     path = record_of(folders, source.name)
     return path.exists() and read_record(path).get("label") == source.label
 

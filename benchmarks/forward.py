@@ -20,7 +20,7 @@ from benchmarks.train_step import build, build_parser, images_of, measure
 
 
 def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
-    """One forward pass as a function without arguments; it returns when the pass is done."""
+    """Return one forward pass as a function without arguments; it returns when the pass is done."""
     import tensorflow as tf
 
     from models import serving_model

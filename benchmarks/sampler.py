@@ -35,7 +35,7 @@ from samplers.workers.ring import slot_count
 
 
 def sampler_parser() -> argparse.ArgumentParser:
-    """The options of both sampler benchmarks."""
+    """Return the options of both sampler benchmarks."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data_sampler", choices=list(SAMPLERS), default="surf")
@@ -85,7 +85,7 @@ class BareReader:
 
 
 def measure(loader: Loader, batches: Iterator[Batch], ahead: int, seconds: float) -> Measured:
-    """The `ahead` batches that lie ready do not count."""
+    """Measure the rate of a loader; the `ahead` batches that lie ready do not count."""
     for _ in range(ahead):
         next(batches)
     begin, begin_cpu, count = time.perf_counter(), cpu_seconds(loader), 0

@@ -1,4 +1,4 @@
-"""How training scales: 1 rank on 1 core against 2 ranks on 1 core each, and what that means for many ranks.
+"""Measures how training scales: 1 rank on 1 core against 2 ranks on 1 core each, and what follows for many ranks.
 
     .venv/bin/python benchmarks/scaling.py --model effdetd0 --img_size 256 --batch_size 2
 
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def child(options: argparse.Namespace) -> None:
-    """One rank: trains on noise; the first one prints what it measured."""
+    """Train one rank on noise; the first rank prints what it measured."""
     import numpy as np
 
     from training.options import build_parser as training_parser
@@ -75,7 +75,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace, ranks: int, fp16: bool) -> dict[str, Any]:
-    """A case in processes of its own, a core each."""
+    """Measure a case in processes of its own, with one core each."""
     with tempfile.TemporaryDirectory() as folder:
         timeline = Path(folder) / "timeline.json"
         environment = {
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace, ranks: int, fp16: bool) -> dict[str, An
 
 
 def reductions(timeline: Path) -> Iterator[float]:
-    """Seconds of each reduction in Horovod's timeline, each of its fused tensors once."""
+    """Return the seconds of each reduction in Horovod's timeline, each of its fused tensors once."""
     text = timeline.read_text().rstrip().rstrip(",")
     events = json.loads(text if text.endswith("]") else f"{text}]")
     began: dict[int, float] = {}

@@ -29,7 +29,7 @@ POLICIES = {"float32": "float32", "float16": "mixed_float16", "bfloat16": "mixed
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of both model benchmarks."""
+    """Return the options of both model benchmarks."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="effdetd0")
     parser.add_argument("--img_size", type=int, default=512, help="side of the image in pixels")
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build(options: argparse.Namespace) -> Any:
-    """The model that the options ask for, under their policy of mixed precision."""
+    """Return the model that the options ask for, under their policy of mixed precision."""
     import tf_keras as keras
 
     from models import build_model
@@ -70,7 +70,7 @@ def images_of(options: argparse.Namespace) -> Any:
 
 
 def make_step(options: argparse.Namespace) -> Callable[[], Any]:
-    """One training step as a function without arguments; it returns when the step is done."""
+    """Return one training step as a function without arguments; it returns when the step is done."""
     import numpy as np
     import tensorflow as tf
     import tf_keras as keras

@@ -1,4 +1,4 @@
-"""How far predicted outlines are from true ones, counted in histograms, so that tiles and slides can be summed.
+"""Counts in histograms how far predicted outlines are from true ones, so that tiles and slides can be summed.
 
 An outline is the pixels of the tumour whose upper, lower, left or right neighbour is not tumour; the slide's edge
 makes none. Boundary F1 after Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013).
@@ -18,7 +18,7 @@ _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def outline(tumour: np.ndarray) -> np.ndarray:
-    """The outermost pixels of a bool mask (h, w): bool."""
+    """Return the outermost pixels of a bool mask (h, w): bool."""
     pixels = tumour.astype(np.uint8)
     return np.asarray(pixels > cv2.erode(pixels, _CROSS))  # OpenCV takes what is outside as tumour
 
@@ -47,7 +47,7 @@ def distance_counts(
 
 
 def summarise(counts: np.ndarray, tolerance: float) -> dict[str, Any]:
-    """Of `distance_counts`: precision, recall and F1 of outlines at a tolerance in µm; mean and 95th percentile of
+    """Return precision, recall and F1 of outlines at a tolerance in µm; mean and 95th percentile of
     the distance of both ways in µm, none of it larger than REACH_UM. None: there is no outline.
     """
     near = counts[:, : int(tolerance / BIN_UM) + 1].sum(axis=1)

@@ -44,7 +44,7 @@ def evaluate(
     slides: dict[str, Path],
     progress: bool = False,
 ) -> tuple[list[SlideResult], list[str]]:
-    """What was found on each slide that has a CSV, by name, and warnings. DataError: unusable files."""
+    """Return what was found on each slide that has a CSV, by name, and warnings. DataError: unusable files."""
     warnings = []
     lacking = [key for key in predictions if key.startswith("tumor") and key not in truth]
     if lacking:
@@ -77,7 +77,7 @@ def evaluate(
 def slide_labels(
     scores: dict[str, float], truth: dict[str, Path], label_map: LabelMap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each slide has tumour, and its score: bool (n,), float64 (n,)."""
+    """Return whether each slide has tumour, and its score: bool (n,), float64 (n,)."""
     tumour = [key in truth and has_tumour(truth[key], label_map) for key in scores]
     return np.array(tumour), np.array(list(scores.values()))
 
@@ -91,7 +91,7 @@ def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
 def summarise(
     results: Sequence[SlideResult], scores: tuple[np.ndarray, np.ndarray] | None, samples: int, seed: int
 ) -> dict[str, Any]:
-    """All scores as camelyon16.json has them. DataError: no lesion is to be found."""
+    """Return all scores as camelyon16.json has them. DataError: no lesion is to be found."""
     lesions = [lesion for result in results for lesion in result.lesions if not lesion.itc]
     summary: dict[str, Any] = {
         "slides": len(results),
@@ -151,7 +151,7 @@ def write(folder: Path, results: Sequence[SlideResult], summary: dict[str, Any])
 
 
 def report(summary: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the text that is printed."""
     lines = [
         "{slides} slides, {lesions} lesions ({lesions_found} found), {itc} isolated tumour cells, "
         "{false_positives} false positives".format_map(summary)

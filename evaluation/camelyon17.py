@@ -93,7 +93,7 @@ def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed
 
 
 def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dict[str, Any] | None:
-    """Accuracy and confusion matrix of the nodes that both have; None: there are none."""
+    """Return accuracy and confusion matrix of the nodes that both have; None: there are none."""
     both = [node for node in truth if node in predicted]
     if not both:
         return None
@@ -125,7 +125,7 @@ def write(folder: Path, stages: Mapping[str, str], nodes: Mapping[str, str], sum
 
 
 def report(summary: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the text that is printed."""
     interval = summary["interval"]
     value = "undefined (one stage only)" if summary["kappa"] is None else f"{summary['kappa']:.4f}"
     around = f" (95 % {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""

@@ -47,7 +47,7 @@ class TrueLesion:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What became of a slide's detections."""
+    """The detections of a slide, divided into hits and false positives."""
 
     name: str
     lesions: tuple[TrueLesion, ...]
@@ -92,7 +92,7 @@ def match(name: str, detections: Sequence[Detection], tumour: np.ndarray | None)
 
 
 def targets(results: Sequence[SlideResult]) -> int:
-    """How many lesions are to be found."""
+    """Return how many lesions are to be found."""
     return sum(not lesion.itc for result in results for lesion in result.lesions)
 
 
@@ -135,7 +135,7 @@ def curve(
 
 
 def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many values are at least as large as each threshold."""
+    """Return how many values are at least as large as each threshold."""
     return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
 
 

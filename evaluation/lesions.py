@@ -77,7 +77,7 @@ def find_lesions(
 
 
 def longest_diameter(inside: np.ndarray) -> float:
-    """The longest distance between two corners of the pixels of a bool mask (h, w), in pixels; 0: none is set."""
+    """Return the longest distance between two pixel corners of a bool mask (h, w), in pixels; 0 if none is set."""
     rows = np.flatnonzero(inside.any(axis=1))
     if not len(rows):
         return 0.0

@@ -38,7 +38,7 @@ TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline
 
 @dataclass
 class SegmentationCounts:
-    """What is summed over tiles and slides."""
+    """Sums over tiles and slides."""
 
     confusion: np.ndarray  # int64 (C, C), rows: ground truth
     outlines: np.ndarray  # int64 of `boundary.distance_counts`
@@ -56,7 +56,7 @@ class SegmentationCounts:
 def tiles(
     width: int, height: int, side: int, margin: int
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """(rows, columns) of tiles that cover a picture once, and the same with a margin inside of the picture."""
+    """Return (rows, columns) of tiles that cover a picture once, and the same with a margin inside of the picture."""
     for top in range(0, height, side):
         for left in range(0, width, side):
             core = slice(top, min(top + side, height)), slice(left, min(left + side, width))
@@ -106,7 +106,7 @@ def count_slide(
 
 
 def _frame(predicted: Slide, truth: Path | None, slide: Path | None) -> Slide:
-    """What has the size that positions are in: the slide, else the larger mask."""
+    """Open the file that positions refer to: the slide, else the larger mask."""
     if slide is not None:
         return Slide(slide)
     mask = Slide(truth, kind="label") if truth is not None and truth.suffix.lower() in MASK_SUFFIXES else None
@@ -120,7 +120,7 @@ def _frame(predicted: Slide, truth: Path | None, slide: Path | None) -> Slide:
 def count_tile(
     truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float, classes: int
 ) -> SegmentationCounts:
-    """Of uint8 class values (h, w); only what is inside of `core` counts, the margin is for distances."""
+    """Count uint8 class values (h, w). Only pixels inside of `core` count; the margin is for distances."""
     pairs = truth[core].astype(np.int64) * classes + predicted[core]
     confusion = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
     if not truth.any() and not predicted.any():
@@ -165,7 +165,7 @@ def pairs_of(
 
 
 def report(slides: dict[str, dict[str, Any]]) -> str:
-    """A line a slide, the last one for all of them; Dice is that of tumour."""
+    """Return one line per slide and one for all of them; Dice is that of tumour."""
     names = ("miou", "dice", "boundary_f1", "boundary_mean_um", "boundary_p95_um")
     width = max(map(len, slides))
     lines = [" " * width + "".join(f"{name.removeprefix('boundary_'):>10}" for name in names)]

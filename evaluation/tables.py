@@ -16,7 +16,7 @@ CsvRow = tuple[int, list[str]]  # line number, stripped cells
 
 
 def read_detections(path: Path) -> list[Detection]:
-    """Rows `confidence,X,Y` of a CSV, with or without that header."""
+    """Read the rows `confidence,X,Y` of a CSV, with or without that header."""
     rows = read_rows(path)
     if rows and [cell.casefold() for cell in rows[0][1]] == ["confidence", "x", "y"]:
         rows = rows[1:]
@@ -60,7 +60,7 @@ def read_slide_scores(path: Path) -> dict[str, float]:
 
 
 def read_rows(path: Path) -> list[CsvRow]:
-    """The lines of a CSV that are not blank."""
+    """Return the lines of a CSV that are not blank."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [
@@ -72,5 +72,5 @@ def read_rows(path: Path) -> list[CsvRow]:
 
 
 def slide_stem(name: str) -> str:
-    """Without a slide's suffix; `a.b` is a name."""
+    """Return a name without a slide's suffix; `a.b` is a name."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SLIDE_SUFFIXES else name

@@ -21,7 +21,7 @@ _MARGIN = 8  # pixels around annotations where the slide's size is not known; le
 
 
 def slide_key(name: str) -> str:
-    """The slide that a file's stem is about: without `_mask`, `mask_`, `_prediction`, in lower case."""
+    """Return the slide that a file's stem is about: without `_mask`, `mask_`, `_prediction`, in lower case."""
     return name.casefold().removeprefix("mask_").removesuffix("_mask").removesuffix("_prediction")
 
 
@@ -73,13 +73,13 @@ def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | No
 
 
 def reach_of(path: Path) -> tuple[int, int]:
-    """How far right and down annotations reach, in level-0 pixels; (1, 1): there are none."""
+    """Return how far right and down annotations reach, in level-0 pixels; (1, 1) if there are none."""
     ends = [outline.geometry.bounds[2:] for outline in _outlines(path)]
     return (max(1, ceil(max(x for x, _ in ends))), max(1, ceil(max(y for _, y in ends)))) if ends else (1, 1)
 
 
 def has_tumour(path: Path, label_map: LabelMap) -> bool:
-    """Whether there is any, however small."""
+    """Return whether a label has any tumour, however small."""
     if path.suffix.lower() not in MASK_SUFFIXES:
         outlines = _outlines(path)
         classes = dict(label_map.groups)
@@ -122,5 +122,5 @@ def _size_of(slide: Path) -> tuple[int, int]:
 
 
 def _grid(size: tuple[int, int], downsample: int) -> tuple[int, int]:
-    """(width, height) that covers all of the slide."""
+    """Return (width, height) that covers all of the slide."""
     return ceil(size[0] / downsample), ceil(size[1] / downsample)

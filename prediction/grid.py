@@ -97,7 +97,7 @@ class Grid:
 
     @cached_property
     def chosen(self) -> np.ndarray:
-        """The patches that are predicted: bool (rows, columns)."""
+        """Return the patches that are predicted: bool (rows, columns)."""
         if self.tissue is None:
             return np.ones((len(self.ys), len(self.xs)), bool)
         scale = self.frame.downsample
@@ -107,7 +107,7 @@ class Grid:
 
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """The weights along the rows and along the columns: float32 (n, size) each."""
+        """Return the weights along the rows and along the columns: float32 (n, size) each."""
         return blend_weights(self.ys, self.size), blend_weights(self.xs, self.size)
 
     def batches(self, first: int, stop: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:

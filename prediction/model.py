@@ -23,7 +23,7 @@ EXPORTED, STATE = "saved_model.pb", "state.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model lies, and how it was trained."""
+    """The place of a model, and how it was trained."""
 
     path: Path  # of the SavedModel or of the checkpoint
     options: dict[str, Any]  # of the training run; empty if options.json is not beside it

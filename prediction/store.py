@@ -26,7 +26,7 @@ COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "sec
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How slides are predicted. What changes the result is the same for all slides of a folder."""
+    """The settings of a prediction. Those that change the result are the same for all slides of a folder."""
 
     model: str  # `ModelSource.identity`
     img_size: int

@@ -68,7 +68,7 @@ def training_loader(
 def validation_loader(
     pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int, processes: int
 ) -> Loader:
-    """The rank's part of the fixed validation patches, from the first one at each `iter()`, not augmented.
+    """Return the rank's part of the fixed validation patches, from the first one at each `iter()`, not augmented.
 
     The union over ranks is the same for every number of ranks; ranks may have different numbers of batches,
     some none, and the last batch may be smaller. Reads the thumbnails of all these slides before it returns.

@@ -1,4 +1,4 @@
-"""What the SURF and the Radboud sampler share: a batch of drawn patches, each redrawn until it is fit.
+"""Draws batches for the SURF and the Radboud sampler: each patch is drawn again until it is fit.
 
 A patch is a function of (seed, rank, batch index, place in the batch): it has a generator of its own.
 
@@ -41,7 +41,7 @@ class Proposal:
         return (label, opened.read_image(self.x_l0, self.y_l0)) if self.fits(label) else None
 
     def fits(self, label: np.ndarray) -> bool:
-        """Whether the label, uint8 (H, W), of the patch is what was wanted."""
+        """Return whether the label, uint8 (H, W), of the patch is what was wanted."""
         if isinstance(self.wanted, str):
             return bool(label.any()) == (self.wanted == "tumour")
         return bool((label == self.wanted).any())
@@ -57,19 +57,19 @@ class DrawingSampler:
         self._dropped: dict[str, int] = {}  # slide → first batch without it
 
     def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
-        """A patch with or without tumour, of none of the slides in `skip`; None: no luck, to be asked again.
+        """Propose a patch with or without tumour, of none of the slides in `skip`; None means to ask again.
 
         BadSlideError: a slide could not be read. SamplerError: there is none of the wanted kind.
         """
         raise NotImplementedError
 
     def centred(self, pair: SlidePair, x_l0: float, y_l0: float, wanted: int | str) -> Proposal:
-        """The patch of a slide centred on a point in level-0 pixels, moved inside of the slide."""
+        """Return the patch of a slide centred on a point in level-0 pixels, moved inside of the slide."""
         size_l0, width, height = self.reader.geometry(pair)
         return Proposal(pair, patch_origin(x_l0, size_l0, width), patch_origin(y_l0, size_l0, height), wanted)
 
     def tumour_patches(self, index: int) -> int:
-        """How many patches of a batch, the first ones, are tumour patches."""
+        """Return how many patches of a batch, the first ones, are tumour patches."""
         # By chance, not every nth: hard mining uses up batches, and could always be left with the same kind.
         chance = np.random.default_rng((SEED_TUMOUR, self.config.seed, self.rank, index)).random()
         return int(self.config.batch_size * self.config.batch_tumor_ratio + chance)

@@ -1,4 +1,4 @@
-"""What a sampler takes and gives: configuration, patch, batch, error, and a rank's share of the slides."""
+"""The types that a sampler takes and returns, and a rank's share of the slides."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class PatchInfo:
-    """Where a patch was cut: (x_l0, y_l0) its upper left corner and size_l0 its side, in level-0 pixels.
+    """The place of a patch: (x_l0, y_l0) its upper left corner and size_l0 its side, in level-0 pixels.
 
     tumour: at least one of its pixels has a class above 0.
     """
@@ -90,12 +90,12 @@ class Sampler(Protocol):
 
 
 def name_seed(name: str) -> int:
-    """A number for a name, the same in every process (`hash` is not)."""
+    """Return a number for a name, the same in every process (`hash` is not)."""
     return zlib.crc32(name.encode())
 
 
 def share_slides(pairs: Sequence[SlidePair], rank: int, size: int, seed: int) -> list[SlidePair]:
-    """The slides of a rank, at least one of those with a label and one of those without, where there are any.
+    """Return the slides of a rank, at least one of those with a label and one of those without, where there are any.
 
     Both kinds are dealt out apart, so that no rank is left without annotated slides. Fewer slides than
     ranks are shared: then several ranks draw from the same slide, each with its own seed.

@@ -110,7 +110,7 @@ def weights(weighting: str, values: np.ndarray, areas: np.ndarray, kept: np.ndar
 
 
 def random_point(area: shapely.Geometry, rng: np.random.Generator) -> tuple[float, float]:
-    """(x, y) uniformly distributed in a polygon or multipolygon, not in its holes.
+    """Return (x, y) uniformly distributed in a polygon or multipolygon, not in its holes.
 
     Points of the bounding box are tried; if none hits, the area is thin: it is halved along its longer side,
     one half is taken by its area, and so on. Both keep the distribution uniform.

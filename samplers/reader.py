@@ -67,7 +67,7 @@ class OpenPair:
         return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, self.downsample)
 
     def read_image(self, x_l0: int, y_l0: int) -> np.ndarray:
-        """The patch at a corner: uint8 RGB (H, W, 3)."""
+        """Return the patch at a corner: uint8 RGB (H, W, 3)."""
         if self.downsample == 1.0:
             return self.slide.read(x_l0, y_l0, self.img_size, self.img_size)
         return self.slide.read_at(x_l0, y_l0, self.img_size, self.img_size, self.spacing)
@@ -88,7 +88,7 @@ class OpenPair:
 
 
 def trim_memory() -> None:
-    """What was freed, back to the system: glibc keeps it, and libvips' buffers would add up to gigabytes."""
+    """Give freed memory back to the system: glibc keeps it, and libvips' buffers would add up to gigabytes."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if malloc_trim is not None:
         malloc_trim(0)
@@ -146,7 +146,7 @@ class PairReader:
             self._open.pop(pair).close()
 
     def geometry(self, pair: SlidePair) -> tuple[int, int, int]:
-        """(side of a patch, width and height of the slide) in level-0 pixels. BadSlideError as `read`."""
+        """Return (side of a patch, width and height of the slide) in level-0 pixels. BadSlideError as `read`."""
         if pair not in self._geometry:
             self._geometry[pair] = self.read(pair, lambda o: (o.size_l0, o.slide.width, o.slide.height))
         return self._geometry[pair]
@@ -168,7 +168,7 @@ class Overview:
 
 
 def overview(opened: OpenPair, level: int) -> Overview:
-    """The slide at a level, or at its last one if it has fewer, and at no more than 4096 pixels a side."""
+    """Return the slide at a level, or at its last one if it has fewer, and at no more than 4096 pixels a side."""
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
     tumour = opened.label.thumbnail(width, height) > 0

@@ -28,7 +28,7 @@ MAX_REGIONS = 256  # slides whose regions are kept, at most 0.3 MB each for a sl
 
 @dataclass(frozen=True)
 class Regions:
-    """Where on a slide patches can be centred, as pixels of its thumbnail."""
+    """The places of a slide at which patches can be centred, as pixels of its thumbnail."""
 
     cell: tuple[float, float]  # level-0 pixels (x, y) a thumbnail pixel
     tumour: PixelSet  # cells around which a patch may meet tumour; of small patches: that hold tumour
@@ -44,7 +44,7 @@ def find_regions(opened: OpenPair, level: int) -> Regions:
 
 
 def _is_small(size_l0: int, cell: tuple[float, float]) -> bool:
-    """Whether too few of the patches around a cell with a little tumour would meet it (a 9th at the limit)."""
+    """Return whether too few of the patches around a cell with a little tumour would meet it (a 9th at the limit)."""
     return size_l0 < max(cell)
 
 
@@ -72,7 +72,7 @@ class SurfSampler(DrawingSampler):
     def _draw_slide(
         self, rng: np.random.Generator, wanted: str, skip: Collection[str]
     ) -> tuple[SlidePair, Regions]:
-        """The first slide that has the wanted kind, in a random order: each of those has the same chance."""
+        """Return the first slide that has the wanted kind, in a random order: each of those has the same chance."""
         for pairs in (self._own, self._others):
             for i in rng.permutation(len(pairs)):
                 pair = pairs[i]
@@ -104,7 +104,7 @@ class SurfSampler(DrawingSampler):
 def _point(
     opened: OpenPair, cell: tuple[float, float], cells: PixelSet, wanted: str, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """A random point, level 0, in one of the cells; of small patches with tumour, one of its tumour pixels.
+    """Return a random level-0 point in one of the cells; for small patches with tumour, one of its tumour pixels.
 
     None: the cell holds no tumour after all.
     """

@@ -17,7 +17,7 @@ MIN_CONTRAST = 15.0
 
 
 def tissue_mask(thumbnail: np.ndarray, spacing_t: float) -> np.ndarray:
-    """Where there is tissue: a threshold in HSV, closed and opened.
+    """Find tissue by a threshold in HSV, closed and opened.
 
     thumbnail: uint8 RGB (h, w, 3) with spacing_t µm/px. Returns bool (h, w).
     """
@@ -39,7 +39,7 @@ def contours(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def contrast_is_low(image: np.ndarray) -> bool:
-    """Whether the mean of the channels' standard deviations is below 15; image: uint8 (H, W, 3)."""
+    """Return whether the mean of the channels' standard deviations is below 15; image: uint8 (H, W, 3)."""
     # Every eighth row tells it at an eighth of the price, but for the patches near the limit.
     rough = float(cv2.meanStdDev(image[::8])[1].mean())
     if abs(rough - MIN_CONTRAST) > 5:
@@ -76,7 +76,7 @@ def window_sums(
 def windows_of(
     starts_l0: Sequence[np.ndarray], size_l0: int, cell: Sequence[float]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(starts_t, stops_t) for `window_sums` of the pixels that patches meet.
+    """Return (starts_t, stops_t) for `window_sums` of the pixels that patches meet.
 
     starts_l0 = (rows, columns) of their corners; cell: (x, y) side of a pixel.
     """
@@ -89,7 +89,7 @@ def windows_of(
 def cells_without(
     mask: np.ndarray, cell: Sequence[float], size_l0: int, slide_l0: Sequence[int]
 ) -> np.ndarray:
-    """The cells around which a patch meets no set pixel of the mask, wherever in the cell its centre is.
+    """Return the cells around which a patch meets no set pixel of the mask, wherever in the cell its centre is.
 
     mask: bool (h, w); cell: (x, y) side of a pixel; slide_l0: (width, height). A patch is moved inside of
     the slide (`patch_origin`). Returns bool (h, w).
@@ -118,7 +118,7 @@ class PixelSet:
         return int(self._cumulative[-1]) if len(self._cumulative) else 0
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """(x, y) of a set pixel, each with the same chance. ValueError: there is none."""
+        """Return (x, y) of a set pixel, each with the same chance. ValueError: there is none."""
         chosen = int(rng.integers(len(self)))
         y = int(np.searchsorted(self._cumulative, chosen, side="right"))
         before = int(self._cumulative[y - 1]) if y else 0

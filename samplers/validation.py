@@ -44,7 +44,7 @@ def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> lis
 
 
 def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
-    """A slide's patches in random order, lesion and other in turn."""
+    """Return a slide's patches in random order, lesion and other in turn."""
     view = overview(opened, config.bb_downsample)
     size_l0 = opened.size_l0
     # Evenly from edge to edge; neighbours overlap a little where the slide is no multiple of the patch.
@@ -94,4 +94,4 @@ class GridSampler:
         return patches, failed
 
     def drop(self, slide: str, index: int) -> None:
-        """The patches stay the same at every validation: what fails is left out each time, nothing more."""
+        """Do nothing: the patches stay the same at every validation, and those that fail are left out each time."""

@@ -30,7 +30,7 @@ Outlines = tuple[list[Outline], list[str]]  # and what was left out, with the re
 
 
 def read_asap(path: Path) -> Outlines:
-    """Annotations of an ASAP XML file in the file's order; raises DataError if it is not one."""
+    """Return annotations of an ASAP XML file in the file's order; raises DataError if it is not one."""
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
     except (ParseError, DefusedXmlException, UnicodeError) as error:
@@ -71,7 +71,7 @@ def _asap_points(element: Any, path: Path, name: str) -> np.ndarray:
 
 
 def read_geojson(path: Path) -> Outlines:
-    """Annotations of a QuPath GeoJSON file (FeatureCollection, list of features or one feature)."""
+    """Return annotations of a QuPath GeoJSON file (FeatureCollection, list of features or one feature)."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

@@ -59,7 +59,7 @@ class Label:
         return np.zeros((height, width), np.uint8)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """The whole slide: uint8 (height, width).
+        """Return the whole slide: uint8 (height, width).
 
         A class other than 0 shows wherever it covers any part of a pixel, so that no lesion is too small to
         be seen; 0 shows where it covers all of it.
@@ -67,7 +67,7 @@ class Label:
         return np.zeros((height, width), np.uint8)
 
     def annotations(self) -> list[Annotation]:
-        """All labelled areas, in the order of painting."""
+        """Return all labelled areas, in the order of painting."""
         return []
 
     @property
@@ -149,7 +149,7 @@ class PolygonLabel(Label):
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
     ) -> list[tuple[int, tuple[int, int, int, int]]]:
-        """Which outlines lie in a window, in the order of painting, and what rows and columns they cover."""
+        """Return which outlines lie in a window, in the order of painting, and what rows and columns they cover."""
         window = shapely.box(x_l0, y_l0, x_l0 + width * downsample, y_l0 + height * downsample)
         result = []
         for number in sorted(int(i) for i in self._tree.query(window)):
@@ -220,7 +220,7 @@ class MaskLabel(Label):
 
 
 def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
-    """The label of `slide` by the file's suffix; None: tumour-free. Raises DataError if it cannot be used."""
+    """Open the label of `slide` by the file's suffix; None means tumour-free. DataError if it cannot be used."""
     if path is None:
         return Label((slide.width, slide.height))
     if not path.is_file():
@@ -239,7 +239,7 @@ def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
 
 
 def _mask_scale(mask: Slide, slide: Slide) -> float:
-    """How many level-0 pixels of the slide a pixel of the mask spans. DataError: it is of another size.
+    """Return how many level-0 pixels of the slide a pixel of the mask spans. DataError if its size does not fit.
 
     A mask has the slide's size, or that size shrunk and rounded: by a whole number, one of the slide's
     downsamples or the ratio of the spacings if both are known and say so, else only by one of the downsamples.

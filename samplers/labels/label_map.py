@@ -1,4 +1,4 @@
-"""Which class an annotation group, or the value of a mask, is."""
+"""Maps annotation groups, and the values of masks, to classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_GROUPS = (
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which class an annotation group is, in the order of painting. Other groups are left out.
+    """The class of each annotation group, in the order of painting. Other groups are left out.
 
     For a mask a group that is a number is a pixel value (`255:1`); without any, all nonzero is class 1.
     """
@@ -31,7 +31,7 @@ class LabelMap:
 
     @classmethod
     def parse(cls, items: Sequence[str] | None) -> LabelMap:
-        """Of `["_0:1", "_2:0"]`; None or empty: the default. ValueError names the item that is wrong."""
+        """Parse `["_0:1", "_2:0"]`; None or an empty list gives the default. ValueError names the wrong item."""
         groups: dict[str, int] = {}
         for item in items or ():
             group, _, value = item.rpartition(":")

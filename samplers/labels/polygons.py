@@ -15,7 +15,7 @@ _STEPS_PER_PIXEL = 8  # in which `touched` follows an outline
 
 
 def edges_of(geometry: shapely.Geometry) -> np.ndarray:
-    """All edges of a polygon's or multipolygon's rings: float64 (4, n), rows x1, y1, x2, y2, with y1 ≤ y2."""
+    """Return all edges of a polygon's or multipolygon's rings: float64 (4, n), rows x1, y1, x2, y2, with y1 ≤ y2."""
     parts = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
     if not parts:
         return np.zeros((4, 0))
@@ -27,7 +27,7 @@ def edges_of(geometry: shapely.Geometry) -> np.ndarray:
 
 
 def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Which pixels of a window lie inside: bool (height, width).
+    """Return which pixels of a window lie inside: bool (height, width).
 
     `edges` (4, n) and the window's corner x, y are in level 0, the window's size in pixels of `downsample`.
     A pixel is inside if the row of its centre crosses an odd number of edges to the left of it. An edge has
@@ -51,7 +51,7 @@ def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsam
 
 
 def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Which pixels of a window an outline runs through, to an eighth of a pixel: bool (height, width)."""
+    """Return which pixels of a window an outline runs through, to an eighth of a pixel: bool (height, width)."""
     delta = edges[2:] - edges[:2]
     steps = (np.abs(delta).max(axis=0, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
     edge = np.repeat(np.arange(len(steps)), steps)

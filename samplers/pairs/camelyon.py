@@ -53,7 +53,7 @@ def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str
 
 
 def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str) -> Found:
-    """All training pairs. With `unlabelled` "normal" a slide without annotation is tumour-free unless
+    """Return all training pairs. With `unlabelled` "normal" a slide without annotation is tumour-free unless
     stage_labels.csv says otherwise: only 50 of the 500 slides are annotated.
     """
     folders = [folder for pattern in _SLIDES_17 for folder in sorted(root.glob(pattern))]
@@ -85,7 +85,7 @@ def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str
 
 
 def center_of(path: Path) -> int | None:
-    """The centre: of a `center_N` in the path, the last one, else of the patient (20 patients a centre)."""
+    """Return the centre: that of the last `center_N` in the path, else that of the patient (20 per centre)."""
     for part in (path.stem, *reversed(path.absolute().parts[:-1])):
         found = re.fullmatch(r"(?:tumor_)?center_(\d+)(?:_.*)?", part)
         if found:
@@ -95,7 +95,7 @@ def center_of(path: Path) -> int | None:
 
 
 def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[SlidePair]:
-    """The pairs of these centres. DataError: the centre of one is not known."""
+    """Return the pairs of these centres. DataError: the centre of one is not known."""
     found = {pair: center_of(pair.slide) for pair in pairs}
     unknown = [pair.slide for pair, center in found.items() if center is None]
     if unknown:

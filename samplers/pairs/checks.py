@@ -1,4 +1,4 @@
-"""Whether a slide and its label can be used, found out in a fraction of a second however large they are.
+"""Checks in a fraction of a second whether a slide and its label can be used, however large they are.
 
 Read are the headers, the places of the tiles (against the size of the file) and a few regions far apart.
 """
@@ -35,7 +35,7 @@ def check_pair(
     img_size: int,
     resolution: float | None = None,
 ) -> list[str]:
-    """The reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
+    """Return the reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
 
     `resolution`: µm/px of the patches, None: level 0. Only with it a TIFF's spacing must be known.
     """
@@ -78,7 +78,7 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
 
 
 def check_label(label: Label) -> list[str]:
-    """The reasons why a label cannot be used. Raises ReadError if a part of a mask cannot be decoded."""
+    """Return the reasons why a label cannot be used. Raises ReadError if a part of a mask cannot be decoded."""
     if isinstance(label, MaskLabel):  # an empty one says that there is no tumour
         decode_samples(label.mask)
         return []
@@ -105,7 +105,7 @@ def decode_samples(slide: Slide) -> None:
 
 
 def check_tiff(path: Path) -> list[str]:
-    """Whether all that a TIFF file says it has is in the file; no reasons for other files.
+    """Return reasons if not all that a TIFF file says it has is in the file; no reasons for other files.
 
     libvips takes a file whose later levels are cut off for one with fewer levels.
     """
@@ -143,7 +143,7 @@ def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What tifffile logs as errors in this thread: it goes on with fewer pages or without a tag."""
+    """Collect what tifffile logs as errors in this thread, since it goes on with fewer pages or without a tag."""
     messages: list[str] = []
     thread = threading.get_ident()
 

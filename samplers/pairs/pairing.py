@@ -1,4 +1,4 @@
-"""Which slides there are, which label belongs to which, and which of them are for validation.
+"""Finds slides, pairs them with their labels, and splits off those for validation.
 
 A slide and its label belong together by file stem, without CAMELYON's decorations (`_mask`, `mask_`, case).
 Nothing is guessed: what has no partner is named.
@@ -43,7 +43,7 @@ def find_pairs(
     label_format: str = "tif",
     unlabelled: str = "skip",
 ) -> tuple[list[SlidePair], list[str]]:
-    """The slides of a folder with their labels, sorted by name, and warnings.
+    """Return the slides of a folder with their labels, sorted by name, and warnings.
 
     `unlabelled`: what to do with a slide that has no label: "skip" it with a warning, take it as "normal"
     (tumour-free), or "error". `normal_*` slides of CAMELYON16 need none. Both folders may be the same.
@@ -69,7 +69,7 @@ def pair_files(
     unlabelled: str = "skip",
     orphans_allowed: bool = False,
 ) -> tuple[list[SlidePair], list[str]]:
-    """As `find_pairs`, of files. With `orphans_allowed` a label without a slide is only a warning."""
+    """Pair files as `find_pairs` does. With `orphans_allowed` a label without a slide is only a warning."""
     if unlabelled not in ("skip", "normal", "error"):
         raise ValueError(f"unlabelled is {unlabelled!r}, must be skip, normal or error")
     slides = _by_key(slide_files, lambda file: file.stem.casefold(), "slides of the same name")
@@ -150,13 +150,13 @@ def split_pairs(
 
 
 def patient_of(name: str) -> str | None:
-    """The patient in a CAMELYON17 name (`patient_017_node_4` gives "017"), also inside of a patch's name."""
+    """Return the patient in a CAMELYON17 name (`patient_017_node_4` gives "017"), also inside of a patch's name."""
     found = re.search(r"patient_(\d+)_node_\d+", name)
     return found.group(1) if found else None
 
 
 def slide_of_patch(name: str) -> str | None:
-    """The slide in the name of a preprocessed patch, `tumor_center_<center>_<slide>_<x>_<y>`."""
+    """Return the slide in the name of a preprocessed patch, `tumor_center_<center>_<slide>_<x>_<y>`."""
     found = re.fullmatch(r"tumor_center_(?:\d+|na)_(.+)_\d+_\d+", name)
     return found.group(1) if found else None
 
@@ -195,7 +195,7 @@ def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> 
 
 
 def name_some(files: Iterable[Path]) -> str:
-    """The first ten, and how many more."""
+    """Return the names of the first ten files, and how many more there are."""
     files = list(files)
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return ", ".join(str(file) for file in files[:_NAMED]) + more

@@ -48,7 +48,7 @@ class VipsReader:
         self._lock = threading.Lock()
 
     def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """A region that is inside: uint8 (h, w, 3), a label (h, w). ReadError if it cannot be decoded."""
+        """Read a region that lies inside: uint8 (h, w, 3), a label (h, w). ReadError if it cannot be decoded."""
         if level not in self._missing:
             try:
                 return self._fetch(x, y, width, height, level)
@@ -145,7 +145,7 @@ class OpenSlideReader:
             raise DataError(f"{self.path}: cannot be opened: {error}") from error
 
     def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """As of `VipsReader`."""
+        """Read a region as `VipsReader.fetch` does."""
         downsample = self.slide.level_downsamples[level]
         corner_l0 = (round(x * downsample), round(y * downsample))
         try:

@@ -1,4 +1,4 @@
-"""What is in a slide file: which library reads it, its pyramid levels and its spacing.
+"""Finds out which library reads a slide file, its pyramid levels and its spacing.
 
 libvips reads tiled JPEG about three times as fast as OpenSlide, so it reads all formats that it gets right.
 """
@@ -32,7 +32,7 @@ pyvips.cache_set_max(0)
 
 
 class Level(NamedTuple):
-    """Where a level is in the file, and what reading from it takes."""
+    """The place of a level in the file, and what reading from it takes."""
 
     options: dict[str, int]  # of the libvips loader: the page or the SubIFD
     width: int
@@ -50,7 +50,7 @@ def vendor_of(path: Path) -> str | None:
 
 
 def vips_image(path: Path, kind: str, options: dict[str, int]) -> Any:
-    """A level as libvips image of 8-bit RGB or grey, of a label with one band. DataError if it cannot be."""
+    """Open a level as a libvips image: 8-bit RGB or grey, one band for a label. DataError if it cannot be."""
     try:
         # Random access: sequential reading refuses to go back.
         with vips_faults.opening():
@@ -67,7 +67,7 @@ def vips_image(path: Path, kind: str, options: dict[str, int]) -> Any:
 
 
 def _one_band(image: Any) -> Any:
-    """A mask's values; the largest band of a colour image: a grey mask saved as RGB has its value in each."""
+    """Return a mask's values: the largest band, since a grey mask saved as RGB has its value in each band."""
     band = image[0]
     for number in range(1, image.bands - (1 if image.hasalpha() else 0)):
         band = (band > image[number]).ifthenelse(band, image[number])
@@ -75,7 +75,7 @@ def _one_band(image: Any) -> Any:
 
 
 def vips_levels(path: Path, kind: str, vendor: str | None) -> tuple[list[Level], float | None]:
-    """The levels of an image that libvips reads, and its spacing in µm/px if known."""
+    """Return the levels of an image that libvips reads, and its spacing in µm/px if known."""
     if vendor == "aperio" and _compression(path) in _JPEG_2000:
         raise DataError(f"{path}: libvips is built without JPEG 2000")
     image = vips_image(path, kind, {})
@@ -112,7 +112,7 @@ def openslide_levels(slide: openslide.OpenSlide) -> tuple[list[Level], float | N
 
 
 def missing_tiles(path: Path, level: Level) -> np.ndarray | None:
-    """Which tiles of a TIFF level are not in the file (0 bytes: never scanned): bool (rows, columns).
+    """Return which tiles of a TIFF level are not in the file (0 bytes: never scanned): bool (rows, columns).
 
     None: it has no tiles, or the file is damaged.
     """
@@ -138,7 +138,7 @@ def _compression(path: Path) -> int:
 
 
 def downsample_of(full: tuple[int, int], size: tuple[int, int]) -> float:
-    """How many level-0 pixels a pixel of a level of this size spans; whole if rounding explains the rest."""
+    """Return how many level-0 pixels a pixel of a level of this size spans; whole if rounding explains the rest."""
     real = (full[0] / size[0] + full[1] / size[1]) / 2
     whole = max(1, round(real))
     return float(whole) if all(abs(f / whole - s) < 1 for f, s in zip(full, size)) else real

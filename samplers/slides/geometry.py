@@ -9,7 +9,7 @@ SAME_SPACING = 0.001  # a relative difference up to this is one of how the spaci
 
 
 class PatchGeometry(NamedTuple):
-    """How a patch lies on a slide."""
+    """The downsample and the size of a patch on a slide."""
 
     downsample: float  # level-0 pixels per pixel of the patch; exactly 1.0 if the patch is of level 0
     size_l0: int  # side of the patch in level-0 pixels, rounded up so that the patch ends inside of it

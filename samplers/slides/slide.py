@@ -120,7 +120,7 @@ class Slide:
         return _shrink(pixels, width, height)
 
     def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        """For labels, without interpolation: the pixels of the next finer level in which the centres
+        """Read a label without interpolation: the pixels of the next finer level in which the centres
         (x_l0 + (i + 0.5) · downsample, …) of a grid lie, uint8 (h, w).
         """
         level = self.level_at_least(downsample)
@@ -140,7 +140,7 @@ class Slide:
         return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
 
     def thumbnail(self, max_side: int) -> np.ndarray:
-        """The whole slide, its longer side `max_side` pixels or level 0's: uint8 (h, w, 3), a label (h, w).
+        """Read the whole slide, its longer side `max_side` pixels or level 0's: uint8 (h, w, 3), a label (h, w).
 
         From the next finer level, in strips of rows; slow for a large slide without a pyramid.
         """
@@ -159,11 +159,11 @@ class Slide:
         return np.concatenate(strips)
 
     def level_at_least(self, downsample: float) -> int:
-        """The coarsest level of at most this downsample (to 0.1 %: 4.0003 will do for 4), else 0."""
+        """Return the coarsest level of at most this downsample (to 0.1 %: 4.0003 will do for 4), else 0."""
         return max(i for i, d in enumerate(self.downsamples) if i == 0 or d <= downsample * 1.001)
 
     def read_level(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Like `read`, with the corner in pixels of `level`."""
+        """Read as `read` does, with the corner in pixels of `level`."""
         level_width, level_height = self.level_sizes[level]
         if min(x, y, width - 1, height - 1) < 0 or x + width > level_width or y + height > level_height:
             raise ValueError(
@@ -175,7 +175,7 @@ class Slide:
 
     @property
     def held_bytes(self) -> int:
-        """About what libvips keeps of this slide in memory."""
+        """Return about how many bytes libvips keeps of this slide in memory."""
         return self._reader.held_bytes
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether libvips complained during a read: a damaged tile comes as grey, with no more than a message."""
+"""Notices when libvips complains during a read: it returns a damaged tile as grey, with no more than a message."""
 
 from __future__ import annotations
 

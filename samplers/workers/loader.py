@@ -68,7 +68,7 @@ class _Worker:
             os.close(ring_fd)
 
     def death(self) -> SamplerError:
-        """How the process ended, as an error to raise."""
+        """Return an error to raise that says how the process ended."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -181,7 +181,7 @@ class Loader:
                 yield batch
 
     def _give_back(self) -> None:
-        """The slot of the batch taken last may be overwritten from now on."""
+        """Let the slot of the batch that was taken last be overwritten from now on."""
         if self._held is not None and self._workers:
             index, epoch, slot = self._held
             self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))

@@ -1,4 +1,4 @@
-"""What a worker process and its consumer share: a ring of batches in memory, and how the worker is set up.
+"""The memory that a worker process and its consumer share, a ring of batches, and how the worker is set up.
 
 The memory is an anonymous file (memfd) that both map: it has no name, so nothing stays behind after a
 kill -9, and is not in /dev/shm, which containers limit to 64 MB.
@@ -25,7 +25,7 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know. make_sampler is pickled: a function or class that can be imported."""
+    """The set-up of a worker. make_sampler is pickled: it must be a function or class that can be imported."""
 
     make_sampler: Callable[[], Sampler]
     batch_size: int
@@ -44,7 +44,7 @@ def slot_count(batch_size: int, img_size: int, processes: int) -> int:
 
 
 def create(batch_size: int, img_size: int, slots: int) -> int:
-    """The descriptor of a new ring. OSError: the system does not give it."""
+    """Return the descriptor of a new ring. OSError if the system does not give it."""
     descriptor = os.memfd_create("sampler_ring")
     os.ftruncate(descriptor, slots * batch_bytes(batch_size, img_size))
     return descriptor

@@ -211,7 +211,7 @@ def make_slide(job: SlideJob) -> None:
 
 
 def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
-    """A tiled, pyramidal TIFF of 0.25 µm/px from uint8 pixels (h, w) or (h, w, 3)."""
+    """Return a tiled, pyramidal TIFF of 0.25 µm/px from uint8 pixels (h, w) or (h, w, 3)."""
     per_mm = 1000 / SPACING  # the unit of libvips
     image = pyvips.Image.new_from_array(pixels).copy(xres=per_mm, yres=per_mm)
     image.tiffsave(
@@ -220,7 +220,7 @@ def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
 
 
 def write_asap(path: Path, layout: Layout, groups: tuple[str, str]) -> None:
-    """Annotations as ASAP writes them: a polygon each, exclusions too, in level-0 pixels."""
+    """Return annotations as ASAP writes them: a polygon each, exclusions too, in level-0 pixels."""
     root = ET.Element("ASAP_Annotations")
     annotations = ET.SubElement(root, "Annotations")
     shapes = [(p, groups[0], "#F4FA58") for p in layout.lesions] + [

@@ -28,7 +28,7 @@ _TRIES = 200  # places that are tried for a lesion
 
 @dataclass(frozen=True)
 class Stain:
-    """How much of each stain a laboratory's slides take up, relative to the common amount."""
+    """The amount of each stain that a laboratory's slides take up, relative to the common amount."""
 
     haematoxylin: float = 1.0
     eosin: float = 1.0
@@ -52,7 +52,7 @@ TUMOUR = Nuclei((14, 22), (1.0, 1.6), 0.14, 1.5, 40)
 
 @dataclass(frozen=True)
 class Layout:
-    """What is where on a slide: valid polygons in level-0 pixels, coordinates of four decimals."""
+    """The layout of a slide: valid polygons in level-0 pixels, coordinates of four decimals."""
 
     tissue: shapely.Polygon
     lesions: list[shapely.Polygon]
@@ -60,7 +60,7 @@ class Layout:
 
 
 def make_layout(rng: np.random.Generator, size: int, lesions: int) -> Layout:
-    """A piece of tissue with up to `lesions` lesions apart from each other, the largest with an exclusion."""
+    """Return a piece of tissue with up to `lesions` lesions apart from each other, the largest with an exclusion."""
     tissue = _blob(rng, (size / 2, size / 2), 0.45 * size, 0.09, limit=0.49 * size)
     found: list[shapely.Polygon] = []
     for radius in np.sort(rng.uniform(0.09, 0.16, lesions))[::-1] * size:
@@ -88,7 +88,7 @@ def tumour_mask(layout: Layout, size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, layout: Layout, tumour: np.ndarray, stain: Stain) -> np.ndarray:
-    """The slide at level 0: uint8 RGB (size, size, 3); `tumour`: bool (size, size) of `tumour_mask`."""
+    """Return the slide at level 0: uint8 RGB (size, size, 3); `tumour`: bool (size, size) of `tumour_mask`."""
     size = len(tumour)
     tissue = polygons.fill(polygons.edges_of(layout.tissue), 0, 0, size, size, 1.0)
     crowding = _noise(rng, size, 380)  # follicles where it is high, stroma and sinuses where it is low
@@ -117,7 +117,7 @@ def _blob(
     rough: float,
     limit: float = np.inf,
 ) -> shapely.Polygon:
-    """An irregular outline of 160 points around a centre, no farther from it than `limit`."""
+    """Return an irregular outline of 160 points around a centre, no farther from it than `limit`."""
     angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
     waves = np.arange(2, 14)[:, None]
     height = rng.normal(0, rough, waves.shape) / waves**0.8
@@ -178,7 +178,7 @@ def _fat(rng: np.random.Generator, crowding: np.ndarray) -> np.ndarray:
 
 
 def _scattered(rng: np.random.Generator, size: int, step: int, jitter: float) -> np.ndarray:
-    """Points (x, y) about `step` pixels apart, in a hexagonal grid with jitter: int64 (n, 2)."""
+    """Return points (x, y) about `step` pixels apart, in a hexagonal grid with jitter: int64 (n, 2)."""
     y, x = np.meshgrid(np.arange(step / 2, size, 0.87 * step), np.arange(step / 2, size, step), indexing="ij")
     x[1::2] += step / 2
     points = np.stack([x.ravel(), y.ravel()], axis=1)
