@@ -38,6 +38,7 @@ from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
     NO_ROOM,
+    HelpFormatter,
     Parser,
     UserError,
     fraction,
@@ -67,45 +68,52 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description="Predict whole slides: probability maps, lesions and outlines.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument_group("what").add_argument
     add(
-        "--model_path", type=Path, required=True, help="log_dir of a training run, checkpoint, exported model"
+        "--model_path",
+        type=Path,
+        required=True,
+        help="log_dir of a training run, a checkpoint, or an exported model",
     )
     add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("how").add_argument
-    add("--img_size", type=positive_int, help="side of a patch in pixels (none: that of the training)")
-    add("--overlap", type=fraction, default=0.25, help="part of a patch that the next one covers as well")
-    add("--batch_size", type=positive_int, default=2, help="patches that are predicted at once")
+    add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")
+    add("--overlap", type=fraction, default=0.25, help="share of a patch that the next one covers as well")
+    add("--batch_size", type=positive_int, default=2, help="number of patches that are predicted at once")
     add(
         "--resolution",
         type=positive_float,
-        help="spacing in µm/px (none: that of the training, else level 0)",
+        help="spacing of the patches in µm/px (default: that of the training, else level 0)",
     )
     add(
         "--tissue_only",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="leave out glass: the probability is 0 there",
+        help="leave out glass, where the probability is then 0",
     )
-    add("--tta", action="store_true", help="mean over the eight flips and quarter turns of each patch")
+    add("--tta", action="store_true", help="average over the eight flips and quarter turns of each patch")
     add(
         "--mixed_precision",
         choices=["float32", "float16", "bfloat16"],
-        help="what the network computes in (none: as it was trained); exported models keep theirs",
+        help="number format that the network computes in (default: that of the training); exported models keep theirs",
     )
     add = parser.add_argument_group("lesions").add_argument
-    add("--threshold", type=fraction, help=f"probability of tumour, of two classes (none: {THRESHOLD})")
+    add(
+        "--threshold",
+        type=fraction,
+        help=f"probability from which on a pixel is tumour, for models with two classes (default: {THRESHOLD})",
+    )
     add(
         "--min_lesion_mm",
         type=positive_float,
         default=MIN_DIAMETER_UM / 1000,
-        help="longest diameter of the smallest lesion in mm; what is smaller is no tumour",
+        help="longest diameter in mm that a lesion must have; smaller ones are no tumour",
     )
     add = parser.add_argument_group("run").add_argument
-    add("--no_cuda", action="store_true", help="do not use CUDA")
+    add("--no_cuda", action="store_true", help="do not use GPUs")
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
     return parser
 

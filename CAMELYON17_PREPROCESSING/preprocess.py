@@ -33,11 +33,13 @@ from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
     NO_ROOM,
+    HelpFormatter,
     Parser,
     UserError,
     fraction,
     positive_float,
     positive_int,
+    random_seed,
     report_user_error,
     show_warnings,
 )
@@ -52,32 +54,45 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description="Cut the slides of CAMELYON16 or 17 into patches with masks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument_group("options of the original suite").add_argument
     add("--patch_size", type=positive_int, default=1024, help="side of a patch in pixels")
-    add("--num_threads", type=positive_int, default=4, help="worker processes (a rank)")
-    add("--save_neg", action="store_true", help="save tumour-free patches, too")
+    add("--num_threads", type=positive_int, default=4, help="number of worker processes per rank")
+    add("--save_neg", action="store_true", help="also save patches without tumour")
     add("--save_png", action="store_true", help="save a picture of each slide's regions and patches")
-    add("--proc_center", type=int, nargs="+", default=[-1], help="centres to process, -1 for all")
+    add("--proc_center", type=int, nargs="+", default=[-1], help="medical centres to process, -1 for all")
     add("--train_tumor_wsi_path", type=Path, help="folder of slides, instead of --root")
-    add("--train_tumor_mask_path", type=Path, help="folder of their annotations (xml) or masks")
+    add("--train_tumor_mask_path", type=Path, help="folder of the annotations (xml) or masks of these slides")
     add(
         "--save_positive_path",
         type=Path,
-        help="where patches with tumour go (none: data/<dataset>_patches_…)",
+        help="folder for the patches with tumour (default: data/<dataset>_patches_…)",
     )
-    add("--save_tumor_negative_path", type=Path, help="where tumour-free patches go (none: beside these)")
-    add("--format", default="tif", help="format (file ending) of the slides")
+    add(
+        "--save_tumor_negative_path",
+        type=Path,
+        help="folder for the patches without tumour (default: beside those with tumour)",
+    )
+    add("--format", default="tif", help="file ending of the slides")
     add = parser.add_argument_group("ours").add_argument
     add("--root", type=Path, help="folder of CAMELYON16 or 17 in its public layout")
-    add("--spacing", type=positive_float, help="of the patches in µm/px (none: level 0)")
-    add("--stride", type=positive_int, help="pixels from one patch to the next (none: --patch_size)")
-    add("--min_tumor", type=fraction, default=0.01, help="least part of a positive patch that is tumour")
-    add("--min_tissue", type=fraction, default=0.5, help="least part of a negative patch that is tissue")
-    add("--max_patches", type=positive_int, help="most patches of each kind a slide, chosen at random")
-    add("--seed", type=int, default=0, help="of that choice")
-    add("--output_format", choices=["png", "jpg"], default="png", help="of the patches; masks are always png")
+    add("--spacing", type=positive_float, help="spacing of the patches in µm/px (default: level 0)")
+    add("--stride", type=positive_int, help="pixels from one patch to the next (default: --patch_size)")
+    add("--min_tumor", type=fraction, default=0.01, help="smallest share of tumour in a positive patch")
+    add("--min_tissue", type=fraction, default=0.5, help="smallest share of tissue in a negative patch")
+    add(
+        "--max_patches",
+        type=positive_int,
+        help="largest number of patches of each kind per slide, chosen at random",
+    )
+    add("--seed", type=random_seed, default=0, help="random seed of that choice")
+    add(
+        "--output_format",
+        choices=["png", "jpg"],
+        default="png",
+        help="file format of the patches; masks are always png",
+    )
     return parser
 
 

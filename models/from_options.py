@@ -33,14 +33,15 @@ def network_from_options(
     The network takes images of any size. `batch_norm` is a layer class that replaces Keras's.
     KeyError: one of NETWORK_OPTIONS is missing.
     """
-    values = vars(options) if isinstance(options, argparse.Namespace) else options
+    if isinstance(options, argparse.Namespace):
+        options = vars(options)
     return build_model(
-        values["model"],
+        options["model"],
         None,
         num_classes,
-        fpn_min_level=values["fpn_min_level"],
-        fpn_cells=values["fpn_cells"],
-        output_stride=values["output_stride"],
-        bn_momentum=values.get("bn_momentum"),  # older runs have none, and only the training needs it
+        fpn_min_level=options["fpn_min_level"],
+        fpn_cells=options["fpn_cells"],
+        output_stride=options["output_stride"],
+        bn_momentum=options.get("bn_momentum"),  # older runs have none, and only the training needs it
         batch_norm=batch_norm,
     )

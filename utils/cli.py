@@ -43,7 +43,8 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        empty = action.default is None or action.default is False or action.default is argparse.SUPPRESS
+        shown = action.option_strings and not empty
         return f"{text} (default: %(default)s)" if shown and "(default:" not in text else text
 
 

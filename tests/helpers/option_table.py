@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def unread_options(parser: argparse.ArgumentParser, files: Iterable[str]) -> set[str]:
     """Return the options of `parser` that none of the Python files (patterns from the top of the clone) reads.
 
-    An option is read as `options.NAME`, or as `options["NAME"]` where options.json is read.
+    An option is read as `options.NAME`, or as `options["NAME"]` or `options.get("NAME")` where options.json is read.
     """
     read: set[str] = set()
     for path in (path for pattern in files for path in ROOT.glob(pattern)):
@@ -26,6 +26,12 @@ def unread_options(parser: argparse.ArgumentParser, files: Iterable[str]) -> set
                 and isinstance(node.slice, ast.Constant)
             ):
                 read.add(str(node.slice.value))
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "get"
+            ):
+                read |= {str(word.value) for word in node.args[:1] if isinstance(word, ast.Constant)}
     return {action.dest for action in parser._actions} - {"help"} - read
 
 
