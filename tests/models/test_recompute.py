@@ -64,8 +64,10 @@ def test_gradients_averages_and_draws_are_those_of_the_plain_model(toy):
 
 
 @pytest.mark.parametrize("toy", TOYS)
-@pytest.mark.parametrize(("policy", "bits"), [("float32", 23), ("mixed_bfloat16", 7), ("mixed_float16", 10)])
-def test_every_variable_has_the_plain_gradient_in_every_precision(toy, policy, bits):
+@pytest.mark.parametrize(
+    ("policy", "part"), [("float32", 1e-3), ("mixed_float16", 0.125), ("mixed_bfloat16", 0.5)]
+)
+def test_every_variable_has_the_plain_gradient_in_every_precision(toy, policy, part):
     """In mixed precision Keras hands out variables as other objects: 192 of D0's 423 had no gradient."""
     build, size = TOYS[toy]
     try:
@@ -78,13 +80,13 @@ def test_every_variable_has_the_plain_gradient_in_every_precision(toy, policy, b
         plain, blocks, full = (step(toy, model, level, size) for level in ("none", "blocks", "full"))
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    part = min(0.5, 128 * 2.0**-bits)  # of a sum of some thousand values; no gradient at all would be 1
     for found in (blocks, full):
         assert found.keys() == plain.keys()
         for name, value in plain.items():
-            # Biases in front of a batch norm have no gradient but what this precision rounds.
+            # A lost gradient would differ by all of it; how exact they are is tested in float64. Biases in front of a
+            # batch norm have no gradient but what this precision rounds.
             rounding = np.linalg.norm(value - exact[name])
-            assert np.linalg.norm(found[name] - value) <= 4 * rounding + part * np.linalg.norm(value), name
+            assert np.linalg.norm(found[name] - value) <= 8 * rounding + part * np.linalg.norm(value), name
 
 
 @pytest.mark.slow

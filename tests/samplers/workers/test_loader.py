@@ -146,7 +146,8 @@ def test_workers_end_after_a_killed_consumer_and_run_from_any_folder(tmp_path: P
     work, clone = tmp_path / "my work", tmp_path / "a clone"
     (work / "samplers").mkdir(parents=True)
     (work / "samplers" / "__init__.py").write_text("raise ImportError('not ours')")
-    shutil.copytree(ROOT / "samplers", clone / "samplers")
+    for room in ("samplers", "utils"):
+        shutil.copytree(ROOT / room, clone / room)
     shutil.copytree(ROOT / "tests", clone / "tests", ignore=shutil.ignore_patterns("test_*"))
     (clone / "train.py").write_text(
         "import os, signal; from samplers import Loader; from tests.helpers.trivial_samplers import Numbers\n"
