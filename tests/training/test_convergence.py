@@ -1,7 +1,7 @@
-"""From random weights to a useful model on two ranks: the runs of the README's "How well", one seed each.
+"""From random weights to a useful model on two ranks: the runs of docs/results.md, one seed each.
 
-Minutes each, hence `slow`. The bars are what is wanted: Radboud's seed 0 has 0.912 and does not reach its own (the mean
-of three seeds does). No time is asserted: `seconds` is in the metrics.jsonl of each run.
+Each takes minutes, so they are `slow`. A bar lies two standard deviations of three seeds below their mean, or, where
+fewer seeds were run, 0.02 below the lowest of them. No time is asserted: `seconds` is in each run's metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def test_the_demo_is_learnt(tmp_path):
 @pytest.mark.parametrize(
     ("options", "bar"),
     [
-        ("--img_size 256 --batch_size 2 --num_steps 3400 --learning_rate 2e-3", 0.92),
-        ("--img_size 256 --batch_size 2 --num_steps 3400 --learning_rate 2e-3 --data_sampler radboud", 0.92),
+        ("--img_size 256 --batch_size 2 --num_steps 3400 --learning_rate 2e-3", 0.925),
+        ("--img_size 256 --batch_size 2 --num_steps 3400 --learning_rate 2e-3 --data_sampler radboud", 0.90),
         ("--img_size 512 --batch_size 1 --num_steps 850 --learning_rate 2e-3 --freeze_bn 0.75", 0.85),
         ("--img_size 256 --batch_size 2 --num_steps 1600 --learning_rate 7e-4 --model effdetd4", 0.85),
         ("--img_size 128 --batch_size 4 --num_steps 4000 --learning_rate 1e-3 --model deeplab", 0.85),
