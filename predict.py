@@ -34,6 +34,7 @@ from prediction.model import ModelSource, Predictor, find_model
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
 from samplers.labels.label_map import class_names
+from samplers.pairs.pairing import listed
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -147,7 +148,7 @@ def find_slides(words: list[str]) -> list[Path]:
     found: dict[str, Path] = {}
     for word in words:
         if Path(word).is_dir():
-            files = [path for path in sorted(Path(word).iterdir()) if _is_slide(path)]
+            files = [path for path in listed(Path(word)) if _is_slide(path)]
         else:
             files = [Path(name) for name in ([word] if Path(word).exists() else sorted(glob.glob(word)))]
         if not files:

@@ -11,6 +11,7 @@ import numpy as np
 
 from samplers.labels.annotations import Outline, read_asap, read_geojson
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
+from samplers.pairs.pairing import listed
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 
@@ -31,7 +32,7 @@ def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[
         raise DataError(f"{folder}: no such folder")
     wanted = tuple(suffixes)
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in listed(folder):
         if path.suffix.lower() not in wanted or path.name.startswith(".") or not path.stem.endswith(ending):
             continue
         other = found.setdefault(slide_key(path.stem), path)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from samplers.pairs.pairing import SlidePair, files_of, name_some, pair_files, patient_of
+from samplers.pairs.pairing import SlidePair, files_of, listed, name_some, pair_files, patient_of
 from samplers.slides.errors import DataError
 
 PATIENTS_A_CENTRE = 20  # CAMELYON17: 100 training patients of 5 centres
@@ -109,7 +109,7 @@ def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[Slide
 
 def files_below(folders: Sequence[Path], format: str) -> list[Path]:
     """Files of the folders, and of those in them, such as center_0 or patient_000."""
-    inner = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
+    inner = [path for folder in folders for path in listed(folder) if path.is_dir()]
     return _files([*folders, *inner], format)
 
 

@@ -167,8 +167,16 @@ def files_of(folder: str | Path, format: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     wanted = _same_format(format)
-    files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    return sorted(file for file in files if _same_format(file.suffix) == wanted and file.is_file())
+    files = (file for file in listed(folder) if not file.name.startswith("."))
+    return [file for file in files if _same_format(file.suffix) == wanted and file.is_file()]
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted. DataError if it cannot be listed: the user may lack the permission."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error}") from error
 
 
 def _same_format(suffix: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.pairs.pairing import SlidePair, find_pairs, split_pairs
+from samplers.pairs.pairing import SlidePair, find_pairs, listed, split_pairs
 from samplers.slides.errors import DataError
 
 
@@ -155,3 +155,9 @@ def test_no_split_is_all_training() -> None:
     for part in (1, -0.1, 1.5):
         with pytest.raises(ValueError, match="validation split"):
             split_pairs(pairs, part, 0)
+
+
+def test_a_folder_that_cannot_be_listed_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file cannot be listed"):
+        listed(tmp_path / "file")
