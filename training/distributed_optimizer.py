@@ -50,5 +50,5 @@ def require_gradients(gradients: Iterable[tuple[tf.Tensor | None, tf.Variable]])
     """Raise RuntimeError if a variable has no gradient: Keras would go on, and never train it."""
     missing = [variable.name for gradient, variable in gradients if gradient is None]
     if missing:
-        names = ", ".join(missing[:3])
-        raise RuntimeError(f"{len(missing)} variables have no gradient and would not be trained: {names}, …")
+        names = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+        raise RuntimeError(f"{len(missing)} variables have no gradient and would not be trained: {names}")

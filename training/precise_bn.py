@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 
-def calibrate(model: keras.Model, images: tf.Tensor, part: tf.Tensor) -> None:
+def update_precise_statistics(model: keras.Model, images: tf.Tensor, part: tf.Tensor) -> None:
     """Move the averages of all batch norms by `part` (0 to 1) towards the statistics of normalised `images`.
 
     In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
@@ -46,7 +46,7 @@ def _measure(
     inputs: tf.Tensor,  # (B, H, W, C)
     training: Any = None,
 ) -> tf.Tensor:
-    x = tf.cast(inputs, tf.float32)
+    x = tf.cast(inputs, norm.moving_mean.dtype)
     norm.moving_mean.assign_add(part * (tf.reduce_mean(x, [0, 1, 2]) - norm.moving_mean))
     spread = tf.reduce_mean(tf.math.squared_difference(x, norm.moving_mean), [0, 1, 2])
     norm.moving_variance.assign_add(part * (spread - norm.moving_variance))

@@ -20,7 +20,7 @@ from training.checkpoint import restore_checkpoint
 from training.distributed_optimizer import distributed_optimizer, optimizer_variables, require_gradients
 from training.losses import make_loss
 from training.metrics import strip_counts
-from training.precise_bn import calibrate
+from training.precise_bn import update_precise_statistics
 from utils.files import write_atomically
 from utils.ranks.world import World
 
@@ -63,7 +63,9 @@ class Trainer:
         }
         self.eval_graph = tf.function(self._eval_step, autograph=False)
         self.precise_bn_graph = tf.function(
-            lambda images, part: calibrate(self.model, normalise(self.model_name, images), part),
+            lambda images, part: update_precise_statistics(
+                self.model, normalise(self.model_name, images), part
+            ),
             autograph=False,
         )
 

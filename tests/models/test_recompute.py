@@ -63,30 +63,41 @@ def test_gradients_averages_and_draws_are_those_of_the_plain_model(toy):
     assert_equal(step(toy[0], toy[1], "blocks", toy[2]), plain)
 
 
+@pytest.fixture
+def exact():
+    """TensorFlow's optimizer of graphs, which changes the order of sums, is off. DeepLab has no dilated branches.
+
+    The gradients of those branches are added up in another order when their block runs by itself.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    with mock.patch.dict(deeplab.ATROUS, {16: (2, 1, 1, 2, ())}):
+        yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    keras.mixed_precision.set_global_policy("float32")
+
+
 @pytest.mark.parametrize("toy", TOYS)
-@pytest.mark.parametrize(
-    ("policy", "part"), [("float32", 1e-3), ("mixed_float16", 0.125), ("mixed_bfloat16", 0.5)]
-)
-def test_every_variable_has_the_plain_gradient_in_every_precision(toy, policy, part):
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_every_variable_has_the_same_gradient_to_the_bit_in_every_precision(toy, policy, exact):
     """In mixed precision Keras hands out variables as other objects: 192 of D0's 423 had no gradient."""
     build, size = TOYS[toy]
+    keras.mixed_precision.set_global_policy(policy)
+    model = randomise(build(None))
+    plain = step(toy, model, "none", size)
+    for level in ("blocks", "full"):
+        found = step(toy, model, level, size)
+        assert found.keys() == plain.keys()
+        assert [name for name in plain if found[name].tobytes() != plain[name].tobytes()] == []
+
+
+def test_a_missing_gradient_raises(monkeypatch):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    monkeypatch.setattr(recompute, "_key", lambda variable: variable.ref())  # as it was
     try:
-        keras.mixed_precision.set_global_policy("float64")
-        model = randomise(build(None))
-        weights, exact = model.get_weights(), step(toy, model, "none", size)
-        keras.mixed_precision.set_global_policy(policy)
-        model = build(None)
-        model.set_weights(weights)
-        plain, blocks, full = (step(toy, model, level, size) for level in ("none", "blocks", "full"))
+        with pytest.raises(RuntimeError, match="recomputation gives no gradient for"):
+            step("effdetd0", randomise(toy_efficientdet(None)), "blocks", 128)
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    for found in (blocks, full):
-        assert found.keys() == plain.keys()
-        for name, value in plain.items():
-            # A lost gradient would differ by all of it; how exact they are is tested in float64. Biases in front of a
-            # batch norm have no gradient but what this precision rounds.
-            rounding = np.linalg.norm(value - exact[name])
-            assert np.linalg.norm(found[name] - value) <= 8 * rounding + part * np.linalg.norm(value), name
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ from samplers import Batch
 from tests.helpers.rank_weights import build, patches
 from training.options import build_parser
 from training.plan import PRECISE_BN_BATCHES, Plan
-from training.precise_bn import calibrate
+from training.precise_bn import update_precise_statistics
 from training.trainer import compute_precise_bn
 
 
 def test_of_one_batch_they_are_its_statistics_in_every_layer():
     model = build("effdetd0", None, 2)
     images = normalise("effdetd0", patches(0)[0])
-    tf.function(calibrate, autograph=False)(model, images, tf.constant(1.0))
+    tf.function(update_precise_statistics, autograph=False)(model, images, tf.constant(1.0))
     inference = model(images, training=False)  # first: in training the averages move
     batch, reversed_batch = model(images, training=True).numpy(), model(images[::-1], training=True).numpy()
     rounding = np.abs(batch - reversed_batch[::-1]).max()  # of this CPU: the same sums in another order
@@ -32,7 +32,7 @@ def test_the_variance_is_that_between_images_as_well():
     inputs = keras.Input((4, 4, 1))
     norm = keras.layers.BatchNormalization()
     model = keras.Model(inputs, norm(inputs))
-    step = tf.function(lambda images, part: calibrate(model, images, part), autograph=False)
+    step = tf.function(lambda images, part: update_precise_statistics(model, images, part), autograph=False)
     for i in range(100):  # each image is flat: no batch of one has a variance
         step(tf.fill((1, 4, 4, 1), float(i % 2)), tf.constant(2 / (i + 2)))
     assert float(norm.moving_mean) == pytest.approx(0.5, abs=0.02)
