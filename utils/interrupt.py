@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 
 MESSAGE = "interrupted: the same command goes on"
@@ -34,10 +35,16 @@ def end_quietly() -> None:
             os.write(2, f"\n{MESSAGE}\n".encode())
         for child in multiprocessing.active_children():
             child.kill()
+        killed_rank.cancel()  # it would say that this process was killed
         os._exit(INTERRUPTED)
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, end)
+        # Python's resource tracker, a process of its own, cleans up after this one, and would warn of it.
+        warnings = os.environ.get("PYTHONWARNINGS", "")
+        os.environ["PYTHONWARNINGS"] = ",".join(
+            filter(None, [warnings, "ignore:resource_tracker:UserWarning"])
+        )
 
 
 @contextlib.contextmanager
