@@ -3,10 +3,10 @@
 
     sh run_predict.sh --model_path logs/run --slide_path slides --output predictions
     python predict.py --model_path logs/run/model --slide_path 'slides/test_*.tif' --output predictions
-    mpirun -np 4 python predict.py ...        ranks take slides, or parts of them where there are fewer slides
+    mpirun -np 4 python predict.py ...        each rank takes slides, or parts of them if there are fewer slides
 
-Can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others are
-done), or files could not be written; 2 wrong options or unusable input.
+It can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others are
+done), files could not be written, or memory was short; 2 wrong options or unusable input; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
 from evaluation.tables import SLIDE_SUFFIXES
 from models.catalog import MODELS, multiple_of
+from models.from_options import PRECISIONS
 from prediction import store
 from prediction.model import ModelSource, Predictor, find_model
 from prediction.store import PredictionSettings
@@ -62,7 +63,7 @@ OUT_OF_MEMORY = (
     "out of memory with --batch_size {0.batch_size} and --img_size {0.img_size}. A smaller --batch_size gives the same "
     "result, so the same command goes on with it; a smaller --img_size needs another --output"
 )
-NO_SLIDES = ("_mask", "_probability", "_prediction")  # how files that lie beside slides end
+NO_SLIDES = ("_mask", "_probability", "_prediction")  # endings of files that lie beside slides but are none
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Predict whole slides: probability maps, lesions and outlines.",
         formatter_class=HelpFormatter,
     )
-    add = parser.add_argument_group("what").add_argument
+    add = parser.add_argument_group("input and output").add_argument
     add(
         "--model_path",
         type=Path,
@@ -80,14 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
     add("--output", type=Path, required=True, help="folder for the results")
-    add = parser.add_argument_group("how").add_argument
+    add = parser.add_argument_group("prediction").add_argument
     add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")
     add("--overlap", type=fraction, default=0.25, help="share of a patch that the next one covers as well")
     add("--batch_size", type=positive_int, default=2, help="number of patches that are predicted at once")
     add(
         "--resolution",
         type=positive_float,
-        help="spacing of the patches in µm/px (default: that of the training, else level 0)",
+        help="spacing of the result in µm/px (default: that of the training, or else of level 0)",
     )
     add(
         "--tissue_only",
@@ -98,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tta", action="store_true", help="average over the eight flips and quarter turns of each patch")
     add(
         "--mixed_precision",
-        choices=["float32", "float16", "bfloat16"],
+        choices=PRECISIONS,
         help="number format that the network computes in (default: that of the training); exported models keep theirs",
     )
     add = parser.add_argument_group("lesions").add_argument
@@ -120,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, ModelSource, list[Path]]:
-    """Return the options, the model and the slides; ends with exit code 2 for what is wrong. Needs no TensorFlow."""
+    """Return the options, the model and the slides, or exit with code 2 if one is wrong. Needs no TensorFlow."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.overlap > 0.9:
@@ -136,7 +137,7 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
     name = source.options.get("model")
     if name in MODELS and options.img_size % multiple_of(name):
         parser.error(
-            f"--img_size {options.img_size} is no multiple of {multiple_of(name)}, which {name} needs"
+            f"--img_size {options.img_size} is not a multiple of {multiple_of(name)}, which {name} needs"
         )
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output {options.output} is a file")
@@ -144,7 +145,10 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
 
 
 def find_slides(words: list[str]) -> list[Path]:
-    """Return the slides of folders, files and patterns, largest first. UserError: none, or two of the same name."""
+    """Return the slides of folders, files and patterns, largest first.
+
+    UserError: one of them has no slides or cannot be listed, or two slides have the same name.
+    """
     found: dict[str, Path] = {}
     for word in words:
         if Path(word).is_dir():
@@ -165,6 +169,7 @@ def _is_slide(path: Path) -> bool:
 
 
 def settings_of(options: argparse.Namespace, source: ModelSource) -> PredictionSettings:
+    """Return the settings of the options, else those of the training. UserError: the model cannot be read."""
     trained = source.options
     return PredictionSettings(
         model=source.identity(),
@@ -198,14 +203,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
-    """Collective."""
+    """Predict the slides and return the exit code. Collective."""
     from utils.ranks.world import init_world, select_devices
 
     # 1. Ranks and devices.
     world = init_world(True)
     world.all_or_none(lambda: select_devices(world, options.no_cuda))
 
-    # 2. What is to be done.
+    # 2. Slides that are not finished yet.
     settings = world.on_rank_0(lambda: settings_of(options, source))
     world.on_rank_0(lambda: store.prepare(options.output, settings))
     pending = world.on_rank_0(
@@ -223,10 +228,10 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
         several = predictor.classes > 2
         if several and options.threshold is not None:
             raise UserError(
-                f"--threshold is for two classes, the model has {predictor.classes}: the most probable is taken"
+                f"--threshold is for two classes, but the model has {predictor.classes}, of which a pixel gets the "
+                "most probable one"
             )
-        found = class_names(source.options.get("label_map"), predictor.classes)
-        names = [groups[0] for groups in found[1:]]
+        names = outline_names(source, predictor.classes)
 
         # 4. Slide after slide.
         start = time.monotonic()
@@ -234,6 +239,11 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
 
     # 5. The table and the summary.
     return summarise(options.output, world, outcome, time.monotonic() - start)
+
+
+def outline_names(source: ModelSource, classes: int) -> list[str]:
+    """Return the name of each class from 1 on: its first group in the training's label map."""
+    return [names[0] for names in class_names(source.options.get("label_map"), classes)[1:]]
 
 
 def predict(
@@ -244,7 +254,7 @@ def predict(
     pending: list[Path],
     world: World,
 ) -> PredictionOutcome:
-    """Collective: each rank takes slides; where there are fewer slides than ranks, all ranks share each slide."""
+    """Divide the slides over the ranks, or each slide if there are fewer slides than ranks. Collective."""
     shared = len(pending) < world.size
     mine = pending if shared else pending[world.rank :: world.size]
     team = world if shared else Ranks()
@@ -253,7 +263,7 @@ def predict(
 
 
 def summarise(output: Path, world: World, outcome: PredictionOutcome, seconds: float) -> int:
-    """Collective: rank 0 writes slides.csv and says what was done and what was not."""
+    """Let rank 0 write slides.csv and report what was done and what was not; return the exit code. Collective."""
     outcomes = world.gather(outcome)
     bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}
     errors = Counter(part.error for part in outcomes if part.error)

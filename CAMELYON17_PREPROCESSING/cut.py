@@ -19,9 +19,9 @@ from samplers.pairs.checks import check_label
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
 
-OVERVIEW_UM = 8.0  # µm/px, at which regions are found
+OVERVIEW_UM = 8.0  # µm/px of the thumbnail on which tissue is found
 
 _PR_SET_PDEATHSIG = 1
 _readers: dict[PatchSettings, PairReader] = {}
@@ -29,11 +29,11 @@ _readers: dict[PatchSettings, PairReader] = {}
 
 @dataclass
 class Cut:
-    """The result of `places` places of a slide. `discarded` counts by reason."""
+    """The patches that were cut at some places of a slide."""
 
-    places: int = 0
+    places: int = 0  # how many were looked at
     rows: dict[str, list[PatchRow]] = field(default_factory=lambda: {kind: [] for kind in store.KINDS})
-    discarded: Counter[str] = field(default_factory=Counter)
+    discarded: Counter[str] = field(default_factory=Counter)  # reason → patches
 
     def add(self, other: Cut) -> None:
         for kind, rows in other.rows.items():
@@ -50,7 +50,7 @@ def start_worker(parent: int) -> None:
     cv2.setNumThreads(1)
     if hasattr(ctypes.CDLL(None), "prctl"):  # Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before that
+    if os.getppid() != parent:  # it was killed before the line above
         os._exit(1)
 
 
@@ -70,9 +70,10 @@ def _level(opened: OpenPair) -> int:
 
 
 def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], list[str]]:
-    """Return the places of the grid that may give a patch, and which parts of the label are left out, and why.
+    """Return the places of a slide that may give a patch, and a line for each part of the label that is left out.
 
-    BadSlideError: the slide or its label cannot be used; one without a usable annotation is not tumour-free.
+    BadSlideError: the slide or its label cannot be used. A label without a usable annotation cannot: it does not mean
+    that the slide is tumour-free.
     """
 
     def of(opened: OpenPair) -> tuple[list[Place], list[str]]:
@@ -82,20 +83,20 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
         view = overview(opened, _level(opened))
         size = (opened.slide.width, opened.slide.height)
         stride_l0 = settings.stride * opened.downsample
-        # Without negatives only what has tumour is looked at.
+        # Without negatives only places with tumour are wanted.
         min_tissue = settings.min_tissue if settings.save_neg else 2.0
         found = places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
         return found, opened.label.left_out
 
     found, left_out = _reader(settings).read(source.pair, of)
-    if settings.max_patches is not None:  # a choice over the whole slide, the same in each run
+    if settings.max_patches is not None:  # chosen over the whole slide, and alike in each run
         rng = np.random.default_rng((settings.seed, name_seed(source.name)))
         found = [found[i] for i in rng.permutation(len(found))]
     return found, left_out
 
 
 def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: Sequence[Place]) -> Cut:
-    """Writes the patches at these places. BadSlideError: one cannot be read; OutputError: or written."""
+    """Write the patches at these places. BadSlideError: one cannot be read. OutputError: one cannot be written."""
     result, reader = Cut(len(chunk)), _reader(settings)
     limit, spacing = settings.max_patches, reader.read(source.pair, lambda opened: opened.spacing)
     full = {"positive": False, "negative": not settings.save_neg}
@@ -129,20 +130,20 @@ def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: S
 def draw(
     source: SourceSlide, settings: PatchSettings, folders: Folders, rows: dict[str, list[PatchRow]]
 ) -> None:
-    """slides/<slide>.png: outlines of tissue and tumour on a thumbnail, with the patches that were cut.
+    """Draw slides/<slide>.png: outlines of tissue and tumour and the patches that were cut, on a thumbnail.
 
-    BadSlideError: the slide cannot be read; OutputError: the picture cannot be written.
+    BadSlideError: the slide cannot be read. OutputError: the picture cannot be written.
     """
     size_l0 = _reader(settings).geometry(source.pair)[0]
     patches = [
         PatchInfo(source.name, row.x, row.y, size_l0, kind == "positive")
-        for kind in ("negative", "positive")  # that is drawn over the other
+        for kind in ("negative", "positive")  # the second is drawn over the first
         for row in rows[kind]
     ]
     level = _reader(settings).read(source.pair, _level)
     try:
         picture = picture_of(source.pair, _config(settings), patches, level)
-    except (DataError, ReadError, OSError) as error:
+    except (DataError, OSError) as error:
         raise BadSlideError(source.pair, str(error)) from error
     path = folders.positive / "slides" / f"{source.name}.png"
     store.write(path, store.encode(picture, "png", 1.0))

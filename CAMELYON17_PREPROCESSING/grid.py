@@ -1,6 +1,7 @@
-"""Chooses the places of a slide at which patches are cut: numpy, without IO.
+"""Chooses the places of a slide at which patches are cut, in numpy and without IO.
 
-Level-0 pixels are `_l0`; `_t` are pixels of the thumbnail, cells of `cell` level-0 pixels.
+Names in level-0 pixels end in `_l0`, those in pixels of the thumbnail in `_t`. A pixel of the thumbnail is `cell`
+level-0 pixels (x, y) large.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import numpy as np
 
 from samplers.tissue import contrast_is_low, window_sums, windows_of
 
-MAX_BLACK = 0.1  # part of a patch: more is the scanner's border, or was never scanned
-BLACK = 20  # of 255, in all channels
+MAX_BLACK = 0.1  # share of a patch; more is the scanner's border, or was never scanned
+BLACK = 20  # a pixel is black if none of its channels is above this, of 255
 
 
 class Place(NamedTuple):
-    """A corner of the grid in level-0 pixels, and the part of the patch that is tissue on the thumbnail."""
+    """The corner of a patch in level-0 pixels, and the share of it that is tissue on the thumbnail."""
 
     x_l0: int
     y_l0: int
@@ -33,10 +34,10 @@ def places(
     stride_l0: float,
     min_tissue: float,
 ) -> list[Place]:
-    """Return the grid over the tissue regions, row by row: patches with tumour, or with enough tissue.
+    """Return the places of a grid over the slide, row by row, that meet tumour or have enough tissue.
 
-    tissue, tumour: bool (h, w) of the thumbnail, tumour where any part of a pixel is. One grid for the whole
-    slide, from its corner on: regions may touch the same patch, and it is cut once.
+    tissue, tumour: bool (h, w) of the thumbnail; a pixel is tumour if any part of it is. One grid covers the whole
+    slide, from its corner on, so a patch that several regions of tissue touch is cut once.
     """
     starts_l0 = [
         (np.arange(int((extent - size_l0) / stride_l0 + 1e-9) + 1) * stride_l0).round().astype(int)

@@ -4,8 +4,8 @@
     sh run_prepro.sh --root /data/CAMELYON17 --patch_size 1024 --save_neg
     python -m CAMELYON17_PREPROCESSING.preprocess --train_tumor_wsi_path slides --train_tumor_mask_path xml
 
-Can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others
-are done), or files could not be written; 2 wrong options or unusable input.
+It can be stopped at any moment and run again. Exit codes: 0 done; 1 some slides could not be used (all others are
+done), or files could not be written; 2 wrong options or unusable input; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from utils.cli import (
     report_user_error,
     show_warnings,
 )
+from utils.files import OutputError
 from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
@@ -97,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the options with their paths resolved; ends with exit code 2 for what is wrong."""
+    """Return the options with their folders filled in, or exit with code 2 if one is wrong."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if (options.root is None) == (options.train_tumor_wsi_path is None):
@@ -128,8 +129,9 @@ def settings_of(options: argparse.Namespace) -> PatchSettings:
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[str], list[str]]:
-    """Return the slides, largest first so that ranks get about the same; names of slides that are there but left out;
-    warnings. DataError: there are none.
+    """Return the slides, the names of slides that are left out, and warnings.
+
+    The largest slides come first, so that ranks get about the same. DataError: there are no slides.
     """
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format)
@@ -144,7 +146,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
                 f"{len(slides)} .{options.format} slides in {options.train_tumor_wsi_path} and "
                 f"{len(label_files)} annotations or masks in {labels}: none belong together"
             )
-    # CAMELYON16's, some of which were published without their annotation.
+    # Some slides of CAMELYON16 were published without their annotation.
     doubtful = [pair for pair in pairs if pair.label is None and pair.name.casefold().startswith("tumor_")]
     if doubtful:
         named = name_some(pair.slide for pair in doubtful)
@@ -161,7 +163,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
 
 
 def _of_root(root: Path, format: str) -> tuple[list[SlidePair], list[str]]:
-    """By its layout: CAMELYON17's if there are centres or patients, else CAMELYON16's training slides."""
+    """Return pairs and warnings of CAMELYON17 if there are centres or patients, else CAMELYON16's training slides."""
     training = root / "training"
     if any(training.glob("center_*")) or (training / "patients").is_dir():
         return camelyon17(root, format, "xml", "normal")
@@ -187,7 +189,9 @@ def _ranks() -> Ranks:
     """Return the ranks of an MPI launcher, through Horovod."""
     if launcher_rank()[1] == 1:
         return Ranks()
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing there, and would take the memory
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        "-1"  # TensorFlow computes nothing here, but would take the GPU's memory
+    )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
@@ -197,7 +201,7 @@ def _ranks() -> Ranks:
 
 
 def run(options: argparse.Namespace, world: Ranks) -> int:
-    """Collective: each rank does its slides."""
+    """Cut this rank's slides and return the exit code. Collective."""
     settings = settings_of(options)
     folders = Folders(options.save_positive_path, options.save_tumor_negative_path)
     sources, left_out, warnings = world.on_rank_0(lambda: find_sources(options))
@@ -211,15 +215,17 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     error, outcome, start = "", PatchOutcome(), time.monotonic()
     try:
         store.remove_slides(folders, {source.name for source in pending})
-        if world.is_first:  # their label was taken away, or the stages say now that they are not tumour-free
+        if (
+            world.is_first
+        ):  # slides that have lost their label, or that stage_labels.csv no longer calls negative
             store.remove_slides(folders, left_out & store.finished_slides(folders))
         if pending:
             outcome = _process(pending, settings, folders, options.num_threads, world.is_first)
-    except store.OutputError as failure:
+    except OutputError as failure:
         error = NO_ROOM.format(failure)
     except BrokenProcessPool:
         error = (
-            "a worker process was killed (out of memory? try fewer --num_threads); the same command goes on"
+            "a worker process was killed (out of memory? Take fewer --num_threads); the same command goes on"
         )
     return _finish(world, folders, outcome, error, time.monotonic() - start)
 
@@ -232,7 +238,10 @@ def _process(
 
 
 def _finish(world: Ranks, folders: Folders, outcome: PatchOutcome, error: str, seconds: float) -> int:
-    """Collective: summary and tables by rank 0. A rank whose slides were bad must not end before the others."""
+    """Let rank 0 write the tables and a summary; return the exit code.
+
+    Collective: a rank whose slides were bad must not end before the others.
+    """
     seconds = max(world.gather(seconds))
     outcomes = world.gather(outcome)
     errors = [f"[rank {rank}] {text}" for rank, text in enumerate(world.gather(error)) if text]
@@ -253,7 +262,7 @@ def _finish(world: Ranks, folders: Folders, outcome: PatchOutcome, error: str, s
             print(f"discarded, {reason}: {count}")
         try:
             totals = store.write_tables(folders)
-        except store.OutputError as failure:
+        except OutputError as failure:
             errors.append(NO_ROOM.format(failure))
         for line in errors:
             sys.stderr.write(f"{PROGRAM}: error: {line}\n")

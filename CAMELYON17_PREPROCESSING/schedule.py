@@ -1,4 +1,4 @@
-"""Divides slides, and the patches of a slide, over worker processes; a slide's record is written when all are there."""
+"""Divides slides and their patches over worker processes, and writes a slide's record when its patches are there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlid
 from samplers.reader import BadSlideError
 from utils.interrupt import interrupt_deferred
 
-CHUNK_PIXELS = 8 << 20  # patches of this many pixels together are one task
+CHUNK_PIXELS = 8 << 20  # pixels of the patches of one task
 
 
 @dataclass
 class _Job:
-    """A slide that is being done."""
+    """A slide that is being cut."""
 
     source: SourceSlide
     places: int = 0
@@ -34,10 +34,12 @@ class _Job:
 
 @dataclass
 class PatchOutcome:
+    """The work that was done, and what was left out."""
+
     patches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(store.KINDS, 0))
-    discarded: dict[str, int] = field(default_factory=dict)
+    discarded: dict[str, int] = field(default_factory=dict)  # reason → patches
     bad: dict[str, str] = field(default_factory=dict)  # slide → reason
-    left_out: list[str] = field(default_factory=list)  # parts of labels, why
+    left_out: list[str] = field(default_factory=list)  # a line for each part of a label that is left out
 
 
 def process(
@@ -47,10 +49,10 @@ def process(
     processes: int,
     advance: Callable[[float, int], None],
 ) -> PatchOutcome:
-    """Process all slides; those that cannot be read are left out, without patches.
+    """Cut all slides. Those that cannot be used are left out and have no patches.
 
-    advance(slides, patches): called with the part of a slide and the number of patches that were done.
-    OutputError: a file cannot be written; BrokenProcessPool: a worker was killed.
+    advance(slides, patches) is called with the share of a slide and the number of patches that were done.
+    OutputError: a file cannot be written. BrokenProcessPool: a worker was killed.
     """
     return _Schedule(settings, folders, processes, advance).run(sources)
 
@@ -61,7 +63,7 @@ class _Schedule:
     ) -> None:
         self.settings, self.folders, self.processes, self.advance = settings, folders, processes, advance
         self.outcome = PatchOutcome()
-        self.jobs: dict[Future[Any], tuple[_Job, str]] = {}  # and what it is: plan, cut, draw
+        self.jobs: dict[Future[Any], tuple[_Job, str]] = {}  # with the step: plan, cut or draw
 
     def run(self, sources: Sequence[SourceSlide]) -> PatchOutcome:
         pending = deque(sources)

@@ -16,22 +16,22 @@ class PatchSettings:
     """The settings that the patches of a folder have in common, as preprocessing.json holds them."""
 
     patch_size: int = 1024  # pixels
-    stride: int = 1024  # pixels of the patch from one to the next
-    spacing: float | None = None  # µm/px, None: level 0
-    min_tumor: float = 0.01  # part of a positive patch
-    min_tissue: float = 0.5  # part of a negative patch
-    max_patches: int | None = None  # of each kind and slide
+    stride: int = 1024  # pixels from one patch to the next
+    spacing: float | None = None  # µm/px; None: that of level 0
+    min_tumor: float = 0.01  # smallest share of tumour in a positive patch
+    min_tissue: float = 0.5  # smallest share of tissue in a negative patch
+    max_patches: int | None = None  # per kind and slide
     save_neg: bool = False
     save_png: bool = False
     output_format: str = "png"
-    seed: int = 0  # of the choice for max_patches
+    seed: int = 0  # of the random choice of max_patches
 
     def values(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Folders(NamedTuple):
-    """The folders that patches go to; both may be the same."""
+    """The folders that patches are written to. Both may be the same."""
 
     positive: Path
     negative: Path
@@ -39,7 +39,7 @@ class Folders(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchRow:
-    """A line of patches.csv. x, y: corner in level-0 pixels; size in pixels of `spacing` µm/px."""
+    """A line of patches.csv. (x, y) is the corner in level-0 pixels; `size` is in pixels of `spacing` µm/px."""
 
     patch: str
     slide: str
@@ -58,7 +58,7 @@ COLUMNS = tuple(field.name for field in fields(PatchRow))
 
 @dataclass(frozen=True)
 class SourceSlide:
-    """A slide, its label, and how its patches are called."""
+    """A slide to cut, its label, and the names of its patches."""
 
     pair: SlidePair
 
@@ -68,7 +68,7 @@ class SourceSlide:
 
     @property
     def label(self) -> list[Any]:
-        """Name, bytes and time of the label: another one makes other patches. Empty if there is none."""
+        """Name, size and time of the label file, by which a changed label is noticed. Empty if there is none."""
         if self.pair.label is None:
             return []
         status = self.pair.label.stat()
@@ -76,7 +76,7 @@ class SourceSlide:
 
     @functools.cached_property
     def center(self) -> str:
-        """Empty if it is not known."""
+        """The medical centre, or "" if it is unknown."""
         center = center_of(self.pair.slide)
         return "" if center is None else str(center)
 

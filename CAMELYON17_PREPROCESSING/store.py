@@ -1,11 +1,11 @@
-"""The files: patches and masks, a record for each finished slide, patches.csv; and what a killed run has left.
+"""Writes patches, masks, a record of each finished slide and patches.csv; removes what a killed run has left.
 
     <positive>/tumor_center_<c>_<slide>_<x>_<y>.png, mask_<same>.png, patches.csv
     <positive>/preprocessing.json     the settings
-    <positive>/slides/<slide>.json    the record of a finished slide, <slide>.png its picture
+    <positive>/slides/<slide>.json    the record of a finished slide; <slide>.png is its picture
     <negative>/…                      patches, masks and patches.csv
 
-Each file is written under another name and renamed; a slide without a record is done again.
+Each file is written under another name and then renamed. A slide without a record is cut again.
 """
 
 from __future__ import annotations
@@ -29,26 +29,22 @@ from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchS
 from samplers.pairs.pairing import slide_of_patch
 from samplers.slides.errors import DataError
 from utils.cli import UserError
-from utils.files import OutputError, differences
+from utils.files import differences, output_errors, write_atomically
 
 KINDS = ("positive", "negative")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file under another name until it is whole. OutputError if it cannot be written."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error}") from error
+    """Write a file that is whole or not there. OutputError: it cannot be written."""
+    with output_errors(path):
+        write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
 def encode(pixels: np.ndarray, format: str, spacing: float) -> bytes:
-    """uint8 RGB (h, w, 3) as PNG or JPEG, with its spacing in µm/px.
+    """Return uint8 RGB (h, w, 3) as a PNG or JPEG file that states its spacing in µm/px.
 
-    Level 2 with row differences takes 67 ms for 1024² and 1.8 MB, OpenCV 113 ms at its fastest for 1.7 MB.
+    A PNG of 1024² takes 67 ms and 1.8 MB (compression level 2 with row differences). OpenCV's fastest takes 113 ms
+    and 1.7 MB.
     """
     image = pyvips.Image.new_from_array(pixels).copy(xres=1000 / spacing, yres=1000 / spacing)
     if format == "jpg":
@@ -57,13 +53,13 @@ def encode(pixels: np.ndarray, format: str, spacing: float) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """uint8 (h, w) as PNG. Few values: OpenCV's call takes a third of libvips'."""
+    """Return uint8 (h, w) as a PNG file. With so few values OpenCV takes a third of libvips' time."""
     return cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 @functools.lru_cache
 def _empty_mask(height: int, width: int) -> bytes:
-    """Return the mask of negatives, which are most patches."""
+    """Return the mask file of a negative, which is made once since most patches are negatives."""
     return encode_mask(np.zeros((height, width), np.uint8))
 
 
@@ -77,10 +73,14 @@ def save_patch(
 
 
 def prepare(folders: Folders, settings: PatchSettings) -> None:
-    """Makes the folders and notes the settings; ValueError: the folder has patches of other settings."""
+    """Make the folders and write the settings.
+
+    UserError: the folder holds patches of other settings. OutputError: a folder cannot be written.
+    """
     note = folders.positive / "preprocessing.json"
     for folder in {folders.negative, folders.positive / "slides"}:
-        folder.mkdir(parents=True, exist_ok=True)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     values = settings.values()
     if settings.save_neg:
         positive, negative = (folder.resolve() for folder in folders)
@@ -94,23 +94,24 @@ def prepare(folders: Folders, settings: PatchSettings) -> None:
         if changed:
             raise UserError(
                 f"{folders.positive} holds patches of other options: {', '.join(changed)}. Remove it, or "
-                "name others with --save_positive_path and --save_tumor_negative_path"
+                "name other folders with --save_positive_path and --save_tumor_negative_path"
             )
     write(note, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def record_of(folders: Folders, slide: str) -> Path:
+    """Return the path of the record of a slide."""
     return folders.positive / "slides" / f"{slide}.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """DataError if it cannot be read: it was not written by this program."""
+    """Return a record with its rows as PatchRow. DataError: it cannot be read, so this program did not write it."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         return {**record, **{kind: [PatchRow(*row) for row in record[kind]] for kind in KINDS}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} cannot be read ({error!r}): remove it and the slide is done again"
+            f"{path} cannot be read, so remove it, and the slide is cut again: {error!r}"
         ) from error
 
 
@@ -130,14 +131,23 @@ def is_finished(folders: Folders, source: SourceSlide) -> bool:
 
 
 def finished_slides(folders: Folders) -> set[str]:
+    """Return the names of the slides that have a record."""
     return {path.stem for path in (folders.positive / "slides").glob("*.json")}
 
 
 def remove_slides(folders: Folders, names: Collection[str]) -> int:
-    """Takes away what there is of these slides, their records first; how many files."""
-    removed = 0
+    """Delete all files of these slides, their records first, and return how many they were.
+
+    OutputError: one cannot be deleted.
+    """
     if not names:
-        return removed
+        return 0
+    with output_errors(folders.positive):
+        return _remove(folders, names)
+
+
+def _remove(folders: Folders, names: Collection[str]) -> int:
+    removed = 0
     for name in names:
         for path in (record_of(folders, name), record_of(folders, name).with_suffix(".png")):
             if path.exists():
@@ -148,7 +158,7 @@ def remove_slides(folders: Folders, names: Collection[str]) -> int:
             stem, suffix = os.path.splitext(entry.name)
             slide = slide_of_patch(stem.removeprefix("mask_"))
             if suffix == ".partial":
-                inner = re.sub(r"^\.\d+\.|\.(png|jpg|json|csv)$", "", stem)
+                inner = re.sub(r"^\.|\.(png|jpg|json|csv)$", "", stem)
                 slide = slide_of_patch(inner.removeprefix("mask_")) or inner
             if slide in names:
                 os.unlink(entry.path)
@@ -157,7 +167,7 @@ def remove_slides(folders: Folders, names: Collection[str]) -> int:
 
 
 def write_tables(folders: Folders) -> dict[str, int]:
-    """patches.csv in both folders, of all finished slides; how many patches of each kind there are."""
+    """Write patches.csv of all finished slides into both folders. Return the number of patches of each kind."""
     rows: dict[Path, list[PatchRow]] = {folder: [] for folder in folders}
     counts = dict.fromkeys(KINDS, 0)
     for slide in sorted(finished_slides(folders)):

@@ -1,8 +1,8 @@
-"""Time and memory of inference: uint8 images to class probabilities, as the exported model does it.
+"""Measures time and memory of inference, from uint8 images to class probabilities, as the exported model does it.
 
     .venv/bin/python benchmarks/forward.py --model deeplab --img_size 1024 --batch_size 1
 
-The last line is a JSON object as of `benchmarks/train_step.py`.
+The last line is a JSON object, the same as of `benchmarks/train_step.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
     options = build_parser().parse_args(argv)
     print(json.dumps(measure(options, make_forward(options))))
 

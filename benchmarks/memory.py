@@ -1,10 +1,10 @@
-"""Memory and time of a training step of train.py (optimizer and metrics too) on noise; a fresh process a case.
+"""Measures memory and time of a training step of train.py, with optimizer and metrics, on noise.
 
     .venv/bin/python benchmarks/memory.py --models effdetd0 --img_sizes 1024 2048 --recompute none blocks full
 
-One JSON object a case: `gb`, the peak of the process's RSS less what it was before the model was built, `gb_per_mp`
-that by the megapixels of the batch, `peak_gb` all of it, the median seconds of the steps after the first (which
-traces), and the losses. What comes after `--` goes to train.py's options.
+Each case runs in a fresh process and prints one JSON object: `peak_gb`, the peak of the process's RSS; `gb`, its part
+above the RSS before the model was built; `gb_per_mp`, that part per megapixel of the batch; the median seconds of the
+steps after the first one, which traces; and the losses. Options of train.py come after `--`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--img_sizes", type=int, nargs="+", default=[1024], help="sides in pixels")
     parser.add_argument("--recompute", choices=RECOMPUTE, nargs="+", default=list(RECOMPUTE))
     parser.add_argument("--mixed_precision", nargs="+", default=["float32"])
-    parser.add_argument("--steps", type=int, default=3, help="of each case")
-    parser.add_argument("options", nargs="*", help="of train.py, after --")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each case")
+    parser.add_argument("options", nargs="*", help="options of train.py, after --")
     return parser
 
 

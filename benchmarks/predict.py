@@ -1,13 +1,13 @@
-"""Whole-slide prediction, in megapixels of patches and of tissue a second, against the bare forward pass.
+"""Speed of whole-slide prediction, in megapixels of patches and of tissue per second, against the bare forward pass.
 
     python benchmarks/predict.py --model_path logs/demo-... --slide_path data/demo/validation/slides \
         --output /tmp/benchmark --img_size 512
 
-Options are those of predict.py; --output must not have predictions yet. Everything of predict.py is in the time but
-loading the model: checks, tissue, reading, blending, lesions, TIFFs. The bare rate is that of the same traced function
-on the same batch of noise again and again, before and after each slide. Patches overlap and reach beyond the tissue:
-pixels of patches count each time that they are predicted, pixels of tissue (with its margin) once. The ratio is that
-of patch pixels. The last line is a JSON object.
+The options are those of predict.py; --output must hold no predictions yet. The time includes all that predict.py does
+but loading the model: checks, tissue, reading, blending, lesions, TIFFs. The bare rate is that of the same traced
+function on one batch of noise, before and after each slide. Patches overlap and reach beyond the tissue: their pixels
+count each time that they are predicted, pixels of tissue (with its margin) count once. The ratio is that of the pixels
+of patches. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ import predict
 from prediction import store
 from prediction.model import Predictor
 from prediction.work import Opened, Worker
-from samplers.labels.label_map import class_names
 from utils.ranks.single import Ranks
 from utils.ranks.world import World, select_devices
 from utils.startup import configure_environment
 
-BARE_BATCHES = 8  # before and after a slide
+BARE_BATCHES = 8  # predicted before and after each slide
 
 
 def bare(predictor: Predictor, batch_size: int, side: int) -> float:
-    """Megapixels/s of the forward pass alone."""
+    """Return megapixels/s of the forward pass alone."""
     images = np.random.default_rng(0).integers(0, 255, (batch_size, side, side, 3), dtype=np.uint8)
     start = time.perf_counter()
     for _ in range(BARE_BATCHES):
@@ -52,8 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
     predictor = Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
-    groups = class_names(source.options.get("label_map"), predictor.classes)
-    names = [group[0] for group in groups[1:]]
+    names = predict.outline_names(source, predictor.classes)
     batch = settings.batch_size, settings.img_size
     bare(predictor, *batch)  # the first batches are slow
     rates, bares, tissues = [], [bare(predictor, *batch)], []

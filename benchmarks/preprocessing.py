@@ -1,11 +1,11 @@
-"""Patches per second of the preprocessing, against reading and encoding them with nothing around it.
+"""Measures the patches per second of the preprocessing, against bare reading and encoding of the same patches.
 
     python benchmarks/preprocessing.py --root /data/CAMELYON17 --patch_size 256 --num_threads 1 2
 
-The bare rate is that of `pyvips.Region.fetch` and the PNG encoding of the same patches, without masks, in one
-thread. Other options go to the preprocessing. Bare and preprocessing take turns, `--rounds` times; ratios are
-medians over the rounds. Workers start in each round, which takes a second and is counted. One JSON object a
-case as the last lines.
+The bare rate is that of `pyvips.Region.fetch` and the PNG encoding of the same patches, without masks, in one thread.
+Other options go to the preprocessing. The bare run and the preprocessing take turns, `--rounds` times, and ratios are
+medians over the rounds. The workers' start in each round, about a second, is counted. The last lines are one JSON
+object per case.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BARE_PATCHES = 300
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--num_threads", type=int, nargs="+", default=[1, 2], help="a case each")
+    add("--num_threads", type=int, nargs="+", default=[1, 2], help="worker processes, one case each")
     add("--rounds", type=int, default=3)
     return parser
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def preprocess(
     sources: list[SourceSlide], settings: PatchSettings, processes: int
 ) -> tuple[float, list[PatchRow]]:
-    """Patches/s, and the patches."""
+    """Return patches/s, and the patches."""
     with tempfile.TemporaryDirectory() as name:
         folders = Folders(Path(name) / "positive", Path(name) / "negative")
         store.prepare(folders, settings)
@@ -58,7 +58,7 @@ def preprocess(
 
 
 def bare(sources: list[SourceSlide], rows: list[PatchRow]) -> float:
-    """Patches/s of some of these patches, slide by slide and row by row as the preprocessing has them."""
+    """Return patches/s for some of these patches, slide by slide and row by row as in the preprocessing."""
     paths = {source.name: source.pair.slide for source in sources}
     step = max(1, len(rows) // BARE_PATCHES)
     start, done = time.perf_counter(), 0

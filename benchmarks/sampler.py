@@ -1,12 +1,12 @@
-"""Patches per second of a sampler, image and label as the model takes them, against what libvips can read.
+"""Measures the patches per second of a sampler, with image and label as for the model, against bare reading by libvips.
 
     python benchmarks/sampler.py --data_sampler surf --slide_path S --label_path L --img_size 1024 \
         --batch_size 2 --sample_processes 1 2
 
-The bare rate is that of `pyvips.Region.fetch` at level 0 in one thread, at the places of the sampler's own
-patches: decoding JPEG is its limit. Bare reading and samplers take turns, `--rounds` times, and ratios are
-medians over the rounds, so that other work on the machine tells on both. `cpu_ratio_to_bare` compares the
-processor time of a patch, which other work hardly changes. One JSON object a case as the last lines.
+The bare rate is that of `pyvips.Region.fetch` at level 0 in one thread, at the places of the sampler's own patches,
+where decoding JPEG is the limit. Bare reading and samplers take turns, `--rounds` times, and ratios are medians over
+the rounds, so that other work on the machine affects both. `cpu_ratio_to_bare` compares the processor time per patch,
+which other work hardly changes. The last lines are one JSON object per case.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = sampler_parser()
     add = parser.add_argument
     add("--batch_tumor_ratio", type=float, default=1.0)
-    add("--resolution", type=float, help="µm/px, none: level 0")
+    add("--resolution", type=float, help="spacing in µm/px (default: that of level 0)")
     add("--annotation_weighting", choices=WEIGHTINGS, default="balanced")
-    add("--sample_processes", type=int, nargs="+", default=[1, 2], help="a case each")
+    add("--sample_processes", type=int, nargs="+", default=[1, 2], help="worker processes, one case each")
     add("--augment", action="store_true")
-    add("--seconds", type=float, default=4.0, help="of each measurement")
+    add("--seconds", type=float, default=4.0, help="seconds of each measurement")
     add("--rounds", type=int, default=3)
     return parser
 
 
 class Measured(NamedTuple):
     rate: float  # patches per second
-    cpu: float  # seconds of processor time a patch
+    cpu: float  # seconds of processor time per patch
 
 
 class BareReader:
@@ -85,7 +85,7 @@ class BareReader:
 
 
 def measure(loader: Loader, batches: Iterator[Batch], ahead: int, seconds: float) -> Measured:
-    """Measure the rate of a loader; the `ahead` batches that lie ready do not count."""
+    """Measure a loader. The `ahead` batches that lie ready do not count."""
     for _ in range(ahead):
         next(batches)
     begin, begin_cpu, count = time.perf_counter(), cpu_seconds(loader), 0
@@ -95,7 +95,7 @@ def measure(loader: Loader, batches: Iterator[Batch], ahead: int, seconds: float
 
 
 def cpu_seconds(loader: Loader) -> float:
-    """Processor time of the loader's workers."""
+    """Return the processor time of the loader's workers in seconds."""
     times = [psutil.Process(pid).cpu_times() for pid in loader.worker_pids]
     return float(sum(t.user + t.system for t in times))
 

@@ -1,4 +1,4 @@
-"""Memory of a sampler process while it opens many slides in turn: links of a folder's slides under other names.
+"""Measures the memory of a sampler process that opens many slides in turn, which are links to a folder's slides.
 
     python benchmarks/sampler_memory.py --slide_path S --label_path L --label_format xml --slides 300
 
@@ -29,7 +29,7 @@ TENTHS = 10
 def build_parser() -> argparse.ArgumentParser:
     parser = sampler_parser()
     parser.add_argument("--slides", type=int, default=300, help="links to open in turn")
-    parser.add_argument("--rounds", type=int, default=3, help="patches a slide, about")
+    parser.add_argument("--rounds", type=int, default=3, help="patches per slide, about")
     return parser
 
 

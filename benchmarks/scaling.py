@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/scaling.py --model effdetd0 --img_size 256 --batch_size 2
 
-Prints a JSON object a case: seconds a step, images/s, time in the allreduce (Horovod's timeline), bytes that a
-rank reduces a step. Last the projection: the step of N ranks is a rank's own step plus a ring allreduce,
+Prints a JSON object per case: seconds per step, images/s, time in the allreduce (from Horovod's timeline), and bytes
+that a rank reduces per step. The projection comes last: the step of N ranks is a rank's own step plus a ring allreduce,
 2 (N - 1) / N · bytes / bandwidth + 2 (N - 1) · latency, nothing of it hidden behind the computation.
 """
 
@@ -40,9 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm_up", type=int, default=3, help="steps before these")
     parser.add_argument("--fp16_allreduce", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 512], help="of the projection")
-    parser.add_argument("--gigabit", type=float, default=100.0, help="the assumed network, Gbit/s a rank")
-    parser.add_argument("--latency", type=float, default=5.0, help="of one of its messages, µs")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[64, 512], help="numbers of ranks of the projection"
+    )
+    parser.add_argument(
+        "--gigabit", type=float, default=100.0, help="assumed network bandwidth per rank in Gbit/s"
+    )
+    parser.add_argument("--latency", type=float, default=5.0, help="assumed latency of a message in µs")
     return parser
 
 
@@ -132,7 +136,7 @@ def reductions(timeline: Path) -> Iterator[float]:
 
 
 def project(options: argparse.Namespace, alone: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Steps of many ranks from one rank's own."""
+    """Yield the projected steps of many ranks, from the step of one rank."""
     for ranks in options.ranks:
         for fp16 in (False, True):
             size = alone["parameters"] * (2 if fp16 else 4)

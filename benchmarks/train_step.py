@@ -1,8 +1,8 @@
-"""Time and memory of one training step: normalise, forward, loss, backward, Adam, all in one tf.function.
+"""Measures time and memory of a training step: normalise, forward, loss, backward and Adam in one tf.function.
 
     .venv/bin/python benchmarks/train_step.py --model effdetd0 --img_size 512 --batch_size 2 --fpn_min_level 3
 
-The last line is a JSON object: median seconds a step after warm-up, images/s, peak RSS of the process in GB.
+The last line is a JSON object: median seconds per step after warm-up, images/s, peak RSS of the process in GB.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES
-
-POLICIES = {"float32": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
+from models.from_options import PRECISIONS, set_precision
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,9 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--img_size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--num_classes", type=int, default=2)
-    parser.add_argument("--mixed_precision", choices=list(POLICIES), default="float32")
+    parser.add_argument("--mixed_precision", choices=PRECISIONS, default="float32")
     parser.add_argument(
-        "--fpn_min_level", type=int, choices=FPN_MIN_LEVELS, default=1, help="of EfficientDet"
+        "--fpn_min_level",
+        type=int,
+        choices=FPN_MIN_LEVELS,
+        default=1,
+        help="finest level of EfficientDet's BiFPN",
     )
     parser.add_argument("--output_stride", type=int, choices=OUTPUT_STRIDES, default=16, help="of DeepLab")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
@@ -46,12 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build(options: argparse.Namespace) -> Any:
-    """Return the model that the options ask for, under their policy of mixed precision."""
-    import tf_keras as keras
-
+    """Return the model that the options ask for, in their precision."""
     from models import build_model
 
-    keras.mixed_precision.set_global_policy(POLICIES[options.mixed_precision])
+    set_precision(options.mixed_precision)
     return build_model(
         options.model,
         options.img_size,
@@ -62,7 +63,7 @@ def build(options: argparse.Namespace) -> Any:
 
 
 def images_of(options: argparse.Namespace) -> Any:
-    """Noise, uint8 (B, H, W, 3): time and memory do not depend on what is seen."""
+    """Return noise, uint8 (B, H, W, 3): time and memory do not depend on the picture."""
     import numpy as np
 
     shape = (options.batch_size, options.img_size, options.img_size, 3)
@@ -99,7 +100,7 @@ def make_step(options: argparse.Namespace) -> Callable[[], Any]:
 
 
 def measure(options: argparse.Namespace, step: Callable[[], Any]) -> dict[str, Any]:
-    """Runs `step` and returns what is printed."""
+    """Run `step` and return the object that is printed."""
     times = []
     for _ in range(options.warm_up + options.steps):
         start = time.perf_counter()
@@ -117,7 +118,6 @@ def measure(options: argparse.Namespace, step: Callable[[], Any]) -> dict[str, A
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
     options = build_parser().parse_args(argv)
     print(json.dumps(measure(options, make_step(options))))
 

@@ -1,1 +1,1 @@
-"""Scores of the CAMELYON challenges and pixel metrics, each a program: `python -m evaluation.camelyon16 --help`."""
+"""Scores of the CAMELYON challenges, and pixel metrics. Each is a program: `python -m evaluation.camelyon16 --help`."""

@@ -1,7 +1,8 @@
 """Counts in histograms how far predicted outlines are from true ones, so that tiles and slides can be summed.
 
-An outline is the pixels of the tumour whose upper, lower, left or right neighbour is not tumour; the slide's edge
-makes none. Boundary F1 after Csurka et al., "What is a good evaluation measure for semantic segmentation?" (2013).
+An outline consists of the tumour pixels whose upper, lower, left or right neighbour is not tumour. The edge of the
+slide is no outline. Boundary F1 after Csurka et al., "What is a good evaluation measure for semantic segmentation?"
+(2013).
 """
 
 from __future__ import annotations
@@ -11,25 +12,28 @@ from typing import Any
 import cv2
 import numpy as np
 
-REACH_UM = 100.0  # farther is counted as this far
+REACH_UM = 100.0  # larger distances are counted as this one
 BIN_UM = 0.5
-BINS = int(REACH_UM / BIN_UM)  # bin 0: 0, bin b: above (b - 1) · BIN_UM and up to b · BIN_UM
+BINS = int(REACH_UM / BIN_UM)  # bin 0 counts distance 0, bin b those above (b - 1) · BIN_UM up to b · BIN_UM
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def outline(tumour: np.ndarray) -> np.ndarray:
     """Return the outermost pixels of a bool mask (h, w): bool."""
     pixels = tumour.astype(np.uint8)
-    return np.asarray(pixels > cv2.erode(pixels, _CROSS))  # OpenCV takes what is outside as tumour
+    return np.asarray(
+        pixels > cv2.erode(pixels, _CROSS)
+    )  # OpenCV takes everything outside the mask as tumour
 
 
 def distance_counts(
     truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float
 ) -> np.ndarray:
-    """Outline pixels by their distance to the other outline: int64 (2, BINS + 1).
+    """Count outline pixels by their distance to the other outline: int64 (2, BINS + 1).
 
     truth, predicted: bool (h, w) with a margin of REACH_UM around `core`, whose outline pixels are counted.
-    Row 0: of the prediction to the truth; row 1: the other way. The last bin: REACH_UM or more.
+    Row 0 counts pixels of the prediction by their distance to the truth, row 1 the other way round. The last bin is for
+    REACH_UM and more.
     """
     counts = np.zeros((2, BINS + 1), np.int64)
     outlines = [outline(predicted), outline(truth)]
@@ -47,8 +51,10 @@ def distance_counts(
 
 
 def summarise(counts: np.ndarray, tolerance: float) -> dict[str, Any]:
-    """Return precision, recall and F1 of outlines at a tolerance in µm; mean and 95th percentile of
-    the distance of both ways in µm, none of it larger than REACH_UM. None: there is no outline.
+    """Return the boundary metrics of `distance_counts`; None where there is no outline.
+
+    These are precision, recall and F1 of the outlines at a tolerance in µm, and the mean and the 95th percentile of the
+    distances of both ways in µm, in which none is larger than REACH_UM.
     """
     near = counts[:, : int(tolerance / BIN_UM) + 1].sum(axis=1)
     sums = counts.sum(axis=1)

@@ -1,8 +1,8 @@
-"""Scores of CAMELYON16: lesions (FROC) and slides (AUC), with confidence intervals by bootstrap over slides.
+"""Computes the scores of CAMELYON16: FROC of lesions and AUC of slides, with intervals by bootstrap over slides.
 
     python -m evaluation.camelyon16 --predictions out/lesions --ground_truth masks --slide_scores out/slides.csv
 
-Predictions are one CSV a slide, `<slide>.csv`, rows `confidence,X,Y` in level-0 pixels; an empty one for a slide
+Predictions are one CSV per slide, `<slide>.csv`, with rows `confidence,X,Y` in level-0 pixels. It is empty for a slide
 without detections. A slide without mask or annotation is tumour-free. Writes froc.csv, froc.png, lesions.csv and
 camelyon16.json. Exit code 2: something cannot be used.
 """
@@ -22,13 +22,14 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from evaluation import froc
-from evaluation.froc import SlideResult
+from evaluation.froc import SlideResult, UndefinedScoreError
 from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
 from samplers.labels.label import MASK_SUFFIXES, LabelMap
 from samplers.slides.errors import DataError
-from utils.cli import UserError
+from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from utils.files import output_errors
 
 LESION_COLUMNS = (
     *("slide", "lesion", "kind", "diameter_um", "area_um2", "x", "y"),
@@ -44,7 +45,7 @@ def evaluate(
     slides: dict[str, Path],
     progress: bool = False,
 ) -> tuple[list[SlideResult], list[str]]:
-    """Return what was found on each slide that has a CSV, by name, and warnings. DataError: unusable files."""
+    """Return the result of each slide that has a CSV, and warnings. DataError: a file cannot be used."""
     warnings = []
     lacking = [key for key in predictions if key.startswith("tumor") and key not in truth]
     if lacking:
@@ -84,14 +85,14 @@ def slide_labels(
 
 def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
     if tumour.all() or not tumour.any():
-        raise UserError("the AUC takes slides with and without tumour")
+        raise UndefinedScoreError("the AUC takes slides with and without tumour")
     return float(roc_auc_score(tumour, scores))
 
 
 def summarise(
     results: Sequence[SlideResult], scores: tuple[np.ndarray, np.ndarray] | None, samples: int, seed: int
 ) -> dict[str, Any]:
-    """Return all scores as camelyon16.json has them. DataError: no lesion is to be found."""
+    """Return all scores as camelyon16.json has them. UndefinedScoreError: no lesion is to be found."""
     lesions = [lesion for result in results for lesion in result.lesions if not lesion.itc]
     summary: dict[str, Any] = {
         "slides": len(results),
@@ -106,11 +107,7 @@ def summarise(
         def of_slides(chosen: np.ndarray, corrected: bool = corrected) -> float:
             return froc.score([results[i] for i in chosen], corrected)
 
-        try:
-            points = froc.curve(results, corrected)[:2]
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        at_rates = froc.sensitivities(*points)
+        at_rates = froc.sensitivities(*froc.curve(results, corrected)[:2])
         summary[f"froc_{mode}"] = {
             "score": float(np.mean(at_rates)),
             "interval": froc.bootstrap(of_slides, len(results), samples, seed),
@@ -120,7 +117,7 @@ def summarise(
         tumour, values = scores
         try:
             auc: float | None = _auc(tumour, values)
-        except ValueError:
+        except UndefinedScoreError:
             auc = None
         interval = froc.bootstrap(lambda i: _auc(tumour[i], values[i]), len(tumour), samples, seed)
         counts = {"tumour": int(tumour.sum()), "normal": int((~tumour).sum())}
@@ -129,7 +126,7 @@ def summarise(
 
 
 def write(folder: Path, results: Sequence[SlideResult], summary: dict[str, Any]) -> None:
-    """camelyon16.json, lesions.csv, froc.csv and froc.png."""
+    """Write camelyon16.json, lesions.csv, froc.csv and froc.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "camelyon16.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (folder / "lesions.csv").open("w", newline="") as file:
@@ -176,35 +173,42 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.camelyon16",
         description="Lesion (FROC) and slide (AUC) scores of CAMELYON16.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "--predictions", type=Path, required=True, help="folder of <slide>.csv, rows confidence,X,Y"
+        "--predictions",
+        type=Path,
+        required=True,
+        help="folder of <slide>.csv with rows confidence,X,Y, or the --output of predict.py",
     )
     parser.add_argument(
         "--ground_truth", type=Path, required=True, help="folder of masks, ASAP .xml or .geojson"
     )
     parser.add_argument(
-        "--slide_path", type=Path, help="folder of slides, for their size if there are no masks"
+        "--slide_path", type=Path, help="folder of slides, which tell their sizes where there are no masks"
     )
-    parser.add_argument("--slide_scores", type=Path, help="CSV image,probability for the AUC of slides")
+    parser.add_argument("--slide_scores", type=Path, help="CSV image,probability, for the AUC of the slides")
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="as of train.py")
+    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="the same as for train.py")
     parser.add_argument(
         "--exclude",
         nargs="+",
         default=[],
         metavar="SLIDE",
-        help="leave slides out; by custom Test_049 (a duplicate) and Test_114 (not all is annotated)",
+        help="slides to leave out; usually Test_049 (a duplicate) and Test_114 (partly annotated)",
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, help="samples for the intervals (default: 1000)"
+        "--bootstrap",
+        type=non_negative_int,
+        default=1000,
+        help="number of samples for the confidence intervals",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
+    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
     folder, slide_scores = options.predictions, options.slide_scores
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -214,7 +218,7 @@ def run(options: argparse.Namespace) -> None:
     left_out = {slide_key(slide_stem(name)) for name in options.exclude}
     predictions = {key: path for key, path in find_files(folder, (".csv",)).items() if key not in left_out}
     if not predictions:
-        raise DataError(f"{folder}: no .csv files, one a slide is needed")
+        raise DataError(f"{folder}: no .csv files; one per slide is needed")
     truth = {key: path for key, path in find_truth(options.ground_truth).items() if key not in left_out}
     slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
     label_map = LabelMap.parse(options.label_map)
@@ -227,7 +231,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     summary = summarise(results, scores, options.bootstrap, options.seed)
     output = options.output or folder / "scores"
-    write(output, results, summary)
+    with output_errors(output):
+        write(output, results, summary)
     print(f"{report(summary)}\nwritten to {output}")
 
 

@@ -1,10 +1,11 @@
-"""Score of CAMELYON17: pN stages of patients, compared by Cohen's kappa with quadratic weights.
+"""Computes the score of CAMELYON17: Cohen's kappa with quadratic weights of patients' pN stages.
 
     python -m evaluation.camelyon17 --predictions submission.csv --ground_truth stage_labels.csv
 
-Predictions are a CSV `patient,stage` (rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`; stages are
-worked out if there are only nodes), or a folder of `<slide>_probability.tif`, of which nodes are worked out too.
-Writes submission.csv, confusion.csv and camelyon17.json. Exit code 2: something cannot be used.
+Predictions are a CSV `patient,stage` with rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`, whose stages
+are derived from the nodes if it has only these. They may also be a folder of `<slide>_probability.tif`, from which the
+nodes' labels are derived as well. Writes submission.csv, confusion.csv and camelyon17.json. Exit code 2: something
+cannot be used.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix
 from tqdm import tqdm
 
 from evaluation import lesions
-from evaluation.froc import bootstrap
+from evaluation.froc import UndefinedScoreError, bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
-from utils.cli import UserError
+from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from utils.files import output_errors
 
-NODES_A_PATIENT = 5
+NODES_PER_PATIENT = 5
 _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
 _PROBABILITY = "_probability"
 
 
 def nodes_of_maps(folder: Path, threshold: float, merge: float, min_diameter: float) -> dict[str, str]:
-    """Labels of the nodes of a folder's `<slide>_probability.tif`; a list of them is shown as it grows."""
+    """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar."""
     paths = sorted(folder.glob(f"*{_PROBABILITY}.tif"))
     if not paths:
         raise DataError(f"{folder}: no *{_PROBABILITY}.tif in it")
@@ -55,7 +57,7 @@ def nodes_of_maps(folder: Path, threshold: float, merge: float, min_diameter: fl
 
 
 def pairs_of(truth: Mapping[str, str], predicted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Both stages of each patient of the ground truth. DataError: a patient is missing."""
+    """Return the true and the predicted stages of the ground truth's patients. DataError: a patient is missing."""
     missing = sorted(set(truth) - set(predicted))
     if missing:
         raise DataError(
@@ -67,19 +69,19 @@ def pairs_of(truth: Mapping[str, str], predicted: Mapping[str, str]) -> tuple[li
 
 
 def kappa(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Cohen's kappa with quadratic weights over STAGES; NaN if all patients have one and the same stage."""
+    """Return Cohen's kappa with quadratic weights over STAGES, or NaN if all patients have the same stage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0
         return float(cohen_kappa_score(truth, predicted, labels=STAGES, weights="quadratic"))
 
 
 def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed: int) -> dict[str, Any]:
-    """Kappa, its interval by bootstrap over patients, and the confusion matrix (rows: ground truth)."""
+    """Return kappa, its interval by bootstrap over patients, and the confusion matrix (rows: ground truth)."""
 
     def of_patients(chosen: np.ndarray) -> float:
         value = kappa([truth[i] for i in chosen], [predicted[i] for i in chosen])
         if math.isnan(value):
-            raise UserError("one stage only")
+            raise UndefinedScoreError("one stage only")
         return value
 
     value = kappa(truth, predicted)
@@ -93,7 +95,7 @@ def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed
 
 
 def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return accuracy and confusion matrix of the nodes that both have; None: there are none."""
+    """Return accuracy and confusion matrix of the nodes that both have, or None if there are none."""
     both = [node for node in truth if node in predicted]
     if not both:
         return None
@@ -108,7 +110,7 @@ def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dic
 
 
 def write(folder: Path, stages: Mapping[str, str], nodes: Mapping[str, str], summary: dict[str, Any]) -> None:
-    """submission.csv as the challenge wants it, confusion.csv and camelyon17.json."""
+    """Write submission.csv as the challenge wants it, confusion.csv and camelyon17.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "camelyon17.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (folder / "submission.csv").open("w", newline="") as file:
@@ -146,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.camelyon17",
         description="Stage score (quadratic weighted kappa) of CAMELYON17.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--predictions",
@@ -160,38 +163,41 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="folder for the results (default: scores beside the predictions)"
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, help="samples for the interval (default: 1000)"
+        "--bootstrap",
+        type=non_negative_int,
+        default=1000,
+        help="number of samples for the confidence interval",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
     group = parser.add_argument_group("from probabilities to node labels")
     group.add_argument(
         "--threshold",
         type=float,
         default=lesions.THRESHOLD,
-        help="a pixel is tumour from here on (default: 0.5)",
+        help="probability from which on a pixel is tumour",
     )
     group.add_argument(
         "--merge_distance",
         type=float,
         default=lesions.MERGE_UM,
         metavar="UM",
-        help="areas closer than this are one lesion, µm (default: 75, as for CAMELYON16)",
+        help="distance in µm below which areas are one lesion (CAMELYON16 merges its ground truth by 75)",
     )
     group.add_argument(
         "--min_diameter",
         type=float,
         default=lesions.MIN_DIAMETER_UM,
         metavar="UM",
-        help="smaller lesions are left out, µm (default: 75, five tumour cells)",
+        help="longest diameter in µm that a lesion must have (75 are five tumour cells)",
     )
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
+    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
     path = options.predictions
     if not 0 < options.threshold <= 1 or options.merge_distance < 0 or options.min_diameter < 0:
-        raise UserError("--threshold must be above 0 and at most 1, the distances not negative")
+        raise UserError("--threshold must be above 0 and at most 1, and the distances must not be negative")
     true_stages, true_nodes = read_stages(options.ground_truth)
     if path.is_dir():
         nodes = nodes_of_maps(path, options.threshold, options.merge_distance, options.min_diameter)
@@ -202,17 +208,18 @@ def run(options: argparse.Namespace) -> None:
         stages = stages_of_nodes(nodes)
         counts = Counter(node.partition("_node_")[0] for node in nodes)
         odd = [
-            f"{patient} ({count})" for patient, count in sorted(counts.items()) if count != NODES_A_PATIENT
+            f"{patient} ({count})" for patient, count in sorted(counts.items()) if count != NODES_PER_PATIENT
         ]
         if odd:
             print(
-                f"warning: patients without exactly {NODES_A_PATIENT} nodes: {', '.join(odd)}",
+                f"warning: patients without exactly {NODES_PER_PATIENT} nodes: {', '.join(odd)}",
                 file=sys.stderr,
             )
     summary = summarise(*pairs_of(true_stages, stages), options.bootstrap, options.seed)
     summary["nodes"] = compare_nodes(true_nodes, nodes)
     output = options.output or (path if path.is_dir() else path.parent) / "scores"
-    write(output, stages, nodes, summary)
+    with output_errors(output):
+        write(output, stages, nodes, summary)
     print(f"{report(summary)}\nwritten to {output}")
 
 

@@ -1,8 +1,8 @@
-"""CAMELYON16's lesion score: the free-response receiver operating characteristic (FROC), without files.
+"""Computes CAMELYON16's lesion score, the free-response receiver operating characteristic (FROC), without IO.
 
 After Ehteshami Bejnordi et al., "Diagnostic assessment of deep learning algorithms for detection of lymph node
 metastases in women with breast cancer", JAMA 318 (2017), and the program that its organisers published. `official`
-numbers are the same to the last bit, with what that program does unintentionally; `corrected` ones are without it.
+numbers equal that program's to the last bit, with its unintended effects; `corrected` ones are without these.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from skimage import measure
 
 from utils.cli import UserError
 
-LEVEL = 5  # of the evaluation mask: its pixels are 32 level-0 pixels
+LEVEL = 5  # of the evaluation mask, whose pixels are 32 × 32 level-0 pixels
 SPACING = 0.243  # µm/px at level 0, taken for every slide
-RATES = (0.25, 0.5, 1, 2, 4, 8)  # false positives a slide at which the sensitivity is taken
-MERGE_UM = 75  # lesions that are closer are one: five tumour cells
-ITC_UM = 275  # isolated tumour cells, 200 µm, and what merging adds
+RATES = (0.25, 0.5, 1, 2, 4, 8)  # false positives per slide at which the sensitivity is taken
+MERGE_UM = 75  # lesions that are closer than this, five tumour cells, are one
+ITC_UM = 275  # isolated tumour cells are shorter: 200 µm, plus what merging adds
+
+
+class UndefinedScoreError(UserError):
+    """A score has no value for these slides or patients, for example because none of them has a lesion."""
 
 
 class Detection(NamedTuple):
-    """A place that is said to be in a lesion, in level-0 pixels."""
+    """A predicted place of a lesion, in level-0 pixels."""
 
     confidence: float
     x: float
@@ -34,15 +38,15 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class TrueLesion:
-    """A region of the evaluation mask, and what was found of it."""
+    """A lesion of the ground truth, and the detection that hit it."""
 
     label: int  # from 1 on
-    itc: bool  # isolated tumour cells: no target, and a hit in it does not count at all
-    diameter: float  # µm: major axis, with what merging adds
+    itc: bool  # isolated tumour cells: not to be found, and a hit counts neither way
+    diameter: float  # µm, the major axis, with what merging adds
     area: float  # µm²
     x: float  # centre of mass, level 0
     y: float
-    hit: Detection | None  # the most confident of all in it
+    hit: Detection | None  # the most confident one
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,11 @@ class SlideResult:
     name: str
     lesions: tuple[TrueLesion, ...]
     false_positives: tuple[Detection, ...]
-    outside: int = 0  # of them, how many are not on the slide
+    outside: int = 0  # how many of the false positives are not on the slide
 
 
 def evaluation_mask(tumour: np.ndarray) -> np.ndarray:
-    """Lesions, numbered from 1 on: int (h, w) of `tumour`, bool (h, w) at level 5."""
+    """Return the lesions of `tumour`, bool (h, w) at level 5, numbered from 1 on: int (h, w)."""
     if not tumour.any():
         return np.zeros(tumour.shape, np.int32)
     distance = ndimage.distance_transform_edt(~tumour)
@@ -65,7 +69,7 @@ def evaluation_mask(tumour: np.ndarray) -> np.ndarray:
 
 
 def match(name: str, detections: Sequence[Detection], tumour: np.ndarray | None) -> SlideResult:
-    """Gives each detection to the lesion that it hits; `tumour` as of `evaluation_mask`, None: there is none."""
+    """Assign each detection to the lesion that it hits. `tumour`: as for `evaluation_mask`, or None for none."""
     labels = evaluation_mask(np.zeros((1, 1), bool) if tumour is None else tumour)
     height, width = labels.shape
     hits: dict[int, Detection] = {}
@@ -99,19 +103,19 @@ def targets(results: Sequence[SlideResult]) -> int:
 def curve(
     results: Sequence[SlideResult], corrected: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """False positives a slide, sensitivities and thresholds of the FROC curve, by rising threshold.
+    """Return false positives per slide, sensitivities and thresholds of the FROC curve, by rising threshold.
 
-    The last point is (0, 0) with an infinite threshold. `results` has one entry for each slide that has a
-    list of detections, even if that is empty. ValueError: no lesion is to be found.
+    The last point is (0, 0) with an infinite threshold. `results` has one entry for each slide with a list of
+    detections, even an empty one. UndefinedScoreError: there is no lesion to be found.
 
-    The official curve is without its lowest threshold. That should be the 0 of the lesions that were not
-    found; where there is none it is a real one, and one slide, one lesion, one hit make a score of 0.
-    Confidences of hits are rounded to float32 there, those of false positives are not, and a hit of
-    confidence 0 does not count. `corrected` has all thresholds, and float64.
+    The official curve lacks its lowest threshold. That should be the 0 of the lesions that were missed. Where none was
+    missed it is a real threshold, so one slide with one lesion and one hit scores 0. The official curve also rounds the
+    confidences of hits to float32, but not those of false positives, and a hit of confidence 0 does not count.
+    `corrected` has all thresholds, in float64.
     """
     count = targets(results)
     if count == 0:
-        raise UserError(
+        raise UndefinedScoreError(
             "no lesion is to be found: no slide has one that is larger than isolated tumour cells"
         )
     false: list[float] = [d.confidence for result in results for d in result.false_positives]
@@ -122,7 +126,7 @@ def curve(
     else:
         found = (lesion.hit.confidence if lesion.hit and not lesion.itc else 0.0 for lesion in lesions)
         true = np.array([max(confidence, 0.0) for confidence in found], np.float32)
-        # Sorted as the mixture of Python and NumPy numbers that it is there: ties depend on it.
+        # The mixture of Python and NumPy numbers is as in the organisers' program: ties depend on it.
         thresholds = sorted(set(false + list(true)))[1:]
     points = np.array(thresholds, np.float64)
     false_counts = _at_least(np.array(false, np.float64), points)
@@ -140,21 +144,21 @@ def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def sensitivities(false_positives: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
-    """Sensitivity at each of RATES, between the points of a curve interpolated, after the last one constant."""
+    """Return the sensitivity at each of RATES: interpolated between a curve's points, constant after the last one."""
     return np.interp(RATES, false_positives[::-1], sensitivity[::-1])
 
 
 def score(results: Sequence[SlideResult], corrected: bool = False) -> float:
-    """Mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives a slide. ValueError as of `curve`."""
+    """Return the mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives per slide. Raises what `curve` raises."""
     return float(np.mean(sensitivities(*curve(results, corrected)[:2])))
 
 
 def bootstrap(
     statistic: Callable[[np.ndarray], float], slides: int, samples: int, seed: int
 ) -> tuple[float, float] | None:
-    """95 % confidence interval of a statistic of slides' indices, by drawing as many slides with replacement.
+    """Return the 95 % confidence interval of a statistic of slides' indices, drawing as many slides with replacement.
 
-    Samples for which it raises ValueError (no lesion among them, no normal slide) are left out; None: all.
+    Samples for which the statistic raises UndefinedScoreError are left out. None: these are all samples.
     """
     rng = np.random.default_rng(seed)
     values = []
@@ -162,7 +166,7 @@ def bootstrap(
         chosen = rng.integers(slides, size=slides)
         try:
             values.append(statistic(chosen))
-        except ValueError:
+        except UndefinedScoreError:
             continue
     if not values:
         return None

@@ -1,4 +1,4 @@
-"""From tumour probabilities to lesions, and from a lesion's size to the label of a lymph node."""
+"""Finds lesions on maps of tumour probabilities, and labels lymph nodes by the size of their lesions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import pdist
 
-# CAMELYON leaves these to the entrant. 0.5: the more probable of two classes. 75 µm, "the equivalent size of 5
-# tumor cells", is what CAMELYON16 merges lesions by; fewer cells than that are more often noise than a lesion.
+# CAMELYON leaves these to the participant. 0.5 selects the more probable of two classes. CAMELYON16 merges lesions over
+# 75 µm, "the equivalent size of 5 tumor cells"; fewer cells than that are more often noise than a lesion.
 THRESHOLD, MERGE_UM, MIN_DIAMETER_UM = 0.5, 75.0, 75.0
 NODE_LABELS = ("negative", "itc", "micro", "macro")
-ITC_MM, MICRO_MM = 0.2, 2.0  # up to and including
-_CONNECTED = np.ones((3, 3), int)  # by corners too
+ITC_MM, MICRO_MM = 0.2, 2.0  # largest diameters, inclusive
+_CONNECTED = np.ones((3, 3), int)  # pixels that share a corner are connected as well
 
 
 @dataclass(frozen=True)
 class FoundLesion:
-    """A predicted lesion; places are in the level-0 pixels of the slide."""
+    """A lesion on a map of probabilities. Places are in level-0 pixels of the slide."""
 
-    label: int  # its pixels in the picture of labels
+    label: int  # value of its pixels in the picture of labels
     confidence: float  # mean probability
-    x: float  # the place that is deepest inside of it
+    x: float  # the place that is farthest from its edge
     y: float
-    diameter: float  # µm, longest, from edge to edge
+    diameter: float  # µm, the longest distance from edge to edge
     area: float  # µm²
 
 
@@ -37,12 +37,11 @@ def find_lesions(
     merge: float = MERGE_UM,
     min_diameter: float = MIN_DIAMETER_UM,
 ) -> tuple[list[FoundLesion], np.ndarray]:
-    """Lesions on a map of tumour probabilities (h, w): float of 0 … 1 or uint8 of 0 … 255, `spacing` µm/px.
+    """Return the lesions on a map of probabilities, by label, and a picture of their labels: int32 (h, w), 0 for none.
 
-    A pixel is tumour from `threshold` on; areas that meet when each grows by half of `merge` µm are one
-    lesion; lesions that are nowhere as long as `min_diameter` µm are left out. `downsample`: level-0 pixels a
-    pixel of the map.
-    Returns them in the order of their labels, and the picture of labels: int32 (h, w), 0: no lesion.
+    probability: (h, w), float from 0 to 1 or uint8 from 0 to 255, with `spacing` µm/px and `downsample` level-0 pixels
+    per pixel. A pixel is tumour from `threshold` on. Areas that meet when each grows by half of `merge` µm are one
+    lesion. Lesions whose longest diameter is below `min_diameter` µm are left out.
     """
     scale = 255.0 if probability.dtype == np.uint8 else 1.0
     tumour = probability >= threshold * scale
@@ -52,7 +51,7 @@ def find_lesions(
     distance = cv2.distanceTransform((~tumour).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     groups = ndimage.label((distance < merge / spacing / 2) | tumour, _CONNECTED)[0]
     groups[~tumour] = 0
-    # A border of background: the slide's edge is a lesion's edge.
+    # With a border of background, the slide's edge is a lesion's edge.
     padded = np.pad(tumour.astype(np.uint8), 1)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     found: list[FoundLesion] = []
@@ -91,7 +90,7 @@ def longest_diameter(inside: np.ndarray) -> float:
 
 
 def node_label(diameter_mm: float) -> str:
-    """CAMELYON17's label of a node by the longest diameter of its largest lesion; 0: it has none."""
+    """Return CAMELYON17's label of a node whose largest lesion has this longest diameter, 0 if it has no lesion."""
     if diameter_mm <= 0:
         return "negative"
     if diameter_mm <= ITC_MM:

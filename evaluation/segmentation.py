@@ -1,9 +1,9 @@
-"""Pixel metrics of predicted masks: IoU, Dice and distance of outlines, of each slide and of all together.
+"""Computes pixel metrics of predicted masks: IoU, Dice and distance of outlines, per slide and for all together.
 
     python -m evaluation.segmentation --predictions out --ground_truth masks
 
-Predictions are `<slide>_prediction.tif`, or masks that are called as the slides are. They are read tile by tile and
-compared at their own pixels. For all slides together counts are summed, then divided. Writes segmentation.csv and
+Predictions are `<slide>_prediction.tif`, or masks with the names of the slides. They are read tile by tile and compared
+at their own pixels. For all slides together the counts are summed and then divided. Writes segmentation.csv and
 segmentation.json. Exit code 2: something cannot be used.
 """
 
@@ -30,18 +30,19 @@ from samplers.labels.label import MASK_SUFFIXES, LabelMap, open_label
 from samplers.slides.errors import DataError
 from samplers.slides.formats import downsample_of
 from samplers.slides.slide import Slide
-from utils.cli import UserError
+from utils.cli import HelpFormatter, UserError, positive_int
+from utils.files import output_errors
 
-TILE = 2048  # pixels of the prediction
-TOLERANCE_UM = 10.0  # about a cell: how well two people agree on an outline
+TILE = 2048  # side in pixels of the prediction
+TOLERANCE_UM = 10.0  # about a cell, within which two people agree on an outline
 
 
 @dataclass
 class SegmentationCounts:
-    """Sums over tiles and slides."""
+    """Counts that are summed over tiles and slides."""
 
     confusion: np.ndarray  # int64 (C, C), rows: ground truth
-    outlines: np.ndarray  # int64 of `boundary.distance_counts`
+    outlines: np.ndarray  # int64, from `boundary.distance_counts`
 
     @classmethod
     def empty(cls, classes: int) -> SegmentationCounts:
@@ -56,7 +57,7 @@ class SegmentationCounts:
 def tiles(
     width: int, height: int, side: int, margin: int
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Return (rows, columns) of tiles that cover a picture once, and the same with a margin inside of the picture."""
+    """Yield (rows, columns) of tiles that cover a picture once, and the same with a margin inside the picture."""
     for top in range(0, height, side):
         for left in range(0, width, side):
             core = slice(top, min(top + side, height)), slice(left, min(left + side, width))
@@ -70,10 +71,10 @@ def tiles(
 def count_slide(
     prediction: Path, truth: Path | None, slide: Path | None, label_map: LabelMap, tile: int = TILE
 ) -> SegmentationCounts:
-    """Compares a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
+    """Compare a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
 
-    Annotations are in level-0 pixels of the slide: without `slide` the prediction has to be of its size.
-    DataError: one of them cannot be used, or they are of different sizes.
+    Annotations are in level-0 pixels of the slide, so without `slide` the prediction has to be of its size.
+    DataError: one of the files cannot be used, or their sizes do not fit.
     """
     classes = label_map.num_classes
     with ExitStack() as opened:
@@ -88,7 +89,7 @@ def count_slide(
                     f"{truth}: reaches to {reach}, but {prediction} is {full[0]} × {full[1]} pixels; if that is a "
                     "lower resolution, give --slide_path"
                 )
-        # Predictions are class values, and of two classes 255 is as good as 1.
+        # The pixels of a prediction are classes. With two classes 255 means 1 as well.
         values = LabelMap(tuple((str(v), v) for v in range(classes)) if classes > 2 else LabelMap().groups)
         predicted = opened.enter_context(closing(open_label(prediction, frame, values)))
         true = opened.enter_context(closing(open_label(truth, frame, label_map)))
@@ -129,7 +130,7 @@ def count_tile(
 
 
 def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
-    """`miou`, `iou` and `dice` per class and the boundary metrics; None: the class or an outline does not occur."""
+    """Return mean IoU, IoU and Dice per class, and boundary metrics; None for what does not occur."""
     hits = np.diag(counts.confusion).astype(float)
     sums = (counts.confusion.sum(axis=0) + counts.confusion.sum(axis=1)).astype(float)
     with np.errstate(invalid="ignore"):
@@ -145,7 +146,7 @@ def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
 def pairs_of(
     predictions: dict[str, Path], truth: dict[str, Path], unlabelled: str
 ) -> tuple[dict[str, tuple[Path, Path | None]], list[str]]:
-    """Prediction and ground truth of each slide, and warnings; `unlabelled` as of train.py."""
+    """Return prediction and ground truth of each slide, and warnings. `unlabelled`: the option of train.py."""
     lacking = [key for key in predictions if key not in truth and not key.startswith("normal_")]
     messages = []
     if lacking and unlabelled != "normal":
@@ -165,7 +166,7 @@ def pairs_of(
 
 
 def report(slides: dict[str, dict[str, Any]]) -> str:
-    """Return one line per slide and one for all of them; Dice is that of tumour."""
+    """Return the text that is printed: one line per slide and one for all, with the Dice of tumour."""
     names = ("miou", "dice", "boundary_f1", "boundary_mean_um", "boundary_p95_um")
     width = max(map(len, slides))
     lines = [" " * width + "".join(f"{name.removeprefix('boundary_'):>10}" for name in names)]
@@ -181,7 +182,7 @@ def report(slides: dict[str, dict[str, Any]]) -> str:
 def write(
     folder: Path, slides: dict[str, dict[str, Any]], counts: dict[str, SegmentationCounts], tolerance: float
 ) -> None:
-    """segmentation.json and segmentation.csv."""
+    """Write segmentation.json and segmentation.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     confusion = {name: counts[name].confusion.tolist() for name in slides}
     found = {"tolerance_um": tolerance, "slides": slides, "confusion": confusion}
@@ -199,6 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.segmentation",
         description="IoU, Dice and distance of outlines, streamed by tiles.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--predictions", type=Path, required=True, help="folder of <slide>_prediction.tif or masks"
@@ -207,31 +209,35 @@ def build_parser() -> argparse.ArgumentParser:
         "--ground_truth", type=Path, required=True, help="folder of masks, ASAP .xml or .geojson"
     )
     parser.add_argument(
-        "--slide_path", type=Path, help="folder of slides, if annotations are larger than predictions"
+        "--slide_path",
+        type=Path,
+        help="folder of slides, needed for annotations if predictions have a lower resolution",
     )
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="as of train.py")
+    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="the same as for train.py")
     parser.add_argument(
         "--unlabelled",
         choices=("skip", "normal", "error"),
         default="skip",
-        help="a prediction without ground truth (normal_* are tumour-free): as of train.py (default: skip)",
+        help="what to do with a prediction without ground truth, as in train.py; normal_* are tumour-free",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE_UM, metavar="UM", help="of boundary F1, µm (default: 10)"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE_UM,
+        metavar="UM",
+        help="tolerance of the boundary F1 in µm",
     )
     parser.add_argument(
-        "--tile", type=int, default=TILE, help=f"pixels a side that are read at once (default: {TILE})"
+        "--tile", type=positive_int, default=TILE, help="side in pixels of the tiles that are read at once"
     )
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluates, writes and prints; DataError or ValueError for what the user has to change."""
-    if options.tile < 1 or not 0 <= options.tolerance < boundary.REACH_UM:
-        raise UserError(
-            f"--tile must be at least 1, --tolerance at least 0 and less than {boundary.REACH_UM:g}"
-        )
+    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
+    if not 0 <= options.tolerance < boundary.REACH_UM:
+        raise UserError(f"--tolerance must be at least 0 and less than {boundary.REACH_UM:g}")
     label_map = LabelMap.parse(options.label_map)
     folder = options.predictions
     predictions = find_files(folder, MASK_SUFFIXES, "_prediction") or find_files(folder, MASK_SUFFIXES)
@@ -249,7 +255,8 @@ def run(options: argparse.Namespace) -> None:
     counts["all slides"] = pooled
     results = {name: summarise(count, options.tolerance) for name, count in counts.items()}
     output = options.output or folder / "scores"
-    write(output, results, counts, options.tolerance)
+    with output_errors(output):
+        write(output, results, counts, options.tolerance)
     print(f"{report(results)}\nwritten to {output}")
 
 

@@ -1,4 +1,4 @@
-"""CAMELYON17's pN stages: of the labels of a patient's lymph nodes, and in CSV files."""
+"""Derives CAMELYON17's pN stages from the labels of a patient's lymph nodes, and reads both from CSV files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pathlib import Path
 from evaluation.lesions import NODE_LABELS
 from evaluation.tables import read_rows
 from samplers.slides.errors import DataError
-from utils.cli import UserError
 
 STAGES = ("pn0", "pn0(i+)", "pn1mi", "pn1", "pn2")
 SPELLING = dict(zip(STAGES, ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")))
 
 
 def patient_stage(nodes: Sequence[str]) -> str:
-    """Stage (of STAGES) of a patient's node labels (of NODE_LABELS). ValueError: one is unknown, there is none.
+    """Return the stage, one of STAGES, of a patient with these node labels. ValueError: none, or not of NODE_LABELS.
 
-    Nodes with isolated tumour cells are not counted: only if there is nothing else do they make pN0(i+).
+    Nodes with isolated tumour cells are not counted. They give pN0(i+) if there are no larger metastases.
     """
     unknown = sorted(set(nodes) - set(NODE_LABELS))
     if unknown or not nodes:
-        raise UserError(
+        raise ValueError(
             f"node labels are {', '.join(NODE_LABELS)}, not {', '.join(unknown) or 'none at all'}"
         )
     count = Counter(nodes)
@@ -35,7 +34,7 @@ def patient_stage(nodes: Sequence[str]) -> str:
 
 
 def stages_of_nodes(nodes: Mapping[str, str]) -> dict[str, str]:
-    """Stage of each patient of nodes `patient_100_node_0: macro`."""
+    """Return the stage of each patient of nodes like `patient_100_node_0: macro`."""
     patients: dict[str, list[str]] = defaultdict(list)
     for node, label in nodes.items():
         patients[node.partition("_node_")[0]].append(label)
@@ -43,10 +42,10 @@ def stages_of_nodes(nodes: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_stages(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Stages of patients (`patient_100`) and labels of nodes (`patient_100_node_0`) of a CSV, in lower case.
+    """Read the stages of patients (`patient_100`) and the labels of nodes (`patient_100_node_0`), in lower case.
 
-    DataError: another header than patient,stage (or slide,…,node_label,…, as predict.py has it), an unknown
-    stage or label, a row that is there twice.
+    DataError: the header is neither patient,stage nor slide,…,node_label,… (that of predict.py), a stage or label is
+    unknown, or a patient or node is there twice.
     """
     rows = read_rows(path)
     header = [cell.casefold() for cell in rows[0][1]] if rows else []

@@ -1,4 +1,4 @@
-"""The challenges' CSV files. DataError names the file and the line that is wrong."""
+"""Reads the challenges' CSV files. A DataError names the file and the line that is wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_detections(path: Path) -> list[Detection]:
 
 
 def read_slide_scores(path: Path) -> dict[str, float]:
-    """Probability of each slide from a CSV `image,probability` (or `slide,probability,…`, as predict.py has it)."""
+    """Read the probability of each slide from a CSV `image,probability`, or `slide,probability,…` of predict.py."""
     rows = read_rows(path)
     header = [cell.casefold() for cell in rows[0][1]] if rows else []
     name, value = 0, 1
@@ -72,5 +72,5 @@ def read_rows(path: Path) -> list[CsvRow]:
 
 
 def slide_stem(name: str) -> str:
-    """Return a name without a slide's suffix; `a.b` is a name."""
+    """Return a name without the suffix of a slide. Other suffixes stay: `a.b` is a name."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SLIDE_SUFFIXES else name

@@ -1,4 +1,4 @@
-"""Ground truth: which file belongs to which slide, and where tumour is on it."""
+"""Finds the ground truth of slides, and the tumour in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 
 OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
-_SAME_LEVEL = 0.1  # levels are a factor of 2 apart; rounding of small slides' sizes explains less than this
-_STRIP_ROWS = 512  # of a mask's level 0 that are read at once
-_MARGIN = 8  # pixels around annotations where the slide's size is not known; lesions grow by less than 5
+_SAME_LEVEL = (
+    0.1  # relative; levels are a factor of 2 apart, and rounding of small sizes explains less than this
+)
+_STRIP_ROWS = 512  # rows of a mask's level 0 that are read at once
+_MARGIN = 8  # pixels around annotations on a slide of unknown size; lesions grow by less than 5
 
 
 def slide_key(name: str) -> str:
@@ -27,7 +29,10 @@ def slide_key(name: str) -> str:
 
 
 def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[str, Path]:
-    """Files of a folder by slide, of those whose stems have the `ending`. DataError: no such folder, two of a slide."""
+    """Return the files of a folder whose stems have this `ending`, by slide.
+
+    DataError: there is no such folder, or it has two files for one slide.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     wanted = tuple(suffixes)
@@ -42,7 +47,7 @@ def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[
 
 
 def find_truth(folder: Path) -> dict[str, Path]:
-    """Masks and annotations of a folder by slide; a slide without one is tumour-free. DataError: none."""
+    """Return the masks and annotations of a folder by slide. A slide without one is tumour-free. DataError: none."""
     found = find_files(folder, (*MASK_SUFFIXES, *OUTLINE_SUFFIXES))
     if not found:
         raise DataError(f"{folder}: no masks ({', '.join(MASK_SUFFIXES)}) or annotations (.xml, .geojson)")
@@ -50,11 +55,11 @@ def find_truth(folder: Path) -> dict[str, Path]:
 
 
 def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | None = None) -> np.ndarray:
-    """Tumour (any class but 0) of a whole slide at a downsample of level 0: bool (h, w).
+    """Return the tumour (any class but 0) of a whole slide at a downsample of level 0: bool (h, w).
 
-    Of a mask that has a level of this downsample it is this level, pixel by pixel, as the organisers read
-    it; else what level 0 has at the pixels' centres. Annotations do not say how large the slide is: without `slide`
-    they are taken to end a little behind the last of them.
+    A mask that has a level of this downsample is read at this level, pixel by pixel, as the organisers do; else at the
+    pixels' centres in level 0. Annotations do not say how large the slide is: without `slide` it is assumed to end
+    shortly after the last of them.
     """
     if path.suffix.lower() in MASK_SUFFIXES:
         with Slide(path, kind="label") as mask:
@@ -103,7 +108,7 @@ def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
         if abs(real / downsample - 1) < _SAME_LEVEL:
             pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
             if pixels.max() == 255 and values[1:].all():
-                # Averages of a 0/255 mask: for the organisers only what is 255 is tumour.
+                # Averages of a 0/255 mask: for the organisers only 255 is tumour.
                 return np.asarray(pixels == 255)
             return np.asarray(cv2.LUT(pixels, values) > 0)
     columns, rows = (

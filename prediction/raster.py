@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import OutputError
+from utils.files import output_errors
 
 
 class Raster:
@@ -18,23 +18,19 @@ class Raster:
 
     def __init__(self, path: Path, width: int, height: int) -> None:
         self.path, self.width, self.height = path, width, height
-        try:
+        with output_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self._file, width * height)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error}") from error
 
     def write(self, x: int, y: int, pixels: np.ndarray) -> None:
         """Write uint8 (h, w) at (x, y).
 
         Not through a memory map, with which a full disk would kill the process without a message.
         """
-        try:
+        with output_errors(self.path):
             for row, line in enumerate(np.ascontiguousarray(pixels), y):
                 if os.pwrite(self._file, line.data, row * self.width + x) != len(line):
                     raise OSError("no space left")
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error}") from error
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return the pixels from (x, y) on: uint8 (height, width), or less at the right and the bottom end."""

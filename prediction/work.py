@@ -20,7 +20,7 @@ from prediction.stream import Canvas, predict_band
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
 from samplers.pairs.checks import check_tiff, decode_samples
 from samplers.reader import tissue_of, trim_memory
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
@@ -32,7 +32,7 @@ Advance = Callable[[float, int], None]
 class Opened:
     """A slide that is being predicted, with its grid and the rasters of its probabilities and classes.
 
-    DataError or ReadError: the slide cannot be used. OutputError: the rasters cannot be written.
+    DataError: the slide cannot be used. OutputError: the rasters cannot be written.
     """
 
     def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
@@ -121,7 +121,7 @@ class Worker:
             if not error:
                 opened = Opened(path, self.output, self.settings)
                 self._predict_band(opened)
-        except (DataError, ReadError) as failure:
+        except DataError as failure:
             bad = str(failure)
         except OutputError as failure:
             error = str(failure)
@@ -168,7 +168,7 @@ class Worker:
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
             store.finish(self.output, opened.name, record)
             self.outcome.slides += 1
-        except (DataError, ReadError) as failure:
+        except DataError as failure:
             self._note(opened.name, str(failure), "")
         except OutputError as failure:
             self._note(opened.name, "", str(failure))

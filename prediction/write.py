@@ -21,7 +21,7 @@ from prediction.lesions import Cells, PredictedLesion
 from prediction.outlines import without_islands
 from prediction.raster import Raster
 from samplers.slides.slide import Slide
-from utils.files import OutputError
+from utils.files import output_errors
 from utils.pictures import OUTLINE_PREDICTION, colour_of, draw_outline
 
 TILE = 512  # side of a tile in pixels, as in ASAP's files
@@ -38,7 +38,7 @@ def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None
     map of 10 GB counts as memory once it has been read. OutputError: the file cannot be written.
     """
     level, number = raster, 0
-    try:
+    with output_errors(path):
         with tifffile.TiffWriter(path, bigtiff=True) as tiff:
             while True:
                 tiff.write(
@@ -61,8 +61,6 @@ def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None
                     finer.discard()
         if level is not raster:
             level.discard()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def _tiles(raster: Raster) -> Iterator[bytes]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.cli import UserError
+
 # In this order, as exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
 DEFAULT_GROUPS = (
     *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
@@ -31,14 +33,14 @@ class LabelMap:
 
     @classmethod
     def parse(cls, items: Sequence[str] | None) -> LabelMap:
-        """Parse `["_0:1", "_2:0"]`; None or an empty list gives the default. ValueError names the wrong item."""
+        """Parse `["_0:1", "_2:0"]`; None or an empty list gives the default. UserError names the wrong item."""
         groups: dict[str, int] = {}
         for item in items or ():
             group, _, value = item.rpartition(":")
             if not group or not re.fullmatch("[0-9]{1,3}", value) or int(value) > 254:
-                raise ValueError(f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254")
+                raise UserError(f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254")
             if group in groups:
-                raise ValueError(f"label map: {item!r}: the group is there twice")
+                raise UserError(f"label map: {item!r}: the group is there twice")
             groups[group] = int(value)
         return cls(tuple(groups.items())) if groups else cls()
 

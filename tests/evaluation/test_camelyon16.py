@@ -271,6 +271,31 @@ def test_what_cannot_be_used_ends_with_2(case: Path, capsys: pytest.CaptureFixtu
         find_truth(case / "found")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label_map", "Tumor"], "'Tumor' is not GROUP:CLASS"),
+        (["--output", "found/Normal_001.csv/scores"], "cannot be written"),
+    ],
+)
+def test_wrong_options_end_with_2_and_one_line(
+    case: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(case)
+    assert run(case, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_seed_is_named(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(case, "--seed", "-1")
+    assert "argument --seed: -1 is not between" in capsys.readouterr().err
+
+
 def test_only_isolated_tumour_cells(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = np.zeros((4096, 4096), np.uint8)
     pixels[320:420, 320:420] = 255

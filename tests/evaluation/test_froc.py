@@ -224,3 +224,8 @@ def test_bootstrap_leaves_out_samples_without_a_score() -> None:
     interval = bootstrap(lambda i: score([results[k] for k in i]), 2, 200, seed=0)
     assert interval == (0.5, 0.5)
     assert bootstrap(lambda i: score([results[1]]), 2, 20, seed=0) is None
+
+
+def test_bootstrap_does_not_hide_a_bug() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        bootstrap(lambda i: int("a bug"), 2, 20, seed=0)

@@ -67,7 +67,8 @@ def test_outlines_over_several_windows_are_joined(slides, whole, toys, tmp_path,
     assert main(words(toys / "lesion", slides, tmp_path)) == 0
     for ours, theirs in ((read_geojson, "tumor_002.geojson"), (read_asap, "tumor_002.xml")):
         one, other = (ours(folder / theirs)[0] for folder in (whole, tmp_path))
-        assert len(one) == len(other) or theirs.endswith("xml")
+        if theirs.endswith("geojson"):  # where a window ends a hole may be opened in another row
+            assert len(one) == len(other)
         for group in {outline.group for outline in one}:
             areas = [
                 shapely.union_all([o.geometry for o in part if o.group == group]) for part in (one, other)
@@ -128,11 +129,8 @@ def test_viewers_open_the_tiffs(whole):
             assert slide.dimensions == (1000, 700)
             assert len(slide.level_dimensions) == 2
             assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5)
-            assert (
-                np.asarray(slide.read_region((310, 210), 0, (10, 10)))[..., 0].min() == 255
-                if kind[2] == "o"
-                else 1
-            )
+            lesion = np.asarray(slide.read_region((310, 210), 0, (10, 10)))[..., 0]
+            assert np.unique(lesion).tolist() == [{"probability": 255, "prediction": 1}[kind]]
         image = pyvips.Image.new_from_file(str(path))
         assert (image.width, image.height, image.bands, image.get("n-pages")) == (1000, 700, 1, 2)
         with tifffile.TiffFile(path) as tiff:

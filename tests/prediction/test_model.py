@@ -35,6 +35,16 @@ def test_checkpoint_and_export_are_the_same_model_and_another_precision_is_not(t
         find_model(trained / "model", "bfloat16")
 
 
+def test_a_patch_is_predicted_alike_in_a_batch_of_any_size(trained):
+    predictor = Predictor(find_model(trained / "checkpoints", None), None, 128, False)
+    images = np.random.default_rng(0).integers(0, 255, (3, 128, 128, 3), dtype=np.uint8)
+    one_by_one = np.concatenate([predictor(image[None]) for image in images])
+    assert np.ptp(one_by_one) > 1e-3
+    np.testing.assert_allclose(
+        predictor(images), one_by_one, rtol=0, atol=1e-5
+    )  # 1 / 255 is a step of the result
+
+
 def test_img_size_and_resolution_are_those_of_the_training(toys, slides, tmp_path):
     model = shutil.copytree(toys / "lesion", tmp_path / "run" / "model")
     (model.parent / "options.json").write_text(json.dumps({"img_size": 96, "resolution": 1.0}))

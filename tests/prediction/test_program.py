@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from tensorflow.errors import ResourceExhaustedError
 
 from predict import main
+from prediction.model import Predictor
 from tests.helpers.launch import ROOT, run_python, start_python, wait_for
 from tests.helpers.predicting import FEW, digests, pixels, record, words
 from tests.helpers.tiny_slides import overwrite_tile
 from tests.helpers.toy_predictors import slide_with
 from utils.files import write_atomically
+from utils.ranks import killed_rank
 
 
 def test_a_second_run_does_nothing_and_another_model_or_option_is_refused(toys, slides, whole, capsys):
@@ -155,6 +158,23 @@ def test_help_names_every_option_and_its_default():
     assert done.returncode == 0
     for name in ("--tta", "--no-tissue_only", "--resolution", "--min_lesion_mm", "(default: 0.25)"):
         assert name in done.stdout
+    assert "default: None" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 9 GiB"), ResourceExhaustedError(None, None, "OOM")]
+)
+def test_out_of_memory_says_what_to_do(error, toys, slides, tmp_path, monkeypatch):
+    def predict(*_: object) -> None:
+        raise error
+
+    said = []
+    monkeypatch.setattr(Predictor, "__init__", predict)
+    monkeypatch.setattr(killed_rank, "end_at_once", said.append)
+    main(words(toys / "lesion", slides, tmp_path))
+    assert str(error) in said[0]
+    assert "A smaller --batch_size gives the same result, so the same command goes on with it" in said[0]
+    assert "Traceback" not in said[0]
 
 
 @pytest.mark.mpi

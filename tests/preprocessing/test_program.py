@@ -19,6 +19,7 @@ from samplers.slides.errors import ReadError
 from tests.helpers.launch import ROOT, run_python, start_python, wait_for
 from tests.helpers.preprocessing import digests, words
 from tests.helpers.tiny_slides import overwrite_tile
+from utils.files import OutputError
 
 
 def test_a_second_run_does_nothing_and_other_options_are_refused(demo17, whole, capsys):
@@ -74,7 +75,7 @@ def test_folders_that_do_not_fit_end_with_2(demo17, demo, tmp_path, capsys):
 
 def test_a_file_that_cannot_be_written_ends_with_1(demo17, tmp_path, monkeypatch, capsys):
     def full(*_: object) -> None:
-        raise store.OutputError("no space left on device")
+        raise OutputError("no space left on device")
 
     monkeypatch.setattr(store, "write_record", full)
     assert main(words(demo17, tmp_path)) == 1
@@ -89,7 +90,7 @@ def test_a_full_disk_at_the_end_is_1_and_bad_slides_are_named_all_the_same(
     bad.write_bytes(b"no slide")
 
     def full(*_: object) -> None:
-        raise store.OutputError("no space left on device")
+        raise OutputError("no space left on device")
 
     monkeypatch.setattr(store, "write_tables", full)
     assert main(words(root, tmp_path / "out")) == 1
@@ -158,6 +159,12 @@ def test_wrong_options_end_with_2(wrong, said, capsys):
         parse_options(wrong)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_ends_with_2(demo17, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(words(demo17, tmp_path / "file")) == 2
+    assert "cannot be written: [Errno 20] Not a directory" in capsys.readouterr().err
 
 
 def test_a_folder_of_no_known_layout_ends_with_2(tmp_path, capsys):

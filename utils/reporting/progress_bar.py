@@ -1,4 +1,4 @@
-"""The progress bar of programs that work through slides."""
+"""Shows the progress of programs that work through slides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} slides [{elapsed}<{
 
 
 class SlideBar:
-    """Slides, patches/s and the time left; only where `shown` and on a terminal. A context manager."""
+    """A bar with slides, patches/s and the time left, for a `with`. Visible only on a terminal and if `shown`."""
 
     def __init__(self, what: str, slides: int, shown: bool) -> None:
         columns = terminal_columns() if shown else 0
@@ -21,7 +21,7 @@ class SlideBar:
         self.patches, self.start = 0, time.monotonic()
 
     def advance(self, slides: float, patches: int) -> None:
-        """By a part of a slide, and the patches that were done."""
+        """Move on by some slides, or by a share of one, and by the patches that were done."""
         self.patches += patches
         rate = self.patches / max(1e-9, time.monotonic() - self.start)
         self.bar.set_postfix_str(f"{rate:.1f} patches/s", refresh=False)
