@@ -17,29 +17,30 @@ from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 
 MESSAGE = "interrupted: the same command goes on"
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 def end_quietly() -> None:
     """Let Ctrl-C end this process, and the processes of `multiprocessing` that it started, from now on.
 
-    Only rank 0 says so. This is a signal handler because Python may raise a KeyboardInterrupt anywhere: in a
-    destructor, a thread's start or the interpreter's shutdown nothing can catch it, and its traceback is printed. A
-    shell's background job, which ignores Ctrl-C, keeps doing so.
+    Only rank 0 says so. SIGTERM ends it as quietly: Open MPI's mpirun sends it to its ranks at Ctrl-C. This is a signal
+    handler because Python may raise a KeyboardInterrupt anywhere: in a destructor, a thread's start or the
+    interpreter's shutdown nothing can catch it, and its traceback is printed. A shell's background job, which ignores
+    Ctrl-C, keeps doing so.
     """
 
-    def end(*_: object) -> None:
+    def end(number: int, _: object) -> None:
         with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
             sys.stdout.flush()
-        if launcher_rank()[0] == 0:
+        if number == signal.SIGINT and launcher_rank()[0] == 0:
             os.write(2, f"\n{MESSAGE}\n".encode())
         for child in multiprocessing.active_children():
             child.kill()
         killed_rank.cancel()  # it would say that this process was killed
-        os._exit(INTERRUPTED)
+        os._exit(128 + number)  # as a shell reports it
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGTERM, end)
         # Python's resource tracker, a process of its own, cleans up after this one, and would warn of it.
         warnings = os.environ.get("PYTHONWARNINGS", "")
         os.environ["PYTHONWARNINGS"] = ",".join(

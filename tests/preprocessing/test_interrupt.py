@@ -38,3 +38,20 @@ def test_ctrl_c_is_quiet_while_it_imports(late, demo17, tmp_path):
 def test_ctrl_c_is_quiet_while_workers_start_and_work(count, late, demo17, tmp_path):
     command = [*PROGRAM, "--root", demo17, "--save_positive_path", tmp_path / "positive"]
     assert interrupt(command, lambda process: has_workers(process, count), late) == QUIET
+
+
+@pytest.mark.mpi
+def test_no_rank_calls_itself_killed_when_the_launcher_is_interrupted(demo17, tmp_path):
+    command = [
+        *PROGRAM,
+        "--root",
+        demo17,
+        "--save_positive_path",
+        tmp_path / "positive",
+        "--save_png",
+        "--save_neg",
+    ]
+    records = tmp_path / "positive" / "slides"
+    _, errors = interrupt(command, lambda _: records.exists(), 0.7, ranks=2)
+    assert len(list(records.glob("*.json"))) < 8  # it was not finished before
+    assert not [line for line in errors if "killed" in line or "Traceback" in line]
