@@ -64,17 +64,8 @@ def write_found(root: Path, name: str, rows: list[tuple[float, tuple[int, int]]]
 
 
 def run(root: Path, *words: str) -> int:
-    return main(
-        [
-            "--predictions",
-            str(root / "found"),
-            "--ground_truth",
-            str(root / "truth"),
-            "--bootstrap",
-            "20",
-            *words,
-        ]
-    )
+    folders = ["--predictions", str(root / "found"), "--ground_truth", str(root / "truth")]
+    return main([*folders, "--bootstrap", "20", *words])
 
 
 def scores_of(root: Path) -> dict:
