@@ -112,7 +112,9 @@ def run(options: argparse.Namespace) -> int:
         shared = world.rank, world.size, options.sample_processes
         start = progress.next_batch, progress.dropped
         train_loader = stack.enter_context(training_loader(train_pairs, config, *shared, *start))
-        val_loader = stack.enter_context(validation_loader(val_pairs, config, *shared))
+        val_loader = stack.enter_context(
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *shared))
+        )
         profiler = Profiler(log.profile_dir, options.profile)
         stack.callback(profiler.stop)
         slides = len(train_pairs), len(val_pairs)

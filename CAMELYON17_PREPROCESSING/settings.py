@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from samplers.pairs.camelyon import center_of
-from samplers.pairs.pairing import SlidePair, patient_of
+from samplers.pairs.pairing import SlidePair
+from samplers.pairs.split import patient_of
 
 
 @dataclass(frozen=True)

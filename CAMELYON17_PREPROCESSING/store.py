@@ -26,7 +26,7 @@ import numpy as np
 import pyvips
 
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
-from samplers.pairs.pairing import slide_of_patch
+from samplers.pairs.split import slide_of_patch
 from samplers.slides.errors import DataError
 from utils.cli import UserError
 from utils.files import differences, output_errors, write_atomically

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from samplers.labels.annotations import Outline, read_asap, read_geojson
+from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
 from samplers.pairs.pairing import listed
 from samplers.slides.errors import DataError
@@ -98,7 +98,7 @@ def has_tumour(path: Path, label_map: LabelMap) -> bool:
             label.close()
 
 
-def _outlines(path: Path) -> list[Outline]:
+def _outlines(path: Path) -> list[AnnotatedArea]:
     return (read_asap(path) if path.suffix.lower() == ".xml" else read_geojson(path))[0]
 
 

@@ -1,8 +1,8 @@
-"""Patches out of whole-slide images. What the training loop needs is here; nothing below imports TensorFlow.
+"""Draws patches from whole-slide images. The training loop needs only these names; nothing here imports TensorFlow.
 
 config = SamplerConfig(sampler="surf", img_size=1024, batch_size=2)
 with training_loader(pairs, config, rank, size, processes=1, start=0) as loader:
-    for batch in loader:            # without end
+    for batch in loader:            # endless
         batch.images, batch.labels  # uint8 (B, H, W, 3) and (B, H, W), valid until the next batch
 """
 
@@ -45,11 +45,11 @@ def training_loader(
     start: int = 0,
     dropped: Mapping[str, tuple[str, int]] | None = None,
 ) -> Loader:
-    """Endless batches of a rank, from batch `start` on; `pairs` are all training slides.
+    """Return a loader of endless batches of one rank, from batch `start` on; `pairs` are all training slides.
 
-    Batch b is a function of (seed, rank, size, b) whatever `processes` is (0: in the calling process).
-    `dropped` is what the loader of a resumed run had dropped (`Loader.dropped`). Errors that come up while
-    drawing, such as that no slide has tumour, are raised by the iteration: SamplerError.
+    Batch b is a function of (seed, rank, size, b), whatever the number of `processes` (0 draws in the calling
+    process). `dropped` is the `Loader.dropped` of the run that is resumed. The iteration raises SamplerError for
+    errors that come up while drawing, for example if no slide has tumour.
     """
     pairs = _absolute(pairs)
     allowed = config.bad_slides_allowed(len(share_slides(pairs, rank, size, config.seed)))
@@ -68,10 +68,11 @@ def training_loader(
 def validation_loader(
     pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int, processes: int
 ) -> Loader:
-    """Return the rank's part of the fixed validation patches, from the first one at each `iter()`, not augmented.
+    """Return a loader of one rank's share of the fixed validation patches, not augmented.
 
-    The union over ranks is the same for every number of ranks; ranks may have different numbers of batches,
-    some none, and the last batch may be smaller. Reads the thumbnails of all these slides before it returns.
+    Each `iter()` begins with the first patch. The union over ranks is the same for every number of ranks. Ranks may
+    have different numbers of batches, or none, and the last batch may be smaller. All thumbnails are read before this
+    returns: DataError if a slide cannot be read or there is nothing to validate.
     """
     pairs = _absolute(pairs)
     mine = validation_patches(pairs, config)[rank::size]
@@ -84,5 +85,5 @@ def validation_loader(
 
 
 def _absolute(pairs: Sequence[SlidePair]) -> list[SlidePair]:
-    """Workers have another working directory."""
+    """Make the paths absolute, because workers have another working directory."""
     return [replace(p, slide=p.slide.absolute(), label=p.label and p.label.absolute()) for p in pairs]

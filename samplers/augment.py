@@ -1,14 +1,13 @@
-"""Augmentation of a training patch: the eight flips and quarter turns, and a jitter of the stain.
+"""Augments a training patch: one of the eight flips and quarter turns, and a jitter of the stain.
 
-Tellez et al. 2018 (Whole-slide mitosis detection, table I, "HED-light") scale and shift the haematoxylin and
-eosin of each pixel. The exact transform mixes the channels of each pixel in optical density, which takes
-longer than reading the patch. Here it is projected on the channels: for tissue with as much haematoxylin as
-eosin, a change of the stains scales and shifts each channel's optical density, and that is one table of 256
-values a channel.
+Tellez et al. 2018 (Whole-slide mitosis detection, table I, "HED-light") scale and shift the haematoxylin and eosin of
+each pixel. The exact transform mixes the channels of each pixel in optical density, which takes longer than reading
+the patch. Here it is projected onto the channels: for tissue with as much haematoxylin as eosin, a change of the stains
+scales and shifts each channel's optical density, which takes one table of 256 values per channel.
 
-"strong" is for training on one centre and using the model on another (Tellez et al. 2019, arXiv 1902.06543: the
-stronger, the better across centres): between CAMELYON17's, mean densities of a channel differ by a quarter, the
-blue's in the other direction than the red's, which no change of the stains alone explains.
+"strong" is for a model that is trained on one centre and used on another (Tellez et al. 2019, arXiv 1902.06543: the
+stronger, the better across centres). Between the centres of CAMELYON17 the mean density of a channel differs by a
+quarter, that of blue in the opposite direction to that of red, which no change of the stains alone explains.
 """
 
 from __future__ import annotations
@@ -21,38 +20,38 @@ import numpy as np
 
 # Optical density of the stains in red, green and blue (Ruifrok and Johnston 2001, table 1).
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
-BRIGHTNESS = 0.05  # of the light: all channels times 1 ± 0.05
+BRIGHTNESS = 0.05  # the optical densities of all channels are shifted by ± this
 
 
 class Jitter(NamedTuple):
-    """Half the width of what is drawn."""
+    """The strengths of a stain jitter: half the widths of the uniform distributions that are drawn from."""
 
-    stain: float  # a stain's amount, times 1 ± this
-    shift: float  # of each channel's optical density
-    channel: float  # each channel's optical density, times 1 ± this
+    stain: float  # the amount of each stain is multiplied by 1 ± this
+    shift: float  # the optical density of each channel is shifted by ± this
+    channel: float  # the optical density of each channel is multiplied by 1 ± this
 
 
 JITTERS = {"none": None, "light": Jitter(0.15, 0.03, 0.0), "strong": Jitter(0.25, 0.06, 0.25)}
 
-_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0)  # optical density of an intensity
+_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0)  # optical density of each intensity
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One drawn augmentation."""
+    """One augmentation, as it was drawn."""
 
     turn: int  # bits: flip along x, flip along y, then transpose
-    table: np.ndarray  # new value of each value of each channel, uint8 (1, 256, 3)
+    table: np.ndarray  # the new value of each value of each channel, uint8 (1, 256, 3)
 
     @classmethod
     def draw(cls, rng: np.random.Generator, stain_jitter: str = "light") -> Augmentation:
-        """`stain_jitter`: a key of JITTERS."""
+        """Draw an augmentation. `stain_jitter` is a key of JITTERS."""
         jitter = JITTERS[stain_jitter]
         if jitter is None:
             same = np.arange(256, dtype=np.uint8)
             return cls(int(rng.integers(8)), np.stack([same] * 3, axis=-1)[None])
         stains = rng.uniform(1 - jitter.stain, 1 + jitter.stain, size=2)
-        gain = stains @ STAINS / STAINS.sum(axis=0)  # (3,) of red, green, blue
+        gain = stains @ STAINS / STAINS.sum(axis=0)  # (3,): red, green, blue
         shift = rng.uniform(-jitter.shift, jitter.shift, size=3) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
         turn = int(rng.integers(8))
         gain = gain * rng.uniform(1 - jitter.channel, 1 + jitter.channel, size=3)
@@ -60,16 +59,16 @@ class Augmentation:
         return cls(turn, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
 
     def image(self, image: np.ndarray, out: np.ndarray) -> None:
-        """Writes the augmented image to `out`; both uint8 (H, H, 3)."""
+        """Write the augmented image to `out`; both are uint8 (H, H, 3)."""
         _turn(cv2.LUT(image, self.table), self.turn, out)
 
     def label(self, label: np.ndarray, out: np.ndarray) -> None:
-        """Writes the label, turned as the image, to `out`; both uint8 (H, H)."""
+        """Write the label, turned like the image, to `out`; both are uint8 (H, H)."""
         _turn(label, self.turn, out)
 
 
 def _turn(image: np.ndarray, turn: int, out: np.ndarray) -> None:
-    """Writes the square image, flipped along x (bit 0) and y (bit 1), then transposed (bit 2), to `out`."""
+    """Write the square image, flipped along x (bit 0) and y (bit 1), then transposed (bit 2), to `out`."""
     flips = (turn & 1, turn >> 1 & 1)
     target = np.empty_like(image) if turn & 4 else out
     if any(flips):

@@ -1,9 +1,9 @@
-"""Draws batches for the SURF and the Radboud sampler: each patch is drawn again until it is fit.
+"""Draws batches of random patches for the SURF and the Radboud sampler; each patch is redrawn until it is suitable.
 
-A patch is a function of (seed, rank, batch index, place in the batch): it has a generator of its own.
+A patch is a function of (seed, rank, batch index, place in the batch): each patch has its own generator.
 
-batch_size · batch_tumor_ratio patches of a batch are tumour patches, the first ones. Of a part of a patch they are
-one more as often as that part says, by chance: a batch of 1 with a ratio of 0.5 has tumour every other time.
+The first batch_size · batch_tumor_ratio patches of a batch are tumour patches. The fraction of that number is the
+chance of one more: of the batches of one patch with a ratio of 0.5, a random half are tumour patches.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from samplers.patches import SEED_AUGMENT, SEED_BATCH, SEED_TUMOUR, PatchInfo, S
 from samplers.reader import BadSlideError, OpenPair, PairReader
 from samplers.tissue import contrast_is_low, patch_origin
 
-MAX_TRIES = 100  # proposals a patch
-MAX_PALE = 10  # of them rejected for low contrast; then the next is taken as it is
+MAX_TRIES = 100  # proposals per patch
+MAX_PALE = 10  # proposals per patch that are rejected for low contrast; the next one is accepted as it is
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A patch to try: its corner in level-0 pixels and what its label must hold.
+    """A patch to try: its corner in level-0 pixels, and what its label must contain.
 
-    wanted: a class of which at least one pixel must be there, or "tumour" (any above 0), or "none" (only 0).
+    wanted: a class that at least one pixel must have, or "tumour" (any class above 0), or "none" (only class 0).
     """
 
     pair: SlidePair
@@ -36,41 +36,43 @@ class Proposal:
     wanted: int | str
 
     def read(self, opened: OpenPair) -> tuple[np.ndarray, np.ndarray] | None:
-        """Label (H, W) and image (H, W, 3), uint8; None: it does not hold what was wanted."""
-        label = opened.read_label(self.x_l0, self.y_l0)  # first: it is cheaper and may say no
+        """Return the label (H, W) and the image (H, W, 3), uint8; None if the label is not what was wanted."""
+        label = opened.read_label(
+            self.x_l0, self.y_l0
+        )  # first, because it is cheaper and may rule the patch out
         return (label, opened.read_image(self.x_l0, self.y_l0)) if self.fits(label) else None
 
     def fits(self, label: np.ndarray) -> bool:
-        """Return whether the label, uint8 (H, W), of the patch is what was wanted."""
+        """Return whether the label of the patch, uint8 (H, W), is what was wanted."""
         if isinstance(self.wanted, str):
             return bool(label.any()) == (self.wanted == "tumour")
         return bool((label == self.wanted).any())
 
 
 class DrawingSampler:
-    """Draws each patch of a batch: what a subclass proposes, checked on the label and the image."""
+    """Draws the patches of a batch: a subclass proposes patches, and their labels and images are checked here."""
 
     def __init__(self, config: SamplerConfig, rank: int) -> None:
         self.config, self.rank = config, rank
         self.reader = PairReader(config)
-        self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read, with the reason
-        self._dropped: dict[str, int] = {}  # slide → first batch without it
+        self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read → reason
+        self._dropped: dict[str, int] = {}  # slide → first batch that does not draw from it
 
     def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
-        """Propose a patch with or without tumour, of none of the slides in `skip`; None means to ask again.
+        """Return a patch with or without tumour from a slide that is not in `skip`; None to be asked again.
 
-        BadSlideError: a slide could not be read. SamplerError: there is none of the wanted kind.
+        Raises BadSlideError if a slide cannot be read, SamplerError if there is no patch of the wanted kind.
         """
         raise NotImplementedError
 
     def centred(self, pair: SlidePair, x_l0: float, y_l0: float, wanted: int | str) -> Proposal:
-        """Return the patch of a slide centred on a point in level-0 pixels, moved inside of the slide."""
+        """Return the patch centred on a point in level-0 pixels, moved so that it lies inside the slide."""
         size_l0, width, height = self.reader.geometry(pair)
         return Proposal(pair, patch_origin(x_l0, size_l0, width), patch_origin(y_l0, size_l0, height), wanted)
 
     def tumour_patches(self, index: int) -> int:
-        """Return how many patches of a batch, the first ones, are tumour patches."""
-        # By chance, not every nth: hard mining uses up batches, and could always be left with the same kind.
+        """Return how many patches of a batch are tumour patches."""
+        # At random, not every nth batch: hard mining uses up batches and might always keep the same kind.
         chance = np.random.default_rng((SEED_TUMOUR, self.config.seed, self.rank, index)).random()
         return int(self.config.batch_size * self.config.batch_tumor_ratio + chance)
 
@@ -80,7 +82,7 @@ class DrawingSampler:
     def fill(
         self, index: int, images: np.ndarray, labels: np.ndarray
     ) -> tuple[list[PatchInfo], dict[str, str]]:
-        """See `patches.Sampler`. A slide that fails is left out of the rest of the batch."""
+        """Fill a batch, see `patches.Sampler`. The rest of the batch does not draw from a slide that failed."""
         failed = dict(self.failed_at_start)
         skip = {slide for slide, first in self._dropped.items() if index >= first}
         tumour = self.tumour_patches(index)
@@ -122,7 +124,7 @@ class DrawingSampler:
             size_l0 = self.reader.geometry(proposal.pair)[0]
             return PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, bool(label.any()))
         raise SamplerError(
-            f"batch {index}: {MAX_TRIES} patches were drawn and none was fit; failed slides: {failed}"
+            f"batch {index}: {MAX_TRIES} patches were drawn and none was suitable; failed slides: {failed}"
         )
 
     def _write(
@@ -134,7 +136,7 @@ class DrawingSampler:
         label_out: np.ndarray,
     ) -> None:
         if self.config.augment:
-            # A generator of its own: with and without augmentation, the same patches are drawn.
+            # It has its own generator, so that the same patches are drawn with and without augmentation.
             augmentation = Augmentation.draw(
                 np.random.default_rng((SEED_AUGMENT, *place)), self.config.stain_jitter
             )

@@ -1,4 +1,4 @@
-"""The types that a sampler takes and returns, and a rank's share of the slides."""
+"""The interface of the samplers: configuration, patch, batch and error, and a rank's share of the slides."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from samplers.labels.label import LabelMap
 from samplers.pairs.pairing import SlidePair
 
-# First word of the seeds, so that what is drawn for one purpose tells nothing about another.
+# The first word of each seed, so that the draws for different purposes are independent.
 SEED_BATCH, SEED_SHARE, SEED_VALIDATION, SEED_AUGMENT, SEED_TUMOUR = 1, 2, 3, 4, 5
 
 
 class SamplerError(RuntimeError):
-    """A worker died, too many slides are bad, or there is no patch of the wanted kind. Ends the run."""
+    """A worker died, too many slides are bad, or there is no patch of the wanted kind. It ends the run."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """All that a sampler needs besides the slides; it is pickled to the workers.
+    """The configuration of a sampler; it is pickled to the workers.
 
-    bb_downsample is the *level* of the slide on which regions are found. resolution is the spacing of the
-    patches in µm/px, None for level 0. max_bad_slides is a number of slides, or below 1 a part of them
-    (then at least one slide).
+    bb_downsample is the *level* of the slide on which regions are found. resolution is the spacing of the patches in
+    µm/px, None means level 0. max_bad_slides is a number of slides or, if below 1, a fraction of them (at least one
+    slide).
     """
 
     sampler: str
@@ -38,7 +38,7 @@ class SamplerConfig:
     label_map: LabelMap = field(default_factory=LabelMap)
     seed: int = 0
     augment: bool = False
-    stain_jitter: str = "light"  # of the augmentation, a key of augment.JITTERS
+    stain_jitter: str = "light"  # strength of the augmentation, a key of augment.JITTERS
     annotation_weighting: str = "balanced"
     max_bad_slides: float = 0.01
     max_validation_patches: int = 512
@@ -51,9 +51,9 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class PatchInfo:
-    """The place of a patch: (x_l0, y_l0) its upper left corner and size_l0 its side, in level-0 pixels.
+    """The place of a patch: its upper left corner (x_l0, y_l0) and its side size_l0, in level-0 pixels.
 
-    tumour: at least one of its pixels has a class above 0.
+    tumour says whether at least one of its pixels has a class above 0.
     """
 
     slide: str
@@ -74,31 +74,31 @@ class Batch:
 
 
 class Sampler(Protocol):
-    """Fills batches. The result depends on the index alone, and on the slides dropped by `drop`."""
+    """Fills batches. The result depends only on the index and on the slides that `drop` has excluded."""
 
     def fill(
         self, index: int, images: np.ndarray, labels: np.ndarray
     ) -> tuple[list[PatchInfo], dict[str, str]]:
-        """Writes batch `index` to images (B, H, W, 3) and labels (B, H, W), uint8.
+        """Write batch `index` to images (B, H, W, 3) and labels (B, H, W), uint8.
 
-        Returns its patches (fewer than B in a last batch of validation) and the slides that could not be
-        read on the way, as name → reason. SamplerError: there is no patch of the wanted kind.
+        Returns its patches (fewer than B in the last batch of a validation) and the slides that could not be read,
+        as name → reason. Raises SamplerError if there is no patch of the wanted kind.
         """
 
     def drop(self, slide: str, index: int) -> None:
-        """From batch `index` on, nothing is drawn from this slide."""
+        """Draw nothing from this slide from batch `index` on."""
 
 
 def name_seed(name: str) -> int:
-    """Return a number for a name, the same in every process (`hash` is not)."""
+    """Return a number for a name that is the same in every process, unlike `hash`."""
     return zlib.crc32(name.encode())
 
 
 def share_slides(pairs: Sequence[SlidePair], rank: int, size: int, seed: int) -> list[SlidePair]:
-    """Return the slides of a rank, at least one of those with a label and one of those without, where there are any.
+    """Return the slides of a rank: at least one with a label and one without, where there are any.
 
-    Both kinds are dealt out apart, so that no rank is left without annotated slides. Fewer slides than
-    ranks are shared: then several ranks draw from the same slide, each with its own seed.
+    Both kinds are dealt out separately, so that no rank is left without annotated slides. If there are fewer slides
+    than ranks, several ranks draw from the same slide, each with its own seed.
     """
     rng = np.random.default_rng((SEED_SHARE, seed))
     mine: list[SlidePair] = []

@@ -1,7 +1,8 @@
-"""Pictures of what is sampled: a thumbnail with the outlines of tissue and tumour and the drawn patches."""
+"""Draws pictures of the sampling: a thumbnail with the outlines of tissue and tumour and the drawn patches."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import PatchInfo, SamplerConfig
 from samplers.reader import OpenPair, overview
+from samplers.slides.errors import DataError
 from samplers.tissue import contours
 
-SIDE = 1024  # pixels of the picture's longer side, about
+log = logging.getLogger(__name__)
+
+SIDE = 1024  # pixels of the longer side of a picture, approximately
 TISSUE, TUMOUR, PATCH, TUMOUR_PATCH = (0, 130, 60), (210, 0, 40), (20, 70, 220), (240, 150, 0)  # RGB
 
 
@@ -25,9 +29,10 @@ def draw_samples(
     patches: Iterable[PatchInfo],
     max_slides: int = 16,
 ) -> list[Path]:
-    """Writes `folder`/<slide>.png for the slides that the patches are of, at most `max_slides` of them.
+    """Write `folder`/<slide>.png for the slides that the patches come from, at most `max_slides` of them.
 
-    Returns the files. DataError or ReadError: a slide cannot be read.
+    Returns the files. A slide that cannot be read is left out with a warning, as in training: a run does not end for
+    want of a picture.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     of_slide: dict[str, list[PatchInfo]] = {}
@@ -35,9 +40,13 @@ def draw_samples(
         of_slide.setdefault(patch.slide, []).append(patch)
     written = []
     for pair in [pair for pair in pairs if pair.name in of_slide][:max_slides]:
-        picture = picture_of(pair, config, of_slide[pair.name])
+        try:
+            picture = picture_of(pair, config, of_slide[pair.name])
+        except (DataError, OSError) as error:
+            log.warning("no picture of %s: %s", pair.name, error)
+            continue
         path = Path(folder) / f"{pair.name}.png"
-        # Not cv2.imwrite: it only returns False where a file cannot be written.
+        # Not cv2.imwrite, which only returns False if the file cannot be written.
         path.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
         written.append(path)
     return written
@@ -46,16 +55,16 @@ def draw_samples(
 def picture_of(
     pair: SlidePair, config: SamplerConfig, patches: Sequence[PatchInfo], level: int | None = None
 ) -> np.ndarray:
-    """Thumbnail with outlines and patches: uint8 RGB (h, w, 3). Regions as on `level`, of the config if None.
+    """Return a thumbnail with outlines and patches: uint8 RGB (h, w, 3).
 
-    Green: outline of the tissue, red: of the tumour, orange: patches with tumour, blue: others. DataError or
-    ReadError: the slide cannot be read.
+    The outlines are green for tissue and red for tumour, found on `level`; None means the config's. Patches are orange
+    with tumour and blue without. Raises DataError if the slide cannot be read.
     """
     opened = OpenPair(pair, config)
     try:
         view = overview(opened, config.bb_downsample if level is None else level)
         picture = np.ascontiguousarray(opened.slide.thumbnail(SIDE))
-        scale = picture.shape[1] / opened.slide.width  # picture pixels a level-0 pixel
+        scale = picture.shape[1] / opened.slide.width  # pixels of the picture per level-0 pixel
     finally:
         opened.close()
     for mask, colour in ((view.tissue, TISSUE), (view.tumour, TUMOUR)):

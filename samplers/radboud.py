@@ -1,17 +1,17 @@
-"""Radboud sampler: patches around uniformly random points of the annotations.
+"""The Radboud sampler: patches around uniformly random points of the annotations.
 
-An annotation is drawn by `annotation_weighting`:
+First an annotation is drawn, as `annotation_weighting` says:
 
-    balanced   each class with the same chance, then each of its annotations
-    count      each annotation with the same chance
-    area       by its area
+    balanced   a class, each with the same chance, then one of its annotations
+    count      an annotation, each with the same chance
+    area       an annotation, with a chance proportional to its area
 
-then a point inside of it (not in its holes, not in what is painted over it); the patch is centred on it
-and moved inside of the slide. The connected regions of a mask are its annotations.
+then a point inside it, outside of its holes and of annotations that are painted over it. The patch is centred on the
+point and moved so that it lies inside the slide. The annotations of a mask are its connected regions.
 
-So is batch_tumor_ratio of the patches drawn. The others are the SURF sampler's without tumour, of slides without
-annotations too: where only lesions are annotated, as in CAMELYON, a model that never sees other tissue than their
-surroundings calls most of it tumour.
+The fraction batch_tumor_ratio of the patches is drawn in this way. The others are patches without tumour from the SURF
+sampler, also of slides without annotations: where only lesions are annotated, as in CAMELYON, a model that never sees
+other tissue than the surroundings of lesions calls most of it tumour.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from samplers.reader import BadSlideError, OpenPair, trim_memory
 from samplers.surf import SurfSampler
 
 WEIGHTINGS = ("balanced", "count", "area")
-POINTS = 256  # tried at once in an annotation's bounding box
-MAX_SPLITS = 24  # halvings of an annotation that is too thin to be hit
+POINTS = 256  # that are tried at once in the bounding box of an annotation
+MAX_SPLITS = 24  # halvings of an annotation that is too thin to be hit by a random point
 
 
 class Entry(NamedTuple):
@@ -40,9 +40,9 @@ class Entry(NamedTuple):
 
 
 class RadboudSampler(SurfSampler):
-    """See the module. `pairs` are all training slides: the rank draws from its share of those with a label.
+    """Draws patches as the module says. `pairs` are all training slides; a rank draws tumour from its share of them.
 
-    If the share has no annotation, all slides serve; if none has, SamplerError.
+    If the share has no annotation, the rank draws from all slides. Raises SamplerError if no slide has one.
     """
 
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
@@ -54,7 +54,7 @@ class RadboudSampler(SurfSampler):
         self._names = np.array([entry.pair.name for entry in self._entries])
         self._values = np.array([entry.annotation.value for entry in self._entries])
         self._areas = np.array([entry.annotation.polygon.area for entry in self._entries])
-        self._cumulative: dict[frozenset[str], np.ndarray] = {}  # by the slides left out
+        self._cumulative: dict[frozenset[str], np.ndarray] = {}  # cumulative chances, by the skipped slides
 
     def _find(self, pairs: Sequence[SlidePair]) -> list[Entry]:
         entries = []
@@ -70,33 +70,33 @@ class RadboudSampler(SurfSampler):
     def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
         if not tumour:
             return super().propose(rng, tumour, skip)
-        left_out = frozenset(skip)
-        if left_out not in self._cumulative:
-            if np.isin(self._names, list(left_out)).all():
+        skipped = frozenset(skip)
+        if skipped not in self._cumulative:
+            if np.isin(self._names, list(skipped)).all():
                 raise SamplerError(
-                    f"no slide with annotations is left, unreadable: {', '.join(sorted(left_out))}"
+                    f"no slide with annotations is left, unreadable slides: {', '.join(sorted(skipped))}"
                 )
-            self._cumulative[left_out] = np.cumsum(self._chances(left_out))
-        chosen = int(np.searchsorted(self._cumulative[left_out], rng.random(), side="right"))
+            self._cumulative[skipped] = np.cumsum(self._chances(skipped))
+        chosen = int(np.searchsorted(self._cumulative[skipped], rng.random(), side="right"))
         pair, annotation = self._entries[min(chosen, len(self._entries) - 1)]
         x_l0, y_l0 = random_point(annotation.polygon, rng)
         return self.centred(pair, x_l0, y_l0, annotation.value)
 
-    def _chances(self, left_out: Collection[str]) -> np.ndarray:
-        """Chance of each annotation: float (n,), sum 1."""
-        kept = ~np.isin(self._names, list(left_out))
+    def _chances(self, skipped: Collection[str]) -> np.ndarray:
+        """Return the chance of each annotation: float (n,), sum 1."""
+        kept = ~np.isin(self._names, list(skipped))
         return weights(self.config.annotation_weighting, self._values, self._areas, kept)
 
 
 def _annotations(opened: OpenPair) -> list[Annotation]:
     found = opened.label.annotations()
-    opened.release()  # a mask was read whole, in strips
+    opened.release()  # a whole mask was read
     trim_memory()
     return found
 
 
 def weights(weighting: str, values: np.ndarray, areas: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Chance of each annotation from its class and area, 0 where not kept: float (n,), sum 1."""
+    """Return the chance of each annotation by its class and area, 0 where not kept: float (n,), sum 1."""
     if weighting == "area":
         chances = areas * kept
     elif weighting == "count":
@@ -105,20 +105,20 @@ def weights(weighting: str, values: np.ndarray, areas: np.ndarray, kept: np.ndar
         counts = np.bincount(values[kept], minlength=int(values.max()) + 1)
         chances = kept / np.maximum(counts[values], 1)
     else:
-        raise ValueError(f"annotation_weighting {weighting!r} is none of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"annotation_weighting {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
     return chances / chances.sum()
 
 
 def random_point(area: shapely.Geometry, rng: np.random.Generator) -> tuple[float, float]:
-    """Return (x, y) uniformly distributed in a polygon or multipolygon, not in its holes.
+    """Return a point (x, y), uniformly distributed in a polygon or multipolygon without its holes.
 
-    Points of the bounding box are tried; if none hits, the area is thin: it is halved along its longer side,
-    one half is taken by its area, and so on. Both keep the distribution uniform.
+    Random points of the bounding box are tried. If none of them hits, the area is thin: it is cut into halves across
+    its longer side, and one of them is chosen by its area. Both steps keep the distribution uniform.
     """
     for _ in range(MAX_SPLITS):
         left, bottom, right, top = area.bounds
         xs, ys = rng.uniform((left, bottom), (right, top), (POINTS, 2)).T
-        shapely.prepare(area)  # an index of its edges, kept with it
+        shapely.prepare(area)  # builds an index of its edges, which stays with it
         hits = np.flatnonzero(shapely.contains_xy(area, xs, ys))
         if len(hits):
             return float(xs[hits[0]]), float(ys[hits[0]])
@@ -133,6 +133,6 @@ def random_point(area: shapely.Geometry, rng: np.random.Generator) -> tuple[floa
         if not areas.sum():
             break
         area = halves[int(rng.random() * areas.sum() > areas[0])]
-    # Thinner than the precision of its coordinates.
+    # The area is thinner than the precision of its coordinates.
     point = area.representative_point()
     return point.x, point.y

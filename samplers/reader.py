@@ -1,4 +1,4 @@
-"""The slides and labels of a sampler: a bounded number of them open, failing reads tried again."""
+"""Reads the slides and labels of a sampler: keeps a bounded number of them open and tries failed reads again."""
 
 from __future__ import annotations
 
@@ -13,72 +13,64 @@ import numpy as np
 from samplers.labels.label import Label, open_label
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
-from samplers.slides.errors import DataError, ReadError
-from samplers.slides.geometry import patch_geometry
+from samplers.slides.errors import DataError
+from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
-MAX_OPEN = 192  # slides; to open one and its label takes as long as to read several patches
-MAX_BYTES = 384 << 20  # of tiles that libvips keeps decoded, in all slides of a process
-MAX_THUMBNAIL = 4096  # pixels a side: a slide without a pyramid would be taken whole
+MAX_OPEN = 192  # slides; opening one and its label takes as long as reading several patches
+MAX_BYTES = 384 << 20  # of decoded tiles that libvips keeps for all slides of a process
+MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")
 
 
 class BadSlideError(Exception):
-    """A slide failed twice in a row; the sampler draws from another one."""
+    """A slide that failed twice in a row. The sampler draws from another one."""
 
     def __init__(self, pair: SlidePair, reason: str) -> None:
         super().__init__(f"{pair.name}: {reason}")
         self.pair, self.reason = pair, reason
 
     def __reduce__(self) -> tuple[type[BadSlideError], tuple[SlidePair, str]]:
-        return type(self), (self.pair, self.reason)  # it comes from other processes, too
+        return type(self), (self.pair, self.reason)  # it also comes from other processes
 
 
 class OpenPair:
-    """An open slide with its label, and the geometry of the patches that are cut out of it.
+    """An open slide with its label, and the geometry of the patches that are cut from it (`PatchGeometry`).
 
-    downsample: level-0 pixels a pixel of the patch; size_l0: side of a patch, whole level-0 pixels.
-    DataError: it cannot be opened, or is smaller than a patch.
+    Raises DataError if a file cannot be opened or the slide is smaller than a patch.
     """
 
     def __init__(self, pair: SlidePair, config: SamplerConfig) -> None:
         self.pair = pair
+        self.img_size = config.img_size
         self.slide = Slide(pair.slide)
         try:
+            geometry = patch_geometry(self.slide, config.img_size, config.resolution)
+            self.spacing, self.downsample, self.size_l0 = geometry
             self.label: Label = open_label(pair.label, self.slide, config.label_map)
         except BaseException:
             self.slide.close()
             raise
-        self.spacing = config.resolution or self.slide.spacing
-        self.img_size = config.img_size
-        geometry = patch_geometry(config.img_size, config.resolution, self.slide.spacing)
-        self.downsample, self.size_l0 = geometry
-        if not geometry.fits(self.slide.width, self.slide.height):
-            self.close()
-            raise DataError(
-                f"{pair.slide}: {self.slide.width} × {self.slide.height} pixels are less than a patch "
-                f"of {self.size_l0} × {self.size_l0}"
-            )
 
     def read_label(self, x_l0: int, y_l0: int) -> np.ndarray:
-        """Classes of the patch at a corner: uint8 (H, W)."""
+        """Return the classes of the patch at a corner in level-0 pixels: uint8 (H, W)."""
         return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, self.downsample)
 
     def read_image(self, x_l0: int, y_l0: int) -> np.ndarray:
-        """Return the patch at a corner: uint8 RGB (H, W, 3)."""
-        if self.downsample == 1.0:
+        """Return the image of the patch at a corner in level-0 pixels: uint8 RGB (H, W, 3)."""
+        if self.downsample == 1:
             return self.slide.read(x_l0, y_l0, self.img_size, self.img_size)
         return self.slide.read_at(x_l0, y_l0, self.img_size, self.img_size, self.spacing)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of decoded tiles that libvips keeps in memory for the pair, estimated."""
+        """The estimated bytes of decoded tiles that libvips keeps in memory for the pair."""
         return self.slide.held_bytes + self.label.held_bytes
 
     def release(self) -> None:
-        """Gives that memory back; the pair stays open."""
+        """Free that memory. The pair stays open."""
         self.slide.release()
         self.label.release()
 
@@ -88,17 +80,17 @@ class OpenPair:
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system: glibc keeps it, and libvips' buffers would add up to gigabytes."""
+    """Return freed memory to the system. glibc would keep it, and libvips' buffers add up to gigabytes."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 class PairReader:
-    """Opens pairs and reads from them; what fails is tried once more with the files opened anew.
+    """Opens pairs and reads from them. A read that fails is tried once more with the files opened anew.
 
-    At most MAX_OPEN pairs stay open, those used last. Beyond MAX_BYTES of decoded tiles, those of the pairs
-    that were not used for longest are given back, an eighth of the limit at a time.
+    The MAX_OPEN pairs that were used last stay open. Beyond MAX_BYTES of decoded tiles, those of the least recently
+    used pairs are freed, an eighth of the limit at a time.
     """
 
     def __init__(self, config: SamplerConfig) -> None:
@@ -109,14 +101,14 @@ class PairReader:
         self._geometry: dict[SlidePair, tuple[int, int, int]] = {}
 
     def read(self, pair: SlidePair, function: Callable[[OpenPair], T]) -> T:
-        """function(open pair). BadSlideError: opening or reading failed twice."""
+        """Return function(open pair). Raises BadSlideError if opening or reading failed twice."""
         for attempt in (1, 2):
             try:
                 if pair not in self._open:
                     self._open[pair] = OpenPair(pair, self.config)
                 result = function(self._open[pair])
                 break
-            except (DataError, ReadError, OSError) as error:
+            except (DataError, OSError) as error:
                 self._close(pair)
                 if attempt == 2:
                     raise BadSlideError(pair, str(error)) from error
@@ -125,7 +117,7 @@ class PairReader:
         return result
 
     def _bound(self, pair: SlidePair) -> None:
-        """Keeps the limits after a read of this pair."""
+        """Keep the limits after a read of this pair."""
         self._count(pair, self._open[pair].held_bytes)
         if len(self._open) > MAX_OPEN:
             self._close(next(iter(self._open)))
@@ -146,7 +138,7 @@ class PairReader:
             self._open.pop(pair).close()
 
     def geometry(self, pair: SlidePair) -> tuple[int, int, int]:
-        """Return (side of a patch, width and height of the slide) in level-0 pixels. BadSlideError as `read`."""
+        """Return the side of a patch and the width and height of the slide, in level-0 pixels. Raises as `read`."""
         if pair not in self._geometry:
             self._geometry[pair] = self.read(pair, lambda o: (o.size_l0, o.slide.width, o.slide.height))
         return self._geometry[pair]
@@ -159,27 +151,27 @@ class PairReader:
 
 @dataclass(frozen=True)
 class Overview:
-    """A slide at low magnification: pixel (x, y) covers `cell` level-0 pixels from (x, y) · cell on."""
+    """A slide at low magnification. Pixel (x, y) covers `cell` level-0 pixels, beginning at (x, y) · cell."""
 
     thumbnail: np.ndarray  # uint8 RGB (h, w, 3)
     tissue: np.ndarray  # bool (h, w)
-    tumour: np.ndarray  # bool (h, w): any part of the pixel has a class above 0
+    tumour: np.ndarray  # bool (h, w): a part of the pixel has a class above 0
     cell: tuple[float, float]  # (width, height)
 
 
 def overview(opened: OpenPair, level: int) -> Overview:
-    """Return the slide at a level, or at its last one if it has fewer, and at no more than 4096 pixels a side."""
+    """Return an overview at a level, or at the last one if there are fewer, and of at most 4096 pixels a side."""
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
     tumour = opened.label.thumbnail(width, height) > 0
-    opened.release()  # a mask was read whole, in strips
+    opened.release()  # a whole mask was read
     trim_memory()
-    # What is annotated is tissue, however pale.
+    # Annotated areas are tissue, however pale.
     return Overview(thumbnail, tissue | tumour, tumour, cell)
 
 
 def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Thumbnail, tissue and cell of an `Overview`, without a label."""
+    """Return thumbnail, tissue and cell of an `Overview`. It needs no label."""
     side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
     thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
     height, width = thumbnail.shape[:2]

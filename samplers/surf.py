@@ -1,11 +1,11 @@
-"""SURF sampler: patches around points of the tumour and of the other tissue, found on a thumbnail.
+"""The SURF sampler: patches around points of the tumour and of the other tissue, found on a thumbnail.
 
-A slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the
-cell. The patch is centred on the point and moved inside of the slide. batch_tumor_ratio of the patches contain
-tumour, the others none.
+First a slide is drawn (each with the same chance), then a pixel of its thumbnail (a cell), then a point in the cell.
+The patch is centred on the point and moved so that it lies inside the slide. The fraction batch_tumor_ratio of the
+patches contains tumour, the others contain none.
 
-A tumour patch is any that meets tumour, each with the same chance. Patches centred on tumour would teach that
-tumour is in the middle, and at 256 pixels that 4 of 5 pixels are tumour: with --batch_tumor_ratio 1 on
+Every patch that meets tumour has the same chance to be a tumour patch. Patches centred on tumour would teach the model
+that tumour is in the middle and, at 256 pixels, that 4 of 5 pixels are tumour: with --batch_tumor_ratio 1 on
 camelyon16_like the model then calls most of the other tissue tumour as well.
 """
 
@@ -23,19 +23,20 @@ from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import OpenPair, overview
 from samplers.tissue import PixelSet, cells_without
 
-MAX_REGIONS = 256  # slides whose regions are kept, at most 0.3 MB each for a slide of CAMELYON16 at level 7
+MAX_REGIONS = 256  # slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7)
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The places of a slide at which patches can be centred, as pixels of its thumbnail."""
+    """The places of a slide where patches can be centred, as pixels of its thumbnail (cells)."""
 
-    cell: tuple[float, float]  # level-0 pixels (x, y) a thumbnail pixel
-    tumour: PixelSet  # cells around which a patch may meet tumour; of small patches: that hold tumour
+    cell: tuple[float, float]  # (width, height) of a cell in level-0 pixels
+    tumour: PixelSet  # cells around which a patch may meet tumour; for small patches, cells that contain it
     free: PixelSet  # cells of tissue around which a patch meets no tumour
 
 
 def find_regions(opened: OpenPair, level: int) -> Regions:
+    """Find the regions of a slide on its overview at `level`."""
     view = overview(opened, level)
     slide_l0 = (opened.slide.width, opened.slide.height)
     free = cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
@@ -44,15 +45,18 @@ def find_regions(opened: OpenPair, level: int) -> Regions:
 
 
 def _is_small(size_l0: int, cell: tuple[float, float]) -> bool:
-    """Return whether too few of the patches around a cell with a little tumour would meet it (a 9th at the limit)."""
+    """Return whether patches are smaller than a cell.
+
+    Then too few of the patches around a cell with a little tumour would meet the tumour (at the limit, one in nine).
+    """
     return size_l0 < max(cell)
 
 
 class SurfSampler(DrawingSampler):
-    """See the module. `pairs` are all training slides: the rank draws from its share.
+    """Draws patches as the module says. `pairs` are all training slides; a rank draws from its share of them.
 
-    If a kind of patch is on none of the share's slides, it comes from all slides; if it is nowhere,
-    SamplerError.
+    If no slide of the share has the wanted kind of patch, the rank draws it from the other slides. Raises SamplerError
+    if no slide has it.
     """
 
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
@@ -72,7 +76,7 @@ class SurfSampler(DrawingSampler):
     def _draw_slide(
         self, rng: np.random.Generator, wanted: str, skip: Collection[str]
     ) -> tuple[SlidePair, Regions]:
-        """Return the first slide that has the wanted kind, in a random order: each of those has the same chance."""
+        """Return the first slide, in a random order, that has the wanted kind: all of those have the same chance."""
         for pairs in (self._own, self._others):
             for i in rng.permutation(len(pairs)):
                 pair = pairs[i]
@@ -88,7 +92,7 @@ class SurfSampler(DrawingSampler):
         )
         raise SamplerError(
             f"no training slide has {kind}, but batch_tumor_ratio {self.config.batch_tumor_ratio} wants it"
-            + (f" (left out, unreadable: {', '.join(sorted(skip))})" if skip else "")
+            + (f" (unreadable slides: {', '.join(sorted(skip))})" if skip else "")
         )
 
     def _regions_of(self, pair: SlidePair) -> Regions:
@@ -104,9 +108,9 @@ class SurfSampler(DrawingSampler):
 def _point(
     opened: OpenPair, cell: tuple[float, float], cells: PixelSet, wanted: str, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """Return a random level-0 point in one of the cells; for small patches with tumour, one of its tumour pixels.
+    """Return a random point (x, y) in one of the cells, in level-0 pixels.
 
-    None: the cell holds no tumour after all.
+    For small patches with tumour it is the centre of a tumour pixel in the cell, or None if there is none.
     """
     x_t, y_t = cells.draw(rng)
     if wanted == "none" or not _is_small(opened.size_l0, cell):
@@ -117,6 +121,6 @@ def _point(
     width, height = min(right, opened.slide.width) - left, min(bottom, opened.slide.height) - top
     ys, xs = np.nonzero(opened.label.read_at(left, top, int(width), int(height), 1.0))
     if not len(xs):
-        return None  # an outline touches the cell, but no pixel's centre is inside
+        return None  # an outline touches the cell, but the centre of no pixel is inside
     chosen = int(rng.integers(len(xs)))
     return left + int(xs[chosen]) + 0.5, top + int(ys[chosen]) + 0.5

@@ -1,7 +1,6 @@
-"""The fixed patches of validation: a grid over each slide's lesions and other tissue.
+"""The fixed patches of the validation: a grid over the lesions and the other tissue of each slide.
 
-The list is a function of the slides, the seed, img_size and the spacing, whatever the number of ranks;
-rank r reads [r::size] of it.
+The list depends on the slides and the configuration, not on the number of ranks; rank r reads [r::size] of it.
 """
 
 from __future__ import annotations
@@ -12,21 +11,23 @@ from itertools import zip_longest
 import numpy as np
 
 from samplers.pairs.pairing import SlidePair
-from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, SamplerError, name_seed
+from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
+from samplers.slides.errors import DataError
 from samplers.tissue import window_sums, windows_of
 
-MIN_TISSUE = 0.1  # part of a patch
-MIN_OTHERS = 8  # patches without lesion a slide; more where there are more lesion patches
+MIN_TISSUE = 0.1  # fraction of a patch
+MIN_OTHERS = 8  # patches without lesion per slide; as many as there are lesion patches if those are more
 
 Item = tuple[SlidePair, PatchInfo]
 
 
 def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> list[Item]:
-    """Patches of a grid at patch size: those with lesion, as many others with tissue (at least 8 a slide).
+    """Return the patches of a grid that have a lesion, and as many others with tissue (at least 8 per slide).
 
-    Together at most config.max_validation_patches, taken from each slide in turn, lesion and other in turn.
-    `tumour` is as the thumbnail shows it. SamplerError: a slide cannot be read, or there is nothing at all.
+    There are at most config.max_validation_patches, taken from the slides in turn and, within a slide, alternately with
+    and without lesion. `PatchInfo.tumour` is what the thumbnail shows. Raises DataError if a slide cannot be read or
+    there is nothing to validate.
     """
     reader = PairReader(config)
     queues = []
@@ -34,20 +35,20 @@ def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> lis
         try:
             queues.append(reader.read(pair, lambda opened: _grid(opened, config)))
         except BadSlideError as error:
-            raise SamplerError(f"validation slide {error}") from error
+            raise DataError(f"validation slide {error}") from error
     reader.close()
     turns = [item for turn in zip_longest(*queues) for item in turn if item is not None]
     if not turns:
-        raise SamplerError(f"there is neither tissue nor a lesion on the {len(pairs)} validation slides")
+        raise DataError(f"there is neither tissue nor a lesion on the {len(pairs)} validation slides")
     kept = turns[: config.max_validation_patches]
     return sorted(kept, key=lambda item: (str(item[0].slide), item[1].y_l0, item[1].x_l0))
 
 
 def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
-    """Return a slide's patches in random order, lesion and other in turn."""
+    """Return the patches of a slide in random order, alternately with and without lesion."""
     view = overview(opened, config.bb_downsample)
     size_l0 = opened.size_l0
-    # Evenly from edge to edge; neighbours overlap a little where the slide is no multiple of the patch.
+    # Evenly from edge to edge; neighbours overlap a little if the slide is not a multiple of the patch.
     starts_l0 = [
         np.linspace(0, extent_l0 - size_l0, -(-extent_l0 // size_l0)).astype(int)
         for extent_l0 in (opened.slide.height, opened.slide.width)
@@ -70,7 +71,7 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
 
 
 class GridSampler:
-    """Reads a fixed list of patches batch by batch; the last batch may be smaller. See `patches.Sampler`."""
+    """Reads a fixed list of patches batch by batch, see `patches.Sampler`. The last batch may be smaller."""
 
     def __init__(self, items: Sequence[Item], config: SamplerConfig) -> None:
         self._items = items
@@ -94,4 +95,4 @@ class GridSampler:
         return patches, failed
 
     def drop(self, slide: str, index: int) -> None:
-        """Do nothing: the patches stay the same at every validation, and those that fail are left out each time."""
+        """Do nothing: every validation tries the same patches, and leaves out only those that cannot be read."""

@@ -138,3 +138,33 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_batch(demo, tmp_path):
 
 def test_slide_smaller_than_the_patch_is_refused(demo):
     refused([*paths(demo), "--data_sampler", "surf", "--img_size", "2048"], "1536")
+
+
+@pytest.mark.mpi
+def test_a_validation_slide_that_one_rank_cannot_use_is_named_and_ends_all_ranks(demo, tmp_path):
+    """Only rank 0 prints errors: an error of another rank alone would end the job without a word."""
+    code = (
+        "import sys, train\n"
+        "from samplers.slides.errors import DataError\n"
+        "from utils.ranks.launcher import launcher_rank\n"
+        "real = train.validation_loader\n"
+        "def loader(*words):\n"
+        "    if launcher_rank()[0] == 1:\n"
+        "        raise DataError('validation slide b.tif is torn')\n"
+        "    return real(*words)\n"
+        "train.validation_loader = loader\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    words = [
+        *paths(demo),
+        *SMALL,
+        "--fpn_min_level",
+        "3",
+        "--val_split",
+        "0.34",
+        "--log_dir",
+        tmp_path / "log",
+    ]
+    done = run_python(["-c", code, *words], ranks=2)
+    assert done.returncode == 2, done.stderr
+    assert "train.py: error: validation slide b.tif is torn" in done.stderr

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from samplers import SamplerConfig
 from samplers.labels.label import LabelMap
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
-from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs, patient_of, split_pairs
+from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
+from samplers.pairs.split import patient_of, split_pairs
 from training.resume import read_splits
 from utils.cli import UserError
 from utils.ranks.launcher import terminal_columns

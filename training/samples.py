@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from samplers import PatchInfo, SamplerConfig, draw_samples
 from samplers.pairs.pairing import SlidePair
-from samplers.slides.errors import DataError, ReadError
 from utils.ranks.single import Ranks
 
 MAX_PATCHES = 500  # per rank
@@ -36,7 +34,4 @@ class Samples:
         patches = [patch for rank in self.world.gather(self.patches) for patch in rank]
         if not (self.world.is_first and patches):  # there are none where a run goes on with a validation
             return
-        try:
-            draw_samples(self.folder, self.pairs, self.config, patches)
-        except (DataError, ReadError) as error:  # a slide that has become unreadable: the run can do without
-            sys.stderr.write(f"warning: no more pictures in {self.folder}: {error}\n")
+        draw_samples(self.folder, self.pairs, self.config, patches)

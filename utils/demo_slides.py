@@ -1,9 +1,9 @@
-"""Makes synthetic slides in the layouts of CAMELYON16 and CAMELYON17, to train on without any data.
+"""Makes synthetic slides in the layouts of CAMELYON16 and CAMELYON17, for a first training without own data.
 
     python -m utils.demo_slides --output data/demo
     python -m utils.demo_slides --output data/demo17 --layout camelyon17
 
-It can be stopped at any moment and run again. The slides are made by `utils.demo.slides`.
+The program can be stopped at any moment and run again. `utils.demo.slides` makes the slides.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.cli import non_negative_int, positive_int
 from utils.demo.slides import MIN_SIZE, DemoError, make_camelyon17_demo, make_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Makes synthetic slides with lesions, masks and annotations."
+    parser = argparse.ArgumentParser(description="Make synthetic slides with lesions, masks and annotations.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the slides")
+    add = parser.add_argument
+    add(
+        "--layout",
+        choices=("camelyon16", "camelyon17"),
+        default="camelyon16",
+        help="layout of the folders; default: camelyon16",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make them in")
-    parser.add_argument(
-        "--layout", choices=("camelyon16", "camelyon17"), default="camelyon16", help="default: camelyon16"
+    add(
+        "--size",
+        type=positive_int,
+        help=f"side of a slide in pixels, at least {MIN_SIZE}; default: 4096, for camelyon17 2048",
     )
-    parser.add_argument(
-        "--size", type=int, help=f"pixels a side, at least {MIN_SIZE}; default: 4096, for camelyon17 2048"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes; default: 0")
-    parser.add_argument("--train", type=int, default=6, help="camelyon16: training slides; default: 6")
-    parser.add_argument("--val", type=int, default=2, help="camelyon16: validation slides; default: 2")
-    parser.add_argument("--processes", type=int, help="default: one a core")
+    number = non_negative_int
+    add("--seed", type=number, default=0, help="random seed, which determines every byte; default: 0")
+    add("--train", type=number, default=6, help="number of training slides (camelyon16); default: 6")
+    add("--val", type=number, default=2, help="number of validation slides (camelyon16); default: 2")
+    add("--processes", type=positive_int, help="number of processes; default: one per core")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Reads annotations: ASAP's XML and QuPath's GeoJSON. Gives polygons in level-0 pixels, each with its group.
+"""Reads annotations from ASAP's XML and QuPath's GeoJSON, as polygons in level-0 pixels with their groups.
 
-What is no area (dots, lines, a polygon of two points) is left out with a reason; what makes the whole file
-untrustworthy (no XML, an entity bomb, NaN coordinates) is a DataError.
+An annotation without area (a dot, a line, a polygon of two points) is left out with a reason. A file that cannot be
+trusted as a whole (malformed XML, an entity bomb, NaN coordinates) raises DataError.
 """
 
 from __future__ import annotations
@@ -19,87 +19,90 @@ from defusedxml import DefusedXmlException, ElementTree
 from samplers.slides.errors import DataError
 
 
-class Outline(NamedTuple):
-    """An annotated area."""
+class AnnotatedArea(NamedTuple):
+    """An area as it is annotated in a file, whatever is painted over it."""
 
     group: str
-    geometry: shapely.Geometry  # valid Polygon or MultiPolygon, level 0, with holes
+    geometry: shapely.Geometry  # valid Polygon or MultiPolygon with holes, in level-0 pixels
 
 
-Outlines = tuple[list[Outline], list[str]]  # and what was left out, with the reason
+AreasOfFile = tuple[
+    list[AnnotatedArea], list[str]
+]  # and the annotations that were left out, with their reasons
 
 
-def read_asap(path: Path) -> Outlines:
-    """Return annotations of an ASAP XML file in the file's order; raises DataError if it is not one."""
+def read_asap(path: Path) -> AreasOfFile:
+    """Read the annotations of an ASAP XML file, in the file's order. Raises DataError if it is not such a file."""
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
-    except (ParseError, DefusedXmlException, UnicodeError) as error:
-        raise DataError(f"{path}: no valid XML: {error!r}") from error
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last two: its encoding
+        raise DataError(f"{path}: is not valid XML: {error!r}") from error
     if root.tag != "ASAP_Annotations":
-        raise DataError(f"{path}: no ASAP annotations, its root is <{root.tag}>")
-    outlines, left_out = [], []
+        raise DataError(f"{path}: has no ASAP annotations, its root is <{root.tag}>")
+    areas, left_out = [], []
     for number, element in enumerate(root.iter("Annotation")):
         name = f"{path.name}: annotation {number} ({element.get('Name')!r})"
         kind = element.get("Type", "Polygon")
         if kind not in ("Polygon", "Rectangle", "Spline"):
-            left_out.append(f"{name} is a {kind}, no area")
+            left_out.append(f"{name} is a {kind} and has no area")
             continue
         points = _asap_points(element, path, name)
         if kind == "Rectangle" and len(points) == 2:
             (left, top), (right, bottom) = points
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        geometry = _area([points])
+        geometry = _valid_geometry([points])
         if geometry is None:
             left_out.append(f"{name} has no area ({len(points)} points)")
         else:
-            outlines.append(Outline(element.get("PartOfGroup", "None"), geometry))
-    return outlines, left_out
+            areas.append(AnnotatedArea(element.get("PartOfGroup", "None"), geometry))
+    return areas, left_out
 
 
 def _asap_points(element: Any, path: Path, name: str) -> np.ndarray:
-    """Level-0 (n, 2) float64 in their order."""
+    """Return the points of an annotation in their order: float64 (n, 2), level-0 pixels."""
     rows = []
     for place, point in enumerate(element.iter("Coordinate")):
-        try:  # ASAP writes the decimal comma of some locales
+        try:  # in some locales ASAP writes a decimal comma
             x, y = (float(point.get(key, "nan").replace(",", ".")) for key in ("X", "Y"))
             rows.append((int(point.get("Order", place)), x, y))
         except ValueError as error:
-            raise DataError(f"{path}: {name} has a coordinate that is no number: {error}") from error
+            raise DataError(f"{path}: {name} has a coordinate that is not a number: {error}") from error
     rows.sort(key=lambda row: row[0])
     points = np.array(rows, np.float64).reshape(-1, 3)[:, 1:]
     return _finite(points, path, name)
 
 
-def read_geojson(path: Path) -> Outlines:
-    """Return annotations of a QuPath GeoJSON file (FeatureCollection, list of features or one feature)."""
+def read_geojson(path: Path) -> AreasOfFile:
+    """Read the annotations of a QuPath GeoJSON file: a FeatureCollection, a list of features or one feature."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError(f"{path}: no valid JSON: {error}") from error
+        raise DataError(f"{path}: is not valid JSON: {error}") from error
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(_is_feature(feature) for feature in features):
-        raise DataError(f"{path}: no GeoJSON features")
-    outlines, left_out = [], []
+        raise DataError(f"{path}: has no GeoJSON features")
+    areas, left_out = [], []
     for number, feature in enumerate(features):
         name = f"{path.name}: feature {number}"
         group = _classification(feature.get("properties") or {})
         if group is None:  # often the outline of the tissue, so it must not be painted as background
             left_out.append(f"{name} has no classification")
             continue
-        for kind, coordinates in _geometries(feature["geometry"]):
+        for kind, coordinates in _geometries(feature["geometry"], path, name):
             if kind not in ("Polygon", "MultiPolygon"):
-                left_out.append(f"{name} is a {kind}, no area")
+                left_out.append(f"{name} is a {kind} and has no area")
                 continue
             polygons = [coordinates] if kind == "Polygon" else coordinates
             if not isinstance(polygons, list):
                 raise DataError(f"{path}: {name} is a {kind} without coordinates")
-            areas = [_area(_json_rings(rings, path, name)) for rings in polygons]
-            found = [area for area in areas if area is not None]
+            parts = [_valid_geometry(_json_rings(rings, path, name)) for rings in polygons]
+            found = [part for part in parts if part is not None]
             if found:
-                outlines.append(Outline(group, shapely.union_all(found) if len(found) > 1 else found[0]))
+                geometry = shapely.union_all(found) if len(found) > 1 else found[0]
+                areas.append(AnnotatedArea(group, geometry))
             else:
                 left_out.append(f"{name} has no area")
-    return outlines, left_out
+    return areas, left_out
 
 
 def _is_feature(feature: Any) -> bool:
@@ -109,17 +112,23 @@ def _is_feature(feature: Any) -> bool:
 
 
 def _classification(properties: dict[str, Any]) -> str | None:
-    """QuPath: {"classification": {"name": …}}, {"names": […]} for derived classes, or just the name."""
+    """Return QuPath's class: {"classification": {"name": …}}, {"names": […]} for derived classes, or the name alone."""
     found = properties.get("classification")
     if isinstance(found, dict):
         found = found.get("name") or ": ".join(map(str, found.get("names") or []))
     return str(found) if found else None
 
 
-def _geometries(geometry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _geometries(geometry: Any, path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (type, coordinates) of a geometry, or of each part of a collection."""
+    if not isinstance(geometry, dict):
+        raise DataError(f"{path}: {name} has a geometry that is not an object")
     if geometry.get("type") == "GeometryCollection":
-        for part in geometry.get("geometries", []):
-            yield from _geometries(part)
+        parts = geometry.get("geometries", [])
+        if not isinstance(parts, list):
+            raise DataError(f"{path}: {name} is a GeometryCollection without geometries")
+        for part in parts:
+            yield from _geometries(part, path, name)
     else:
         yield str(geometry.get("type")), geometry.get("coordinates")
 
@@ -128,7 +137,7 @@ def _json_rings(rings: Any, path: Path, name: str) -> list[np.ndarray]:
     try:
         arrays = [np.array([point[:2] for point in ring], np.float64).reshape(-1, 2) for ring in rings]
     except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise DataError(f"{path}: {name} has coordinates that are no numbers: {error}") from error
+        raise DataError(f"{path}: {name} has coordinates that are not numbers: {error}") from error
     return [_finite(points, path, name) for points in arrays]
 
 
@@ -138,8 +147,11 @@ def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
     return points
 
 
-def _area(rings: Iterable[np.ndarray]) -> shapely.Geometry | None:
-    """Valid Polygon or MultiPolygon of an outer ring and holes, even-odd where it crosses itself; or None."""
+def _valid_geometry(rings: Iterable[np.ndarray]) -> shapely.Geometry | None:
+    """Return a valid Polygon or MultiPolygon of an outer ring and holes; None if it has no area.
+
+    Where the ring crosses itself, the even-odd rule decides what is inside.
+    """
     usable = [points for points in rings if len(points) >= 3]
     if not usable:
         return None

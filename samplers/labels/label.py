@@ -1,8 +1,8 @@
-"""Labels behind one interface: masks (TIFF, PNG, …), ASAP XML, QuPath GeoJSON, or none (no tumour).
+"""One interface for all labels: masks (TIFF, PNG, …), ASAP XML, QuPath GeoJSON, or none (no tumour).
 
-Positions are in level 0 of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8).
-Annotations are never drawn over a whole slide (21 GB for one of CAMELYON16), but per patch, through a
-spatial index.
+Positions are in level-0 pixels of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8).
+Annotations are rasterised per patch, through a spatial index, and never over a whole slide (21 GB for one slide of
+CAMELYON16).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import shapely
 
 from samplers.labels import polygons
-from samplers.labels.annotations import Outline, read_asap, read_geojson
+from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
 from samplers.labels.label_map import DEFAULT_GROUPS, LabelMap
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide, inside
@@ -25,31 +25,31 @@ __all__ = ["DEFAULT_GROUPS", "Annotation", "Label", "LabelMap", "MaskLabel", "Po
 
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
 _REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
-_MAX_MASK_PIXELS = 64 << 20  # read at most for a mask's thumbnail
-_MAX_STRIP_PIXELS = 16 << 20  # and at once
+_MAX_MASK_PIXELS = 64 << 20  # of the level that a mask's thumbnail is made from
+_MAX_STRIP_PIXELS = 16 << 20  # that are read of it at once
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A labelled area: what is visible of it, inside the slide and without what is painted over it."""
+    """The visible part of an annotated area: inside the slide and not painted over by another class."""
 
-    polygon: shapely.Geometry  # Polygon or MultiPolygon, level 0
+    polygon: shapely.Geometry  # Polygon or MultiPolygon, in level-0 pixels
     value: int  # class
-    group: str  # of a mask: its value
+    group: str  # for a mask its class
 
 
 class Label:
-    """The label of a slide; this one is of a slide without tumour: all pixels are class 0."""
+    """The label of a slide. The base class is the label of a slide without tumour: all pixels are class 0."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size  # (width, height) of the slide at level 0
-        self.left_out: list[str] = []  # what was not used of the file, each with its reason
+        self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
 
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
-        """Classes of a region of `width` × `height` pixels of `downsample`: uint8 (height, width).
+        """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
 
-        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError for a
-        region that is not inside the slide, ReadError if a mask cannot be decoded.
+        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
+        not inside the slide, ReadError if a mask cannot be decoded.
         """
         for start, size, limit in ((x_l0, width, self.size[0]), (y_l0, height, self.size[1])):
             inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
@@ -59,61 +59,61 @@ class Label:
         return np.zeros((height, width), np.uint8)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """Return the whole slide: uint8 (height, width).
+        """Return the classes of the whole slide: uint8 (height, width).
 
-        A class other than 0 shows wherever it covers any part of a pixel, so that no lesion is too small to
-        be seen; 0 shows where it covers all of it.
+        A pixel shows a class other than 0 if that class covers any part of it, so that no lesion is too small to
+        be seen; it shows 0 only if 0 covers all of it.
         """
         return np.zeros((height, width), np.uint8)
 
     def annotations(self) -> list[Annotation]:
-        """Return all labelled areas, in the order of painting."""
+        """Return all annotations, in the order of painting."""
         return []
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of decoded tiles that libvips keeps in memory, estimated."""
+        """The estimated bytes of decoded tiles that libvips keeps in memory."""
         return 0
 
     def release(self) -> None:
-        """Gives back what can be read again."""
+        """Free the memory of tiles that can be decoded again."""
 
     def close(self) -> None:
-        """Closes the file, if one is open."""
+        """Close the file, if one is open."""
 
 
 class PolygonLabel(Label):
     """Polygons that are rasterised per patch."""
 
     def __init__(
-        self, size: tuple[int, int], outlines: Sequence[Outline], label_map: LabelMap, name: str
+        self, size: tuple[int, int], areas: Sequence[AnnotatedArea], label_map: LabelMap, name: str
     ) -> None:
         super().__init__(size)
         self.name = name
         order = {group: (place, value) for place, (group, value) in enumerate(label_map.groups)}
-        used = sorted((o for o in outlines if o.group in order), key=lambda o: order[o.group][0])
-        unknown = sorted({o.group for o in outlines} - set(order))
+        used = sorted((area for area in areas if area.group in order), key=lambda area: order[area.group][0])
+        unknown = sorted({area.group for area in areas} - set(order))
         if unknown:
             self.left_out.append(f"{name}: groups that are not in the label map: {', '.join(unknown)}")
         slide = shapely.box(0, 0, *size)
-        outside = [o for o in used if not o.geometry.intersects(slide)]
+        outside = [area for area in used if not area.geometry.intersects(slide)]
         if used and len(outside) == len(used):
             raise DataError(
                 f"{name}: all annotations are outside of the slide ({size[0]} × {size[1]} pixels)"
             )
         if outside:
             self.left_out.append(f"{name}: {len(outside)} annotations are outside of the slide")
-        self._outlines = [o for o in used if o.geometry.intersects(slide)]
-        self._values = [order[o.group][1] for o in self._outlines]
-        self._edges = [polygons.edges_of(o.geometry) for o in self._outlines]
-        self._tree = shapely.STRtree([o.geometry for o in self._outlines])
+        self._areas = [area for area in used if area.geometry.intersects(slide)]
+        self._values = [order[area.group][1] for area in self._areas]
+        self._edges = [polygons.edges_of(area.geometry) for area in self._areas]
+        self._tree = shapely.STRtree([area.geometry for area in self._areas])
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
         classes = np.zeros((height, width), np.uint8)
         for number, (top, bottom, left, right) in self._windows(x_l0, y_l0, width, height, downsample):
             corner = (x_l0 + left * downsample, y_l0 + top * downsample)
             pixels = polygons.fill(self._edges[number], *corner, right - left, bottom - top, downsample)
-            # As classes[…][pixels] = value, in a tenth of the time: 255 outside of the polygon, 0 inside.
+            # The same as classes[…][pixels] = value in a tenth of the time: 255 outside of the polygon, 0 inside.
             outside = pixels.view(np.uint8) - np.uint8(1)
             window = classes[top:bottom, left:right]
             window &= outside
@@ -121,39 +121,42 @@ class PolygonLabel(Label):
         return classes
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        # A thumbnail's pixels are not square to the last digit: draw in its own frame.
+        # The pixels of a thumbnail are not exactly square, so the polygons are scaled to its frame.
         scale = np.array([[width / self.size[0]], [height / self.size[1]]] * 2)
         classes = np.zeros((height, width), np.uint8)
         for edges, value in zip(self._edges, self._values):
             filled = polygons.fill(edges * scale, 0, 0, width, height, 1.0)
-            outline = polygons.touched(edges * scale, 0, 0, width, height, 1.0)
-            classes[(filled | outline) if value else (filled & ~outline)] = value
+            border = polygons.touched(edges * scale, 0, 0, width, height, 1.0)
+            classes[(filled | border) if value else (filled & ~border)] = value
         return classes
 
     def annotations(self) -> list[Annotation]:
         found = []
         slide = shapely.box(0, 0, *self.size)
-        for number, (outline, value) in enumerate(zip(self._outlines, self._values)):
-            over = [
-                int(i) for i in self._tree.query(outline.geometry) if i > number and self._values[i] != value
+        for number, (area, value) in enumerate(zip(self._areas, self._values)):
+            later = [
+                int(i) for i in self._tree.query(area.geometry) if i > number and self._values[i] != value
             ]
-            visible = shapely.intersection(outline.geometry, slide)
-            if over:
-                visible = visible.difference(shapely.union_all([self._outlines[i].geometry for i in over]))
+            visible = shapely.intersection(area.geometry, slide)
+            if later:
+                visible = visible.difference(shapely.union_all([self._areas[i].geometry for i in later]))
             parts = [p for p in shapely.get_parts(visible) if p.geom_type == "Polygon" and p.area > 0]
             if parts:
                 polygon = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-                found.append(Annotation(polygon, value, outline.group))
+                found.append(Annotation(polygon, value, area.group))
         return found
 
     def _windows(
         self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
     ) -> list[tuple[int, tuple[int, int, int, int]]]:
-        """Return which outlines lie in a window, in the order of painting, and what rows and columns they cover."""
+        """Return the areas that a window meets, in the order of painting.
+
+        Each is (index of the area, (first row, end row, first column, end column) in pixels of the window).
+        """
         window = shapely.box(x_l0, y_l0, x_l0 + width * downsample, y_l0 + height * downsample)
         result = []
         for number in sorted(int(i) for i in self._tree.query(window)):
-            left, top, right, bottom = self._outlines[number].geometry.bounds
+            left, top, right, bottom = self._areas[number].geometry.bounds
             columns = [int((x - x_l0) // downsample) + plus for x, plus in ((left, 0), (right, 1))]
             rows = [int((y - y_l0) // downsample) + plus for y, plus in ((top, 0), (bottom, 1))]
             (left_px, right_px), (top_px, bottom_px) = np.clip(columns, 0, width), np.clip(rows, 0, height)
@@ -163,12 +166,12 @@ class PolygonLabel(Label):
 
 
 class MaskLabel(Label):
-    """A mask image of the slide's extent: of its size or a downsample of it, see `_mask_scale`."""
+    """A mask image of the whole slide, of its size or shrunk, see `_mask_scale`."""
 
     def __init__(self, path: Path, slide: Slide, label_map: LabelMap) -> None:
         super().__init__((slide.width, slide.height))
         self.mask = Slide(path, kind="label")
-        self._scale = _mask_scale(self.mask, slide)  # level-0 pixels of the slide a pixel of the mask
+        self._scale = _mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
         self._values = label_map.values()
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
@@ -178,14 +181,14 @@ class MaskLabel(Label):
         return cv2.LUT(pixels, self._values)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """From the finest level of at most 64 Mpx; the largest class of all that a pixel covers."""
+        """Return the whole slide, each pixel the largest class that it covers, from a level of at most 64 Mpx."""
         sizes = self.mask.level_sizes
         level = next((i for i, (w, h) in enumerate(sizes) if w * h <= _MAX_MASK_PIXELS), len(sizes) - 1)
         level_width, level_height = sizes[level]
         width_px, height_px = min(width, level_width), min(height, level_height)
         columns = np.arange(width_px) * level_width // width_px
         rows = np.arange(height_px) * level_height // height_px
-        # How many pixels of the level one of the thumbnail meets: one more if they do not fit into it.
+        # How many pixels of the level a pixel of the thumbnail meets at most.
         ratios = (level_height / height_px, level_width / width_px)
         span = tuple(int(ratio) if ratio == int(ratio) else int(ratio) + 2 for ratio in ratios)
         result = np.empty((height_px, width_px), np.uint8)
@@ -201,7 +204,7 @@ class MaskLabel(Label):
         return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def annotations(self) -> list[Annotation]:
-        """Regions connected by edges, found on a picture of at most 2048 pixels, and right to one of them."""
+        """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side."""
         shrink = max(1.0, max(self.size) / _REGION_SIDE)
         width, height = (max(1, round(side / shrink)) for side in self.size)
         classes = self.thumbnail(width, height)
@@ -220,7 +223,7 @@ class MaskLabel(Label):
 
 
 def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
-    """Open the label of `slide` by the file's suffix; None means tumour-free. DataError if it cannot be used."""
+    """Open the label of `slide` by the file's suffix; None means tumour-free. Raises DataError if it is unusable."""
     if path is None:
         return Label((slide.width, slide.height))
     if not path.is_file():
@@ -231,24 +234,27 @@ def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
     if suffix in MASK_SUFFIXES:
         return MaskLabel(path, slide, label_map)
     if suffix not in (".xml", ".geojson", ".json"):
-        raise DataError(f"{path}: labels are masks (tif, png, …), ASAP's .xml or QuPath's .geojson")
-    outlines, left_out = read_asap(path) if suffix == ".xml" else read_geojson(path)
-    label = PolygonLabel((slide.width, slide.height), outlines, label_map, path.name)
+        raise DataError(
+            f"{path}: a label must be a mask (tif, png, …), an .xml of ASAP or a .geojson of QuPath"
+        )
+    areas, left_out = read_asap(path) if suffix == ".xml" else read_geojson(path)
+    label = PolygonLabel((slide.width, slide.height), areas, label_map, path.name)
     label.left_out = left_out + label.left_out
     return label
 
 
 def _mask_scale(mask: Slide, slide: Slide) -> float:
-    """Return how many level-0 pixels of the slide a pixel of the mask spans. DataError if its size does not fit.
+    """Return the level-0 pixels of the slide per pixel of the mask. Raises DataError if the sizes do not fit.
 
-    A mask has the slide's size, or that size shrunk and rounded: by a whole number, one of the slide's
-    downsamples or the ratio of the spacings if both are known and say so, else only by one of the downsamples.
+    A mask has the slide's size, or that size shrunk and rounded. If both spacings are known, the factor must agree
+    with their ratio; it is a whole number, one of the slide's downsamples, or that ratio. Otherwise it must be one of
+    the slide's downsamples.
     """
     size, full = (mask.width, mask.height), (slide.width, slide.height)
     if size == full:
         return 1.0
     candidates = sorted({float(round(full[0] / size[0])), *slide.downsamples})
-    if mask.spacing_known and slide.spacing_known:  # last: it is not as exact
+    if mask.spacing_known and slide.spacing_known:  # last, because it is less exact
         candidates.append(mask.spacing / slide.spacing)
     for scale in (value for value in candidates if value > 1):
         fits = all(abs(f / scale - s) < 1 for f, s in zip(full, size))

@@ -1,4 +1,4 @@
-"""Maps annotation groups, and the values of masks, to classes."""
+"""The classes of annotation groups and of the values of a mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.cli import UserError
 
-# In this order, as exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
+# In this order, because exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
 DEFAULT_GROUPS = (
     *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
     *(("_2", 0), ("normal", 0), ("Exclusion", 0), ("None", 0)),
@@ -19,21 +19,24 @@ DEFAULT_GROUPS = (
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The class of each annotation group, in the order of painting. Other groups are left out.
+    """The class of each annotation group, in the order of painting. Annotations of other groups are left out.
 
-    For a mask a group that is a number is a pixel value (`255:1`); without any, all nonzero is class 1.
+    For a mask, a group that is a number is a pixel value (`255:1`). Without any number, all values but 0 are class 1.
     """
 
     groups: tuple[tuple[str, int], ...] = DEFAULT_GROUPS
 
     @property
     def num_classes(self) -> int:
-        """Largest class + 1, at least 2."""
+        """The largest class + 1, at least 2."""
         return max(2, *(value + 1 for _, value in self.groups))
 
     @classmethod
     def parse(cls, items: Sequence[str] | None) -> LabelMap:
-        """Parse `["_0:1", "_2:0"]`; None or an empty list gives the default. UserError names the wrong item."""
+        """Return the label map that `["_0:1", "_2:0"]` describes, the default one for None or no items.
+
+        Raises UserError, which names the wrong item.
+        """
         groups: dict[str, int] = {}
         for item in items or ():
             group, _, value = item.rpartition(":")
@@ -45,7 +48,7 @@ class LabelMap:
         return cls(tuple(groups.items())) if groups else cls()
 
     def values(self) -> np.ndarray:
-        """Class of each value of a mask: uint8 (256,)."""
+        """Return the class of each value of a mask: uint8 (256,)."""
         numbers = {int(group): value for group, value in self.groups if group.isdecimal()}
         pixel_values = {number: value for number, value in numbers.items() if number < 256}
         table = np.zeros(256, np.uint8)

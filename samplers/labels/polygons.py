@@ -1,7 +1,7 @@
-"""Rasterising of polygons in numpy, such that a pixel does not depend on the window that is looked at.
+"""Polygons to pixels, such that a pixel does not depend on the window in which it is drawn, and pixels to polygons.
 
-A pixel is inside if its centre is, by the even-odd rule over all rings of a valid polygon, so holes need
-nothing special. Level-0 pixel i covers [i, i + 1). Nothing is clipped: clipping makes new vertices, and
+A pixel is inside a polygon if its centre is, by the even-odd rule over all rings of a valid polygon, so that holes
+need no special treatment. Level-0 pixel i covers [i, i + 1). Nothing is clipped: clipping makes new vertices, and
 their rounding would move an outline by a pixel from one window to the next.
 """
 
@@ -11,27 +11,28 @@ import numpy as np
 import shapely
 from rasterio.features import shapes
 
-_STEPS_PER_PIXEL = 8  # in which `touched` follows an outline
+_STEPS_PER_PIXEL = 8  # with which `touched` follows an outline
 
 
 def edges_of(geometry: shapely.Geometry) -> np.ndarray:
-    """Return all edges of a polygon's or multipolygon's rings: float64 (4, n), rows x1, y1, x2, y2, with y1 ≤ y2."""
+    """Return the edges of all rings of a (multi)polygon: float64 (4, n), rows x1, y1, x2, y2, with y1 ≤ y2."""
     parts = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
     if not parts:
         return np.zeros((4, 0))
     edges = np.concatenate([np.hstack([points[:-1], points[1:]]) for points in parts])
-    # One direction, so that an edge of two polygons gives the same crossings for both.
+    # All point the same way, so that an edge that two polygons share gives the same crossings for both.
     flip = edges[:, 1] > edges[:, 3]
     edges[flip] = edges[flip][:, [2, 3, 0, 1]]
     return np.ascontiguousarray(edges.T)
 
 
 def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Return which pixels of a window lie inside: bool (height, width).
+    """Return the pixels of a window whose centres lie inside: bool (height, width).
 
-    `edges` (4, n) and the window's corner x, y are in level 0, the window's size in pixels of `downsample`.
-    A pixel is inside if the row of its centre crosses an odd number of edges to the left of it. An edge has
-    its lower y but not its upper one, so that a vertex counts once and each row has an even number of edges.
+    `edges` (4, n) and the window's corner (x, y) are in level-0 pixels. The window's size is in pixels that span
+    `downsample` level-0 pixels. A pixel is inside if, to the left of its centre, the row crosses an odd number of
+    edges. An edge includes its smaller y but not its larger one, so that a vertex counts once and each row crosses
+    an even number of edges.
     """
     near = (edges[1] < y + height * downsample) & (edges[3] > y) & (edges[1] != edges[3])
     x1, y1, x2, y2 = edges[:, near]
@@ -43,15 +44,18 @@ def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsam
     row = np.arange(len(edge)) - np.repeat(np.cumsum(rows_of_edge) - end, rows_of_edge)
     slope = (x2 - x1) / (y2 - y1)
     crossing = x1[edge] + (centres_y[row] - y1[edge]) * slope[edge]
-    column = np.searchsorted(centres_x, crossing)  # of the first pixel behind it; `width` if there is none
-    # Row after row, the pixels between an odd crossing and the next one are inside.
+    column = np.searchsorted(centres_x, crossing)  # the first pixel right of it, `width` if there is none
+    # Row after row, the pixels from each odd crossing to the next crossing are inside.
     turns = np.concatenate([[0], np.sort(row * width + column), [height * width]])
     odd = np.arange(len(turns) - 1) % 2 == 1
     return np.repeat(odd, np.diff(turns)).reshape(height, width)
 
 
 def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Return which pixels of a window an outline runs through, to an eighth of a pixel: bool (height, width)."""
+    """Return the pixels of a window that an edge runs through, to an eighth of a pixel: bool (height, width).
+
+    The arguments are those of `fill`.
+    """
     delta = edges[2:] - edges[:2]
     steps = (np.abs(delta).max(axis=0, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
     edge = np.repeat(np.arange(len(steps)), steps)

@@ -1,4 +1,4 @@
-"""CAMELYON16 and 17 in their public folder layouts, and what their names tell: patient, centre, slide of a patch."""
+"""Finds the slides of CAMELYON16 and 17 in their public folder layouts, and the centres that they come from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from samplers.pairs.pairing import SlidePair, files_of, listed, name_some, pair_files, patient_of
+from samplers.pairs.pairing import SlidePair, files_of, listed, name_some, pair_files
+from samplers.pairs.split import patient_of
 from samplers.slides.errors import DataError
 
-PATIENTS_A_CENTRE = 20  # CAMELYON17: 100 training patients of 5 centres
+PATIENTS_PER_CENTRE = 20  # CAMELYON17: 100 training patients from 5 centres
 
-# Folders below the root, of all layouts: those that are there are looked into.
+# Folders below the root in all known layouts. Those that exist are searched.
 _TRAIN_16 = ("TrainingData/Train_Tumor", "TrainingData/Train_Normal", "training/tumor", "training/normal")
 _TEST_16 = ("Testset/Images", "testing/images")
 _TRAIN_LABELS_16 = {
@@ -31,10 +32,10 @@ Found = tuple[list[SlidePair], list[str]]  # and warnings
 
 
 def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str) -> tuple[Found, Found]:
-    """Training and test pairs. Test slides without a label are tumour-free, as the challenge has it.
+    """Return training and test pairs. Test slides without a label are tumour-free, as the challenge defines them.
 
-    DataError: no training slides, or no labels of that format. The test part is empty if its slides or its
-    labels are not there.
+    The test part is empty if its slides or its labels are missing. Raises DataError if there are no training slides
+    or no labels of that format.
     """
     kind = "xml" if label_format.lstrip(".").lower() == "xml" else "mask"
     train_folders = [root / name for name in _TRAIN_16]
@@ -53,8 +54,10 @@ def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str
 
 
 def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str) -> Found:
-    """Return all training pairs. With `unlabelled` "normal" a slide without annotation is tumour-free unless
-    stage_labels.csv says otherwise: only 50 of the 500 slides are annotated.
+    """Return all training pairs.
+
+    With `unlabelled` "normal" a slide without annotation is tumour-free if stage_labels.csv calls it negative, or if
+    there is no such file: only 50 of the 500 slides are annotated.
     """
     folders = [folder for pattern in _SLIDES_17 for folder in sorted(root.glob(pattern))]
     slides = files_below(folders, slide_format)
@@ -70,7 +73,7 @@ def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str
     if path is None:
         if lacking:
             warnings.append(
-                f"{len(lacking)} slides have no annotation and are taken as tumour-free: there is no "
+                f"{len(lacking)} slides have no annotation and are taken as tumour-free, because there is no "
                 f"stage_labels.csv in {root} that could say otherwise"
             )
         return pairs, warnings
@@ -85,22 +88,22 @@ def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str
 
 
 def center_of(path: Path) -> int | None:
-    """Return the centre: that of the last `center_N` in the path, else that of the patient (20 per centre)."""
+    """Return the centre: the last `center_N` in the path, else the patient's (20 patients per centre), else None."""
     for part in (path.stem, *reversed(path.absolute().parts[:-1])):
         found = re.fullmatch(r"(?:tumor_)?center_(\d+)(?:_.*)?", part)
         if found:
             return int(found.group(1))
     patient = patient_of(path.stem)
-    return None if patient is None else int(patient) // PATIENTS_A_CENTRE
+    return None if patient is None else int(patient) // PATIENTS_PER_CENTRE
 
 
 def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[SlidePair]:
-    """Return the pairs of these centres. DataError: the centre of one is not known."""
+    """Return the pairs that come from these centres. Raises DataError if the centre of a pair is unknown."""
     found = {pair: center_of(pair.slide) for pair in pairs}
     unknown = [pair.slide for pair, center in found.items() if center is None]
     if unknown:
         raise DataError(
-            f"the centre of {len(unknown)} slides is unknown, there is no center_N in their paths and no "
+            f"the centre of {len(unknown)} slides is unknown: there is no center_N in their paths and no "
             f"patient_XXX in their names: {name_some(unknown)}"
         )
     wanted = set(centers)
@@ -108,7 +111,7 @@ def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[Slide
 
 
 def files_below(folders: Sequence[Path], format: str) -> list[Path]:
-    """Files of the folders, and of those in them, such as center_0 or patient_000."""
+    """Return the files of the folders and of their subfolders, such as center_0 or patient_000."""
     inner = [path for folder in folders for path in listed(folder) if path.is_dir()]
     return _files([*folders, *inner], format)
 
@@ -125,7 +128,7 @@ def _labels(root: Path, names: Sequence[str], format: str) -> list[Path]:
 
 
 def _paired(slides: list[Path], labels: list[Path], unlabelled: str) -> Found:
-    """Labels of slides that were not downloaded are only a warning."""
+    """Pair the files. Labels of slides that were not downloaded are only a warning."""
     pairs, warnings = pair_files(slides, labels, unlabelled, orphans_allowed=True)
     if not pairs:
         raise DataError(f"none of the {len(slides)} slides has a label: {name_some(slides)}")
@@ -137,7 +140,7 @@ def _nothing(what: str, folders: Iterable[Path]) -> str:
 
 
 def _stages(path: Path) -> dict[str, str]:
-    """Stage of each slide (`patient_000_node_0`)."""
+    """Return the stage of each slide (`patient_000_node_0`)."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if len(row) >= 2]

@@ -1,6 +1,7 @@
-"""Checks in a fraction of a second whether a slide and its label can be used, however large they are.
+"""Checks that a slide and its label can be used, in a fraction of a second however large they are.
 
-Read are the headers, the places of the tiles (against the size of the file) and a few regions far apart.
+The check reads the headers, compares the places of the tiles with the size of the file and decodes a few regions that
+are far apart.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import numpy as np
 import tifffile
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
-from samplers.slides.errors import DataError, ReadError
+from samplers.slides.errors import DataError
 from samplers.slides.formats import TIFF_ERRORS
-from samplers.slides.geometry import patch_geometry
+from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 
-_PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # have no spacing to tell
-_GRID = 4  # by 4 regions are decoded at level 0
-_REGION = 64  # pixels a side
-_PATCH_UM = 1000.0  # smaller is no slide but a patch: its tissue was found on the slide, by larger kernels
-_THUMBNAIL = 1024  # pixels of the longer side, for finding tissue
+_PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # formats without a spacing
+_GRID = 4  # 4 × 4 regions are decoded at level 0
+_REGION = 64  # side of a region in pixels
+_PATCH_UM = (
+    1000.0  # a smaller image is a patch cut from a slide, where its tissue was found with larger kernels
+)
+_THUMBNAIL = 1024  # pixels of the longer side of the picture in which tissue is looked for
 
 
 def check_pair(
@@ -37,7 +40,8 @@ def check_pair(
 ) -> list[str]:
     """Return the reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
 
-    `resolution`: µm/px of the patches, None: level 0. Only with it a TIFF's spacing must be known.
+    `resolution` is the spacing of the patches in µm/px, None means level 0. Only with a resolution must the spacing
+    of a slide be known.
     """
     damage = [reason for path in (slide_path, label_path) if path is not None for reason in check_tiff(path)]
     if damage:
@@ -53,22 +57,20 @@ def check_pair(
             finally:
                 label.close()
             return reasons
-    except (DataError, ReadError, OSError) as error:
+    except (DataError, OSError) as error:
         return [str(error)]
 
 
 def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[str]:
-    """Raises ReadError if something cannot be decoded."""
+    """Return the reasons against a slide that is open. Raises ReadError if a region cannot be decoded."""
     decode_samples(slide)
     reasons = []
     if resolution is not None and not slide.spacing_known and slide.path.suffix.lower() not in _PLAIN_IMAGES:
-        reasons.append(f"{slide.path}: spacing missing, patches of {resolution:g} µm/px cannot be cut")
-    geometry = patch_geometry(img_size, resolution, slide.spacing)
-    if not geometry.fits(slide.width, slide.height):
-        size = f"{slide.width} × {slide.height}"
-        reasons.append(
-            f"{slide.path}: {size} pixels are smaller than a patch of {geometry.size_l0} × {geometry.size_l0}"
-        )
+        reasons.append(f"{slide.path}: the spacing is missing, patches of {resolution:g} µm/px cannot be cut")
+    try:
+        patch_geometry(slide, img_size, resolution)
+    except DataError as error:
+        reasons.append(str(error))
     if max(slide.width, slide.height) * slide.spacing < _PATCH_UM:
         return reasons
     thumbnail = slide.thumbnail(_THUMBNAIL)
@@ -78,13 +80,13 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
 
 
 def check_label(label: Label) -> list[str]:
-    """Return the reasons why a label cannot be used. Raises ReadError if a part of a mask cannot be decoded."""
-    if isinstance(label, MaskLabel):  # an empty one says that there is no tumour
+    """Return the reasons why a label cannot be used. Raises ReadError if a region of a mask cannot be decoded."""
+    if isinstance(label, MaskLabel):  # an empty mask is valid: the slide has no tumour
         decode_samples(label.mask)
         return []
     if isinstance(label, PolygonLabel):
         values = {annotation.value for annotation in label.annotations()}
-        # Holes that are left of lesions of an unknown group do not make a slide free of tumour.
+        # If only exclusions are left because the group of the lesions is unknown, the slide is not tumour-free.
         if not values or (label.left_out and values == {0}):
             why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
             return [f"{label.name}: no annotation that could be used{why}"]
@@ -92,9 +94,9 @@ def check_label(label: Label) -> list[str]:
 
 
 def decode_samples(slide: Slide) -> None:
-    """Decodes regions far apart, and the last of each level; ReadError if one cannot be.
+    """Decode regions that are far apart, and the last one of each level. Raises ReadError if one cannot be decoded.
 
-    A damaged tile in between is found by who reads it.
+    A damaged tile between them is found when it is read.
     """
     for level, (width, height) in enumerate(slide.level_sizes):
         size = (min(_REGION, width), min(_REGION, height))
@@ -105,7 +107,7 @@ def decode_samples(slide: Slide) -> None:
 
 
 def check_tiff(path: Path) -> list[str]:
-    """Return reasons if not all that a TIFF file says it has is in the file; no reasons for other files.
+    """Return the reasons why a TIFF file is not complete; none for files of other formats.
 
     libvips takes a file whose later levels are cut off for one with fewer levels.
     """
@@ -130,20 +132,20 @@ def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str
     offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
     name = f"{path}: {'tile' if page.is_tiled else 'strip'}"
     if len(offsets) != len(counts) or len(offsets) == 0:
-        return [f"{name}s of image {page.index}: {len(offsets)} places, but {len(counts)} sizes"]
+        return [f"{name}s of image {page.index}: {len(offsets)} offsets, but {len(counts)} sizes"]
     behind = np.flatnonzero((offsets + counts > file_size) & (counts > 0))
     if not len(behind):
         return []
     end = int((offsets + counts)[behind].max())
     return [
         f"{name} {behind[0]} of image {page.index} ({len(behind)} of {len(offsets)}) ends behind the "
-        f"file's end (at {end} of {file_size} bytes): it is truncated or damaged"
+        f"end of the file (at {end} of {file_size} bytes): the file is truncated or damaged"
     ]
 
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect what tifffile logs as errors in this thread, since it goes on with fewer pages or without a tag."""
+    """Collect what tifffile logs as errors in this thread, where it continues with fewer pages or without a tag."""
     messages: list[str] = []
     thread = threading.get_ident()
 

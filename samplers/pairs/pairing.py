@@ -1,32 +1,30 @@
-"""Finds slides, pairs them with their labels, and splits off those for validation.
+"""Finds slides and the labels that belong to them, and checks them all.
 
-A slide and its label belong together by file stem, without CAMELYON's decorations (`_mask`, `mask_`, case).
-Nothing is guessed: what has no partner is named.
+A slide and its label belong together if their file stems agree, without CAMELYON's decorations (`_mask`, `mask_`,
+case). Nothing is guessed: files without a partner are named.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from samplers.labels.label import LabelMap
 from samplers.pairs.checks import check_pair
 from samplers.slides.errors import DataError
 
-_NAMED = 10  # files that a message names before it only counts
+_NAMED = 10  # files that a message names; the others are counted
 _SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
 
 
 @dataclass(frozen=True)
 class SlidePair:
-    """A slide and its label; None: there is no tumour on it."""
+    """A slide and its label; None means that the slide has no tumour."""
 
     slide: Path
     label: Path | None
@@ -45,13 +43,13 @@ def find_pairs(
 ) -> tuple[list[SlidePair], list[str]]:
     """Return the slides of a folder with their labels, sorted by name, and warnings.
 
-    `unlabelled`: what to do with a slide that has no label: "skip" it with a warning, take it as "normal"
-    (tumour-free), or "error". `normal_*` slides of CAMELYON16 need none. Both folders may be the same.
-    DataError: a folder is missing, a label has no slide, a slide two labels, or there is no pair.
+    `unlabelled` decides about a slide without a label: "skip" leaves it out with a warning, "normal" takes it as
+    tumour-free, "error" raises DataError. `normal_*` slides of CAMELYON16 need no label. Both folders may be the same.
+    Raises DataError if a folder is missing, a label has no slide, a slide has two labels, or there is no pair.
     """
     slide_files = files_of(slide_path, slide_format)
     label_files = files_of(label_path, label_format) if label_path is not None else []
-    if set(slide_files) & set(label_files):  # one folder for both: labels are those that are called so
+    if set(slide_files) & set(label_files):  # one folder for both: labels are the files with a decoration
         slide_files = [file for file in slide_files if not _is_decorated(file)]
         label_files = [file for file in label_files if _is_decorated(file)]
     pairs, warnings = pair_files(slide_files, label_files, unlabelled)
@@ -71,7 +69,7 @@ def pair_files(
 ) -> tuple[list[SlidePair], list[str]]:
     """Pair files as `find_pairs` does. With `orphans_allowed` a label without a slide is only a warning."""
     if unlabelled not in ("skip", "normal", "error"):
-        raise ValueError(f"unlabelled is {unlabelled!r}, must be skip, normal or error")
+        raise ValueError(f"unlabelled is {unlabelled!r}, it must be skip, normal or error")
     slides = _by_key(slide_files, lambda file: file.stem.casefold(), "slides of the same name")
     labels = _by_key(label_files, _label_key, "labels for the same slide")
     orphans = [file for key, file in labels.items() if key not in slides]
@@ -103,66 +101,26 @@ def check_pairs(
     threads: int = 4,
     progress: str = "",
 ) -> dict[SlidePair, list[str]]:
-    """`check_pair` of all pairs in parallel: the reasons why each cannot be used, an empty list if it can.
+    """Check all pairs in parallel. Return the reasons why each cannot be used, an empty list if it can.
 
-    With `progress` a bar of that name.
+    `progress` is the name of a progress bar; without a name there is none.
     """
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(lambda p: check_pair(p.slide, p.label, label_map, img_size, resolution), pairs)
         reasons = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
-    # libvips has one error buffer for all threads, so one slide's error may be taken for another's: what was
-    # found bad is looked at again, alone.
+    # libvips has one error buffer for all threads, so one slide's error may be taken for another's: a pair that was
+    # found bad is checked again on its own.
     return {
         pair: check_pair(pair.slide, pair.label, label_map, img_size, resolution) if bad else []
         for pair, bad in zip(pairs, reasons)
     }
 
 
-def split_pairs(
-    pairs: Sequence[SlidePair], val_split: float, seed: int
-) -> tuple[list[SlidePair], list[SlidePair]]:
-    """Training and validation pairs: the part `val_split` of the slides, by `seed`, whatever their order.
-
-    All nodes of a CAMELYON17 patient and all patches of a slide are on one side. Slides with a label are
-    divided apart from the others, so that both sides have some if there are two. DataError if there is nothing
-    to divide.
-    """
-    if not 0 <= val_split < 1:
-        raise ValueError(f"the validation split is {val_split}, must be at least 0 and less than 1")
-    if val_split == 0:
-        return list(pairs), []
-    groups: dict[str, list[SlidePair]] = defaultdict(list)
-    for pair in sorted(pairs, key=lambda pair: (pair.name, str(pair.slide))):
-        groups[patient_of(pair.name) or slide_of_patch(pair.name) or str(pair.slide)].append(pair)
-    if len(groups) < 2:
-        raise DataError(f"{len(groups)} slides or patients cannot be divided for validation, 2 are needed")
-    rng = np.random.default_rng(seed)
-    labelled = [group for group in groups.values() if any(pair.label for pair in group)]
-    normal = [group for group in groups.values() if not any(pair.label for pair in group)]
-    chosen = []
-    for kind in (labelled, normal):
-        count = min(max(round(val_split * len(kind)), 1), len(kind) - 1) if len(kind) > 1 else 0
-        chosen += [kind[i] for i in rng.permutation(len(kind))[:count]]
-    if not chosen:  # one of each
-        chosen = [normal[0]]
-    val = {pair for group in chosen for pair in group}
-    return [pair for pair in pairs if pair not in val], [pair for pair in pairs if pair in val]
-
-
-def patient_of(name: str) -> str | None:
-    """Return the patient in a CAMELYON17 name (`patient_017_node_4` gives "017"), also inside of a patch's name."""
-    found = re.search(r"patient_(\d+)_node_\d+", name)
-    return found.group(1) if found else None
-
-
-def slide_of_patch(name: str) -> str | None:
-    """Return the slide in the name of a preprocessed patch, `tumor_center_<center>_<slide>_<x>_<y>`."""
-    found = re.fullmatch(r"tumor_center_(?:\d+|na)_(.+)_\d+_\d+", name)
-    return found.group(1) if found else None
-
-
 def files_of(folder: str | Path, format: str) -> list[Path]:
-    """Files of a folder with a suffix in any case (.tif and .tiff are the same), hidden ones not."""
+    """Return the files of a folder with a suffix in any case (.tif and .tiff are the same), without hidden files.
+
+    Raises DataError if the folder cannot be listed.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -172,7 +130,7 @@ def files_of(folder: str | Path, format: str) -> list[Path]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Return what is in a folder, sorted. DataError if it cannot be listed: the user may lack the permission."""
+    """Return the sorted contents of a folder. Raises DataError if it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -203,7 +161,7 @@ def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> 
 
 
 def name_some(files: Iterable[Path]) -> str:
-    """Return the names of the first ten files, and how many more there are."""
+    """Return the first ten names, and how many more there are."""
     files = list(files)
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return ", ".join(str(file) for file in files[:_NAMED]) + more

@@ -1,6 +1,6 @@
-"""Pixels of a level of a slide, by libvips or by OpenSlide. Positions and sizes are in pixels of the level.
+"""Read pixels of a level of a slide with libvips or OpenSlide. Positions and sizes are in pixels of the level.
 
-A region that cannot be decoded must never be grey or black: libvips fills what is lost of a damaged JPEG tile
+A region that cannot be decoded must never come back grey or black. libvips fills the lost part of a damaged JPEG tile
 and, whatever `fail_on` says, only leaves a message in its error buffer, so we look there after each read.
 """
 
@@ -20,35 +20,37 @@ from samplers.slides.errors import DataError, ReadError
 from samplers.slides.formats import Level, missing_tiles, one_line, vips_image
 from samplers.slides.vips_errors import vips_faults
 
-# libvips keeps rows of decoded tiles a level, 300 MB for a width of 100 000 pixels. Above this the level is
-# opened anew, which takes less than a millisecond.
+# libvips keeps rows of decoded tiles for each level, 300 MB for a width of 100 000 pixels. Above this limit the level
+# is opened anew, which takes less than a millisecond.
 MAX_LEVEL_BYTES = 64 << 20
-_CACHED_ROWS = 3.5  # measured: 37 MB for slides of 12 tiles a row of 0.79 MB, with the region's own 3 MB
+_CACHED_ROWS = 3.5  # measured: 37 MB (3 MB of it the region's own) with 12 tiles of 0.79 MB in a row
 OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
 
 
 class _Handle:
-    """A level opened by one thread: libvips regions belong to the thread that made them."""
+    """A level opened by one thread, because libvips regions belong to the thread that made them."""
 
     def __init__(self, image: Any) -> None:
         self.bands = image.bands
         self.region = pyvips.Region.new(image)
-        self.tiles = 0.0  # about how many libvips keeps decoded
+        self.tiles = 0.0  # estimate of how many libvips keeps decoded
         self.held_bytes = 0
 
 
 class VipsReader:
-    """Reads the levels of a file with libvips; several threads may."""
+    """Reads the levels of a file with libvips. Several threads may read at once."""
 
     def __init__(self, path: Path, kind: str, levels: Sequence[Level]) -> None:
         self.path, self.kind, self._levels = path, kind, levels
         self._threads = threading.local()
         self._handles: list[dict[int, _Handle]] = []  # of all threads
-        self._missing: dict[int, np.ndarray] = {}  # tiles that are not in the file, looked for after an error
+        self._missing: dict[
+            int, np.ndarray
+        ] = {}  # by level: tiles that are not in the file, looked up after an error
         self._lock = threading.Lock()
 
     def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Read a region that lies inside: uint8 (h, w, 3), a label (h, w). ReadError if it cannot be decoded."""
+        """Return a region inside the level: uint8 (h, w, 3), of a label (h, w). Raises ReadError if it is damaged."""
         if level not in self._missing:
             try:
                 return self._fetch(x, y, width, height, level)
@@ -64,7 +66,7 @@ class VipsReader:
         return sum(handle.held_bytes for handles in self._handles for handle in list(handles.values()))
 
     def release(self) -> None:
-        """Gives the memory back; what is read next is opened anew. Not while another thread reads."""
+        """Free the memory; the next read opens its level anew. Must not be called while another thread reads."""
         with self._lock:
             for handles in self._handles:
                 handles.clear()
@@ -80,7 +82,7 @@ class VipsReader:
             with vips_faults.watched():
                 data = handle.region.fetch(x, y, width, height)
         except (pyvips.Error, DataError, RuntimeError) as error:
-            handles.pop(level, None)  # it may keep the damaged tile, and give it without a word the next time
+            handles.pop(level, None)  # it may keep the damaged tile, and return it without an error next time
             region = region_name(x, y, width, height, level)
             raise ReadError(f"{self.path}: {region}: {one_line(error)}") from error
         self._count(handles, level, width, height)
@@ -90,7 +92,7 @@ class VipsReader:
         return pixels if handle.bands == 3 else np.repeat(pixels, 3, axis=2)
 
     def _fetch_sparse(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Tile by tile, white (a label: 0) where there is none: TIFFs may leave out what was not scanned."""
+        """Read tile by tile, white (a label: 0) where a tile is missing: TIFFs may leave out what was not scanned."""
         shape = (height, width) if self.kind == "label" else (height, width, 3)
         pixels = np.full(shape, 0 if self.kind == "label" else 255, np.uint8)
         missing = self._missing[level]
@@ -113,7 +115,7 @@ class VipsReader:
         return handles
 
     def _count(self, handles: dict[int, _Handle], level: int, width: int, height: int) -> None:
-        """Adds what a read leaves in libvips' tile cache; a level with too much is opened anew next time."""
+        """Add the tiles that a read leaves in libvips' cache; a level with too many is opened anew next time."""
         spec, handle = self._levels[level], handles[level]
         if spec.tile is None:
             handle.held_bytes = spec.width * spec.height * handle.bands
@@ -128,9 +130,9 @@ class VipsReader:
 
 
 class OpenSlideReader:
-    """Reads the levels of a file with OpenSlide; several threads may."""
+    """Reads the levels of a file with OpenSlide. Several threads may read at once."""
 
-    held_bytes = 0  # the cache is one for all slides
+    held_bytes = 0  # one cache serves all slides
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
@@ -145,14 +147,14 @@ class OpenSlideReader:
             raise DataError(f"{self.path}: cannot be opened: {error}") from error
 
     def fetch(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Read a region as `VipsReader.fetch` does."""
+        """Read a region, see `VipsReader.fetch`."""
         downsample = self.slide.level_downsamples[level]
         corner_l0 = (round(x * downsample), round(y * downsample))
         try:
             rgba = np.asarray(self.slide.read_region(corner_l0, level, (width, height)))
         except openslide.OpenSlideError as error:
             with self._lock:
-                self._open()  # OpenSlide refuses everything after an error
+                self._open()  # after an error OpenSlide refuses every further read
             raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {error}") from error
         if self.kind == "label":
             return np.ascontiguousarray(rgba[:, :, 0])
@@ -161,7 +163,7 @@ class OpenSlideReader:
         return pixels
 
     def release(self) -> None:
-        """Nothing is held apart from the common cache."""
+        """Do nothing: there is only the common cache."""
 
     def close(self) -> None:
         self.slide.close()

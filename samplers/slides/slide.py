@@ -1,6 +1,6 @@
-"""Reading of whole-slide images: one thin class over libvips (TIFF, SVS, PNG, JPEG) and OpenSlide (the rest).
+"""Reads whole-slide images: one thin class over libvips (TIFF, SVS, PNG, JPEG) and OpenSlide (all other formats).
 
-Positions are in level 0 (`_l0`), sizes at the level or spacing that is read, spacings in µm/px.
+Positions are in level-0 pixels (`_l0`), sizes in pixels of the level or spacing that is read, spacings in µm/px.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from samplers.slides.formats import (
 log = logging.getLogger(__name__)
 
 DEFAULT_SPACING = 0.25  # µm/px, 40×
-_MAX_STRIP_PIXELS = 16 << 20  # read at once for a thumbnail
+_MAX_STRIP_PIXELS = 16 << 20  # that are read at once for a thumbnail
 
 
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Image, uint8 (h, w, 3), at a smaller size.
+    """Return an image, uint8 (h, w, 3), shrunk to `width` × `height`.
 
-    By whole numbers it is the mean of the covered pixels. Between them OpenCV's mean takes longer than reading
-    the patch (1475² to 1024²: 27 ms); libvips weighs what is covered by a triangle, in 8 ms.
+    With whole factors a pixel is the mean of the pixels that it covers. With other factors OpenCV's mean takes longer
+    than reading the patch (27 ms from 1475² to 1024²), so libvips weighs the pixels by a triangle, in 8 ms.
     """
     rows, columns = pixels.shape[:2]
     if rows % height == 0 and columns % width == 0:
@@ -48,12 +48,12 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 class Slide:
-    """An open slide (uint8 RGB) or label mask (uint8, one band); a context manager. Several threads may read.
+    """An open slide (uint8 RGB) or label mask (uint8, one band). A context manager; several threads may read at once.
 
-    Attributes: `path`; `width`, `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the
-    real ones, [0] == 1.0; `spacing` µm/px at level 0 (`spacing_known` False: assumed, with a warning).
-    Raises DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError for
-    a region that is not inside.
+    Attributes: `path`; `width` and `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the real
+    ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed (with a
+    warning). Raises DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError
+    if a region is not inside the slide.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
@@ -71,7 +71,7 @@ class Slide:
         self.spacing_known = spacing is not None
         self.spacing = DEFAULT_SPACING if spacing is None else spacing
         if spacing is None and kind == "image":
-            log.warning("%s: no spacing in its metadata, taken as %g µm/px", self.path, DEFAULT_SPACING)
+            log.warning("%s: no spacing in its metadata, assuming %g µm/px", self.path, DEFAULT_SPACING)
 
     def _open(self) -> tuple[list[Level], float | None]:
         vendor = vendor_of(self.path)
@@ -88,9 +88,9 @@ class Slide:
         return openslide_levels(reader.slide)
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """Region of `width` × `height` pixels of `level`: uint8 (h, w, 3), a label (h, w).
+        """Return a region of `width` × `height` pixels of `level`: uint8 (h, w, 3), of a label (h, w).
 
-        The corner is in level 0, and rounded to the nearest pixel of the level.
+        The corner is in level-0 pixels, and rounded to the nearest pixel of the level.
         """
         if not 0 <= level < len(self.level_sizes):
             raise ValueError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes) - 1}")
@@ -101,10 +101,10 @@ class Slide:
         return self.read_level(x, y, width, height, level)
 
     def read_at(self, x_l0: int, y_l0: int, width: int, height: int, spacing: float) -> np.ndarray:
-        """Region of `width` × `height` pixels of `spacing` µm/px, like `read`.
+        """Return a region of `width` × `height` pixels of `spacing` µm/px, otherwise like `read`.
 
-        Taken from the next finer level and shrunk by area, each pixel from all that it covers (a label:
-        nearest); enlarged if finer than level 0.
+        The next finer level is read and shrunk, each pixel from all that it covers; a spacing finer than level 0
+        is interpolated. A label has the nearest values, see `read_grid`.
         """
         downsample = spacing / self.spacing
         if self.kind == "label":
@@ -120,8 +120,9 @@ class Slide:
         return _shrink(pixels, width, height)
 
     def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        """Read a label without interpolation: the pixels of the next finer level in which the centres
-        (x_l0 + (i + 0.5) · downsample, …) of a grid lie, uint8 (h, w).
+        """Return values of a label at the points of a grid, without interpolation: uint8 (h, w).
+
+        A value is that of the pixel of the next finer level in which the point (x_l0 + (i + 0.5) · downsample, …) lies.
         """
         level = self.level_at_least(downsample)
         places = []
@@ -140,9 +141,10 @@ class Slide:
         return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
 
     def thumbnail(self, max_side: int) -> np.ndarray:
-        """Read the whole slide, its longer side `max_side` pixels or level 0's: uint8 (h, w, 3), a label (h, w).
+        """Return the whole slide at `max_side` pixels of its longer side, or at level 0 if that is smaller.
 
-        From the next finer level, in strips of rows; slow for a large slide without a pyramid.
+        uint8 (h, w, 3), of a label (h, w). The next finer level is read in strips of rows, which is slow for a large
+        slide without a pyramid.
         """
         level = max(i for i, size in enumerate(self.level_sizes) if i == 0 or max(size) >= max_side)
         level_width, level_height = self.level_sizes[level]
@@ -159,11 +161,11 @@ class Slide:
         return np.concatenate(strips)
 
     def level_at_least(self, downsample: float) -> int:
-        """Return the coarsest level of at most this downsample (to 0.1 %: 4.0003 will do for 4), else 0."""
+        """Return the coarsest level of at most this downsample, to 0.1 % (4.0003 serves for 4); else 0."""
         return max(i for i, d in enumerate(self.downsamples) if i == 0 or d <= downsample * 1.001)
 
     def read_level(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        """Read as `read` does, with the corner in pixels of `level`."""
+        """Return a region like `read`, with the corner in pixels of `level`."""
         level_width, level_height = self.level_sizes[level]
         if min(x, y, width - 1, height - 1) < 0 or x + width > level_width or y + height > level_height:
             raise ValueError(
@@ -175,11 +177,11 @@ class Slide:
 
     @property
     def held_bytes(self) -> int:
-        """Return about how many bytes libvips keeps of this slide in memory."""
+        """The estimated bytes of decoded tiles that libvips keeps in memory."""
         return self._reader.held_bytes
 
     def release(self) -> None:
-        """Gives that memory back and leaves the slide open."""
+        """Free that memory. The slide stays open."""
         self._reader.release()
 
     def close(self) -> None:
@@ -196,10 +198,11 @@ class Slide:
 
 
 def inside(start: float, size: int, limit: int, name: str) -> int:
-    """`start` rounded to a pixel such that `size` pixels end before `limit`; ValueError: they are not inside.
+    """Return `start` rounded to a pixel such that `size` pixels end before `limit`.
 
-    With a pixel of tolerance: a level's size is rounded, so what ends with level 0 may end behind it.
+    Raises ValueError if they are not inside, with a tolerance of one pixel: the size of a level is rounded, so a
+    region that ends with level 0 may end behind the level.
     """
     if size < 1 or start < 0 or start + size >= limit + 1 or size > limit:
-        raise ValueError(f"{name}: {start:g} + {size} pixels are not inside of 0 to {limit}")
+        raise ValueError(f"{name}: {start:g} + {size} pixels are not inside 0 to {limit}")
     return min(int(start + 0.5), limit - size)

@@ -1,4 +1,4 @@
-"""Notices when libvips complains during a read: it returns a damaged tile as grey, with no more than a message."""
+"""Finds out whether libvips complained during a read: a damaged tile comes back grey, and there is only a message."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PARALLEL_READ = "another read of this process failed at the same time"
 
 
 class _Faults:
-    """libvips has one buffer of messages for all threads.
+    """Watches libvips' buffer of messages, of which there is one for all threads.
 
-    Who finds a message in it empties it and counts up; other reads during which the count went up may have
-    been the cause, so they fail as well and are tried again. While a file is being opened libvips drops all
-    messages, so nobody may read then.
+    A read that finds a message empties the buffer and increments the count. Other reads during which the count rose
+    may have been the cause, so they fail as well and are tried again. While a file is being opened libvips drops all
+    messages, so no thread may read then.
     """
 
     def __init__(self) -> None:
@@ -27,19 +27,19 @@ class _Faults:
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[None]:
-        """No read goes on meanwhile."""
+        """Wait until no thread reads, and let none begin."""
         with self._changed:
             self._changed.wait_for(lambda: not self._readers)
             yield
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """RuntimeError with the message if libvips complains meanwhile."""
+        """Raise RuntimeError with libvips' message if it complains in the body."""
         with self._changed:
             self._readers += 1
         try:
-            self._take()  # old messages are nobody's fault
-            with self._lock:  # after whoever counts up has emptied the buffer
+            self._take()  # an old message is not this read's
+            with self._lock:  # waits for a thread that is emptying the buffer
                 begun = self._count
             yield
             problem = self._take() or (_PARALLEL_READ if self._count != begun else "")

@@ -1,7 +1,7 @@
-"""Batches in the order of their index from worker processes (`samplers.workers.worker`), or from the calling process.
+"""Loads batches in the order of their index, from worker processes (`samplers.workers.worker`) or in the calling one.
 
-Batch b is the work of worker b mod N and a function of its index, so neither timing nor N changes what
-comes. Workers run ahead as far as their ring in shared memory reaches (`samplers.workers.ring`).
+Worker b mod N makes batch b, which is a function of its index, so neither the timing nor N changes the batches.
+Workers run ahead as far as their rings in shared memory allow (`samplers.workers.ring`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from samplers.workers.ring import IGNORED_SIGNALS, Setup
 
 log = logging.getLogger(__name__)
 
-# A slide that could not be read in batch b is dropped from batch b + DROP_AFTER on: later than what any of 50
-# workers has begun when it is told (each is at most ring.MAX_SLOTS batches ahead), so that the same happens
-# whatever the timing. Until then a batch that meets the slide's bad place draws again.
+# A slide that could not be read in batch b is dropped from batch b + DROP_AFTER on. That is later than any batch that
+# one of 50 workers has begun when it is told (each is at most ring.MAX_SLOTS batches ahead), so the timing does not
+# change the batches. Until then a batch that meets the damaged place of the slide draws again.
 DROP_AFTER = 256
 
 
 class _Worker:
-    """A started worker process. OSError: the system does not start it, or give it its memory."""
+    """A started worker process. Raises OSError if the system does not start it or provides no memory."""
 
     def __init__(self, number: int, setup: Setup) -> None:
         self.number = number
         root = str(Path(__file__).resolve().parents[2])
         ring_fd = ring.create(setup.batch_size, setup.img_size, setup.slots)
         self.control, theirs = Pipe()
-        # Blocked signals stay blocked over fork and exec: no signal of the batch system meets the worker
-        # before it ignores them. Those for this process arrive when they are unblocked, below.
+        # Blocked signals stay blocked over fork and exec, so no signal of the batch system reaches the worker before
+        # the worker ignores it. Signals for this process arrive when they are unblocked below.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             self.slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
@@ -48,16 +48,16 @@ class _Worker:
                 [sys.executable, "-m", "samplers.workers.worker", str(theirs.fileno()), str(ring_fd)],
                 pass_fds=(theirs.fileno(), ring_fd),
                 stdin=subprocess.DEVNULL,
-                # `-m` searches the working directory first: no module of the user's can hide ours there.
+                # `-m` searches the working directory first, so no module of the user can hide ours.
                 cwd=root,
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-                    # The cores belong to TensorFlow: libvips has one thread a worker, numpy's OpenBLAS too.
+                    # The cores belong to TensorFlow: each worker has one thread for libvips and one for OpenBLAS.
                     "VIPS_CONCURRENCY": "1",
                     "OMP_NUM_THREADS": "1",
-                    # A patch's buffers of some MB come from memory that is kept, not from the system and
-                    # back each time: page faults took a tenth of the processor time (glibc only).
+                    # Keep the memory of a patch's buffers (some MB) instead of returning it to the system each
+                    # time: page faults took a tenth of the processor time (glibc only).
                     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
                     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
                 },
@@ -68,22 +68,23 @@ class _Worker:
             os.close(ring_fd)
 
     def death(self) -> SamplerError:
-        """Return an error to raise that says how the process ended."""
+        """Return an error that says how the process ended."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return SamplerError(f"sampler worker {self.number} closed its socket but runs on")
+            return SamplerError(f"sampler worker {self.number} closed its socket but is still running")
         how = f"with exit code {code}"
         if code < 0:
             how = f"by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
-            how += ": someone killed it, or the memory was used up"
+            how += ": it was killed, or the memory was used up"
         return SamplerError(f"sampler worker {self.number} (process {self.process.pid}) ended {how}")
 
 
 def _stop(workers: list[_Worker]) -> None:
+    """End the workers; kill those that have not ended after two seconds."""
     for worker in workers:
-        worker.control.close()  # the worker sees the end of the file after the batch that it is at
+        worker.control.close()  # the worker notices it after its current batch
     deadline = time.monotonic() + 2
     for worker in workers:
         try:
@@ -95,16 +96,15 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 class Loader:
-    """Iterates over batches, and closes its workers at the end of a `with` (or when it is collected).
+    """Iterates over batches, and ends its workers at the end of a `with` block or when it is garbage collected.
 
-    A batch's arrays are views of shared memory: valid until the next batch is taken, copy them before.
-    With `count`, each `iter()` begins with batch 0 and ends after `count` batches (validation); without, it
-    goes on without end at `next_index`, first `start` (training). One iteration at a time. `dropped`: those of
-    the loader that a resumed run goes on with.
+    The arrays of a batch are views of shared memory, valid until the next batch is taken: copy them before that.
+    With `count` (validation), each `iter()` begins with batch 0 and ends after `count` batches. Without it (training),
+    iteration continues endlessly at `next_index`, at first `start`. There can be one iteration at a time. `dropped` is
+    the `Loader.dropped` of the run that is resumed. processes=0 draws in the calling process.
 
-    processes=0 draws in the calling process. SamplerError: a worker died (it is noticed at once, while
-    waiting or with the next batch) or raised (its traceback is in the message), or more than
-    `bad_slides_allowed` slides could not be read.
+    Raises SamplerError if a worker died (noticed at once, while waiting or with the next batch) or raised an error
+    (its traceback is in the message), or if more than `bad_slides_allowed` slides could not be read.
     """
 
     def __init__(
@@ -120,8 +120,10 @@ class Loader:
     ) -> None:
         self.next_index = start
         self.count = count
-        self.wait_seconds = 0.0  # time that the consumer waited for batches
-        self.dropped: dict[str, tuple[str, int]] = {}  # bad slide → reason, first batch without it
+        self.wait_seconds = 0.0  # for which the consumer has waited for batches
+        self.dropped: dict[
+            str, tuple[str, int]
+        ] = {}  # bad slide → (reason, first batch that does not draw from it)
         self._allowed = bad_slides_allowed
         self._batch_size, self._img_size = batch_size, img_size
         self._make_sampler = make_sampler
@@ -129,8 +131,10 @@ class Loader:
         self._workers: list[_Worker] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, _stop, self._workers)
-        self._epoch = 0  # of the iteration: what workers still send for an earlier one is dropped
-        self._held: tuple[int, int, int] | None = None  # index, epoch and slot of the batch taken last
+        self._epoch = (
+            0  # number of the iteration; batches that workers still send for an earlier one are ignored
+        )
+        self._held: tuple[int, int, int] | None = None  # (index, epoch, slot) of the batch taken last
         self._ready: dict[int, tuple[int, list[PatchInfo], dict[str, str]]] = {}
         if processes:
             self._spawn(processes)
@@ -152,7 +156,7 @@ class Loader:
             self._send(worker, setup)
 
     def _start(self) -> None:
-        """Sets the workers to `next_index`; every slot of their rings is free again."""
+        """Let the workers begin at `next_index`, with every slot of their rings free."""
         self._epoch += 1
         self._ready.clear()
         count = len(self._workers)
@@ -181,20 +185,20 @@ class Loader:
                 yield batch
 
     def _give_back(self) -> None:
-        """Let the slot of the batch that was taken last be overwritten from now on."""
+        """Allow the worker to overwrite the slot of the batch taken last."""
         if self._held is not None and self._workers:
             index, epoch, slot = self._held
             self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))
         self._held = None
 
     def _take(self, index: int) -> tuple[Batch, int, dict[str, str]]:
-        """Waits for batch `index`. Returns it, its slot in the ring and the slides that failed."""
+        """Wait for batch `index`. Return it, its slot in the ring and the slides that failed."""
         if self._closed:
             raise SamplerError("the loader is closed")
         if not self._workers:
             return self._fill_here(index)
         while True:
-            # Without waiting if it is there: also then a dead worker is noticed.
+            # If the batch is there, this does not wait but still notices a dead worker.
             for control in wait([w.control for w in self._workers], 0 if index in self._ready else None):
                 self._receive(control)
             if index in self._ready:
@@ -232,7 +236,7 @@ class Loader:
         try:
             worker.control.send(message)
         except OSError as error:
-            # It may have said why before it ended.
+            # The worker may have sent the reason before it ended.
             while worker.control.poll():
                 self._receive(worker.control)
             death = worker.death()
@@ -264,7 +268,7 @@ class Loader:
         return [worker.process.pid for worker in self._workers]
 
     def close(self) -> None:
-        """Ends the workers. The views of batches taken stay readable."""
+        """End the workers. The arrays of batches that were taken stay readable."""
         self._closed = True
         self._finalizer()
 

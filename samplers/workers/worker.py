@@ -1,15 +1,15 @@
 """A worker process: `python -m samplers.workers.worker CONTROL_FD RING_FD`, started by samplers.workers.loader.
 
-It fills the batches `first`, `first + step`, … into its ring and tells the consumer over the control socket:
+It writes the batches `first`, `first + step`, … to its ring and talks to the consumer over the control socket:
 
     consumer → worker   Setup                           once
-                        ("start", epoch, first, count)  forget what was begun; count None: without end
+                        ("start", epoch, first, count)  begin anew at batch `first`; count None means endless
                         ("free", epoch, slot)           the slot may be overwritten
                         ("drop", slide, index)          draw nothing from the slide from batch `index` on
     worker → consumer   ("batch", epoch, index, slot, patches, failed)
                         ("error", traceback)            the last message
 
-A new process, not a fork: the consumer runs TensorFlow and MPI, which do not survive one.
+It is a new process and not a fork, because the consumer runs TensorFlow and MPI, which do not survive a fork.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def send(control: Connection, message: tuple) -> None:
 
 
 def serve(control: Connection, ring_fd: int) -> None:
-    """Fills batches until the consumer is gone (ConsumerGoneError)."""
+    """Fill batches until the consumer is gone, which raises ConsumerGoneError."""
     setup: Setup = receive(control)
     slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
     os.close(ring_fd)
@@ -74,7 +74,7 @@ def serve(control: Connection, ring_fd: int) -> None:
 def main(argv: list[str]) -> int:
     for signum in IGNORED_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)  # the consumer blocked them for the start
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)  # the consumer had blocked them for the start
     faulthandler.enable()
     cv2.setNumThreads(1)
     control, ring_fd = Connection(int(argv[0])), int(argv[1])
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     except ConsumerGoneError:
         return 0
     except BaseException:
-        # Whatever it is, the consumer raises it; nobody reads this process's exit.
+        # The consumer raises whatever error this is; nobody reads the exit code of this process.
         send(control, ("error", traceback.format_exc()))
         return 1
     return 0

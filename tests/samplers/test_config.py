@@ -13,6 +13,7 @@ import samplers
 from samplers import SAMPLERS, SamplerConfig, SamplerError, SlidePair, training_loader, validation_loader
 from samplers.augment import Augmentation
 from samplers.patches import SEED_AUGMENT, share_slides
+from samplers.slides.errors import DataError
 from tests.helpers.lesion_slides import HEIGHT, SPACING, WIDTH, make_slide
 from tests.helpers.tiny_slides import texture, write_levels
 
@@ -89,7 +90,7 @@ def test_regions_are_found_on_the_level_that_was_asked_for(
 def test_validation_looks_for_tissue_on_the_level_that_was_asked_for(fading: SlidePair) -> None:
     config = config_of("surf", bb_downsample=0)
     assert len(list(validation_loader([fading], config, 0, 1, processes=0))) == 2
-    with pytest.raises(SamplerError, match="neither tissue nor a lesion"):
+    with pytest.raises(DataError, match="neither tissue nor a lesion"):
         validation_loader([fading], replace(config, bb_downsample=1), 0, 1, processes=0)
 
 

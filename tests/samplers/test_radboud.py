@@ -87,7 +87,7 @@ def test_weights_by_class_number_and_area() -> None:
     np.testing.assert_allclose(weights("area", values, areas, everything), areas / 20)
     without = np.array([True, False, True, False, True])
     np.testing.assert_allclose(weights("balanced", values, areas, without), [0.25, 0, 0.25, 0, 0.5])
-    with pytest.raises(ValueError, match="'fair' is none of balanced, count, area"):
+    with pytest.raises(ValueError, match="'fair' is not one of balanced, count, area"):
         weights("fair", values, areas, everything)
 
 

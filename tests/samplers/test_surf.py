@@ -13,7 +13,7 @@ import pytest
 from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, training_loader
 from samplers.patches import share_slides
 from samplers.reader import OpenPair
-from samplers.slides.errors import ReadError
+from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 from samplers.surf import Regions, SurfSampler, find_regions
 from samplers.tissue import PixelSet, contrast_is_low
@@ -271,5 +271,5 @@ def test_bad_slides_allowed_are_a_number_or_a_part() -> None:
 
 
 def test_a_slide_smaller_than_a_patch_is_named_with_both_sizes(pairs: list[SlidePair]) -> None:
-    with pytest.raises(ValueError, match=r"tumor_1.tif: 1000 × 700 pixels are less .* 704 × 704"):
+    with pytest.raises(DataError, match=r"tumor_1.tif: 1000 × 700 pixels are smaller .* 704 × 704"):
         OpenPair(pairs[0], replace(CONFIG, img_size=704))

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from samplers import SamplerConfig, SamplerError, SlidePair, draw_samples, training_loader, validation_loader
+from samplers import PatchInfo, SamplerConfig, SlidePair, draw_samples, training_loader, validation_loader
 from samplers.picture import PATCH, TISSUE, TUMOUR, TUMOUR_PATCH
 from samplers.validation import MIN_OTHERS, validation_patches
 from tests.helpers.lesion_slides import HEIGHT, LESIONS, WIDTH, make_slide
 from tests.helpers.tiny_slides import write_levels
+from utils.cli import UserError
 
 CONFIG = SamplerConfig("surf", img_size=64, batch_size=3, batch_tumor_ratio=0.5, augment=True)
 
@@ -82,12 +83,12 @@ def test_patches_are_as_the_slide_is_and_not_augmented(pairs: list[SlidePair]) -
 
 def test_a_slide_of_glass_alone_is_an_error(tmp_path: Path) -> None:
     path = write_levels(tmp_path / "glass.tif", [np.full((200, 200, 3), 245, np.uint8)])
-    with pytest.raises(SamplerError, match="neither tissue nor a lesion on the 1 validation slides"):
+    with pytest.raises(UserError, match="neither tissue nor a lesion on the 1 validation slides"):
         validation_patches([SlidePair(path, None)], CONFIG)
 
 
 def test_an_unreadable_slide_is_an_error_that_names_it(tmp_path: Path, pairs: list[SlidePair]) -> None:
-    with pytest.raises(SamplerError, match=r"validation slide gone.*gone\.tif: no such file"):
+    with pytest.raises(UserError, match=r"validation slide gone.*gone\.tif: no such file"):
         validation_patches([*pairs, SlidePair(tmp_path / "gone.tif", None)], CONFIG)
 
 
@@ -107,3 +108,13 @@ def test_pictures_show_outlines_and_patches(pairs: list[SlidePair], tmp_path: Pa
     assert max(picture.shape) >= 500
     for colour in (TISSUE, TUMOUR, PATCH, TUMOUR_PATCH):
         assert (picture == colour).all(axis=2).sum() > 50
+
+
+def test_a_slide_that_cannot_be_drawn_is_a_warning_and_the_others_are_drawn(
+    pairs: list[SlidePair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = SlidePair(tmp_path / "gone.tif", None)
+    patches = [PatchInfo(name, 0, 0, 64, False) for name in ("gone", "normal_1")]
+    (file,) = draw_samples(tmp_path, [gone, pairs[2]], CONFIG, patches)
+    assert file.name == "normal_1.png"
+    assert f"no picture of gone: {gone.slide}: no such file" in caplog.messages[0]

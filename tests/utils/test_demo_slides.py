@@ -154,9 +154,19 @@ def test_other_contents_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "full").mkdir()
     (tmp_path / "full/slide.tif").write_bytes(b"x")
     assert main(["--output", str(tmp_path / "full")]) == 2
-    assert "something else" in capsys.readouterr().err
+    assert "something other than demo slides" in capsys.readouterr().err
     assert main(["--output", str(tmp_path / "small"), "--size", "100"]) == 2
     assert "at least 512" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--train", "-1"], ["--val", "x"], ["--processes", "0"]])
+def test_wrong_numbers_are_named(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--output", str(tmp_path / "demo"), *words])
+    assert ended.value.code == 2
+    assert f"argument {words[0]}:" in capsys.readouterr().err
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-"""Synthetic slides in the layouts of CAMELYON16 and CAMELYON17; `python -m utils.demo_slides` makes them.
+"""Makes synthetic slides in the layouts of CAMELYON16 and CAMELYON17, for `python -m utils.demo_slides`.
 
-A slide is a pyramidal, tiled JPEG TIFF of 0.25 µm/px; its label is an ASAP XML and, for CAMELYON16, a
-pyramidal mask (0/255) drawn from the very same polygons. The same seed gives the same bytes. It can be
-stopped at any moment and run again: files get their name when they are whole, and what is there is kept.
+A slide is a pyramidal, tiled JPEG TIFF of 0.25 µm/px. Its label is an ASAP XML and, for CAMELYON16, also a pyramidal
+mask (0/255) drawn from the same polygons. The same seed gives the same bytes. The program can be stopped at any moment
+and run again: a file gets its name when it is complete, and complete files are kept.
 """
 
 from __future__ import annotations
@@ -25,35 +25,42 @@ import pyvips
 import shapely
 from tqdm import tqdm
 
+from utils.cli import UserError
 from utils.demo.tissue import Layout, Stain, make_layout, paint, tumour_mask
 from utils.files import write_atomically
 
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
-_VERSION = 2  # of the pictures: one more when the same seed gives others
-_STAINS = (Stain(), Stain(0.7, 1.5), Stain(1.25, 0.75), Stain(0.8, 0.7), Stain(1.15, 1.4))  # of each centre
+_VERSION = 2  # to be incremented when the same seed gives other pictures
+_STAINS = (
+    Stain(),
+    Stain(0.7, 1.5),
+    Stain(1.25, 0.75),
+    Stain(0.8, 0.7),
+    Stain(1.15, 1.4),
+)  # one for each centre
 
 
-class DemoError(ValueError):
-    """A request that cannot be met: a size that is too small, a folder with something else in it."""
+class DemoError(UserError):
+    """A request that cannot be met, such as a size that is too small or a folder that holds something else."""
 
 
 @dataclass(frozen=True)
 class SlideJob:
-    """One slide to be made, and where its files go (None: it has no such label)."""
+    """A slide to be made, and the paths of its files; None means that it has no such label."""
 
     slide: Path
     mask: Path | None
     xml: Path | None
     lesions: int
-    groups: tuple[str, str]  # of lesions and of exclusions in the XML
+    groups: tuple[str, str]  # groups of the lesions and of the exclusions in the XML
     stain: Stain
     size: int
     seed: tuple[int, ...]
 
     @property
     def done(self) -> bool:
-        return self.slide.exists()  # it is renamed last
+        return self.slide.exists()  # the slide is renamed last
 
 
 def make_demo(
@@ -64,10 +71,10 @@ def make_demo(
     seed: int = 0,
     processes: int = 1,
 ) -> Path:
-    """CAMELYON16-like slides of size × size pixels, each with 2 to 4 lesions.
+    """Make CAMELYON16-like slides of size × size pixels, each with 2 to 4 lesions. Return `root`.
 
-    <root>/training/{slides/tumor_001.tif, masks/tumor_001_mask.tif, xml/tumor_001.xml, …} and the same in
-    validation/ (test_001 …). Returns root. Does nothing if this set is there; DemoError if something else is.
+    The files are <root>/training/{slides/tumor_001.tif, masks/tumor_001_mask.tif, xml/tumor_001.xml, …} and the same in
+    validation/ (test_001 …). Nothing is done if this set is there already. Raises DemoError if something else is there.
     """
     root = Path(root)
     jobs = []
@@ -103,14 +110,17 @@ def make_camelyon17_demo(
     seed: int = 0,
     processes: int = 1,
 ) -> Path:
-    """CAMELYON17-like slides: `patients` of each centre with `nodes` slides each, stained as there.
+    """Make CAMELYON17-like slides: for each centre, with its own stain, `patients` with `nodes` slides each.
 
-    <root>/training/center_N/patient_XXX_node_Y.tif with N = XXX // 20, and lesion_annotations/*.xml (groups
-    metastases and normal) but for each centre's last slide, which is tumour-free. Otherwise as `make_demo`.
+    The files are <root>/training/center_N/patient_XXX_node_Y.tif with N = XXX // 20, and lesion_annotations/*.xml
+    (groups metastases and normal) except for the last slide of each centre, which is tumour-free. Otherwise it is like
+    `make_demo`.
     """
     root = Path(root)
     if not 1 <= centers <= 5 or not 1 <= patients <= 20 or not 1 <= nodes <= 5:
-        raise DemoError(f"{centers} centres, {patients} patients, {nodes} nodes: at most 5, 20 and 5")
+        raise DemoError(
+            f"{centers} centres, {patients} patients, {nodes} nodes: from 1 to at most 5, 20 and 5"
+        )
     jobs = []
     for center in range(centers):
         for number in range(patients * nodes):
@@ -140,9 +150,9 @@ def make_camelyon17_demo(
 
 
 def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes: int) -> Path:
-    """Makes those slides that are not there, and notes in demo.json what they are."""
+    """Make the slides that are missing, and write to demo.json which set this is."""
     if what["size"] < MIN_SIZE:
-        raise DemoError(f"size is {what['size']} pixels, must be at least {MIN_SIZE}")
+        raise DemoError(f"size is {what['size']} pixels, it must be at least {MIN_SIZE}")
     what = {"version": _VERSION, **what}
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / ".lock"):
@@ -156,7 +166,7 @@ def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes:
             for job in shown(pending):
                 make_slide(job)
             return root
-        # Not forked: libvips and OpenCV have threads.
+        # Spawned, not forked, because libvips and OpenCV have threads.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(pending)), spawn) as pool:
             for _ in shown(pool.map(make_slide, pending)):
@@ -166,14 +176,17 @@ def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes:
 
 @contextmanager
 def _locked(path: Path) -> Any:
-    """Two runs at once: the second one waits for the first, then finds all of it done."""
+    """Lock the folder: of two runs at once, the second waits for the first and then finds its work done."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJob]) -> None:
-    """Notes what is made here; takes away the slides that an earlier version of this program has made."""
+    """Write which set is made here, and delete slides that an earlier version of this program has made.
+
+    Raises DemoError if the folder holds another set or something else.
+    """
     if note.exists():
         found = json.loads(note.read_text())
         if {**found, "version": _VERSION} != what:
@@ -184,12 +197,12 @@ def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJ
             for job in jobs:
                 job.slide.unlink(missing_ok=True)
     elif any(path.name[0] != "." for path in root.iterdir()):
-        raise DemoError(f"{root}: holds something else than demo slides; choose another folder")
+        raise DemoError(f"{root}: holds something other than demo slides; choose another folder")
     write_atomically(note, lambda path: path.write_text(json.dumps(what) + "\n"))
 
 
 def make_slide(job: SlideJob) -> None:
-    """Draws a slide and writes its files, the slide last."""
+    """Draw a slide and write its files, the slide last."""
     rng = np.random.default_rng(job.seed)
     layout = make_layout(rng, job.size, job.lesions)
     tumour = tumour_mask(layout, job.size)
@@ -200,7 +213,7 @@ def make_slide(job: SlideJob) -> None:
     if job.xml is not None:
         write_atomically(job.xml, partial(write_asap, layout=layout, groups=job.groups))
     if job.mask is not None:
-        # The commonest value of each four pixels: an average would be neither 0 nor 255.
+        # Levels have the most frequent value of each four pixels: an average would be neither 0 nor 255.
         mask = tumour.astype(np.uint8) * 255
         write_atomically(
             job.mask, partial(write_tiff, pixels=mask, compression="deflate", region_shrink="mode")
@@ -211,8 +224,8 @@ def make_slide(job: SlideJob) -> None:
 
 
 def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
-    """Return a tiled, pyramidal TIFF of 0.25 µm/px from uint8 pixels (h, w) or (h, w, 3)."""
-    per_mm = 1000 / SPACING  # the unit of libvips
+    """Write uint8 pixels, (h, w) or (h, w, 3), as a tiled, pyramidal TIFF of 0.25 µm/px."""
+    per_mm = 1000 / SPACING  # pixels per millimetre, the unit of libvips
     image = pyvips.Image.new_from_array(pixels).copy(xres=per_mm, yres=per_mm)
     image.tiffsave(
         str(path), tile=True, tile_width=512, tile_height=512, pyramid=True, resunit="cm", **options
@@ -220,7 +233,7 @@ def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
 
 
 def write_asap(path: Path, layout: Layout, groups: tuple[str, str]) -> None:
-    """Return annotations as ASAP writes them: a polygon each, exclusions too, in level-0 pixels."""
+    """Write annotations as ASAP does: one polygon for each lesion and exclusion, in level-0 pixels."""
     root = ET.Element("ASAP_Annotations")
     annotations = ET.SubElement(root, "Annotations")
     shapes = [(p, groups[0], "#F4FA58") for p in layout.lesions] + [

@@ -1,11 +1,11 @@
-"""Pictures of stained tissue for the demo slides: NumPy and OpenCV, no files.
+"""Paints stained tissue for the demo slides: NumPy and OpenCV without IO.
 
-Two stains are painted as optical densities and turned into RGB by Beer and Lambert's law, after Ruifrok and
-Johnston, "Quantification of histochemical staining by color deconvolution" (2001), with ImageJ's vectors.
-Lesions differ from normal tissue by their cells (larger, darker, irregular nuclei, close together), only
-a little by their tint; follicles of normal tissue are about as blue, so that colour alone does not tell.
+Two stains are painted as optical densities and turned into RGB by the Beer-Lambert law, after Ruifrok and Johnston,
+"Quantification of histochemical staining by color deconvolution" (2001), with ImageJ's vectors. Lesions differ from
+normal tissue by their cells (large, dark, irregular nuclei that are close together) and only a little by their tint:
+follicles of normal tissue are about as blue, so that colour alone does not identify a lesion.
 
-Coordinates are level-0 pixels of 0.25 µm: a lymphocyte's nucleus is about 24 of them wide.
+Coordinates are level-0 pixels of 0.25 µm; the nucleus of a lymphocyte is about 24 pixels wide.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from shapely.ops import polylabel
 from samplers.labels import polygons
 
 _HAEMATOXYLIN, _EOSIN = (0.644, 0.717, 0.267), (0.093, 0.954, 0.283)  # optical density in R, G, B
-_GLASS = 243  # of 255: the scanner's light through the glass
-_UNIT = 100  # planes are uint8 and hold the density times this
-_STAMPS = 64  # different nuclei of a kind
-_TRIES = 200  # places that are tried for a lesion
+_GLASS = 243  # of 255: the light of the scanner through glass
+_UNIT = 100  # planes are uint8 and hold the optical density times this
+_STAMPS = 64  # different nuclei per kind of cell
+_TRIES = 200  # places that are tried for each lesion
 
 
 @dataclass(frozen=True)
 class Stain:
-    """The amount of each stain that a laboratory's slides take up, relative to the common amount."""
+    """The amount of each stain in the slides of a laboratory, relative to the usual amount."""
 
     haematoxylin: float = 1.0
     eosin: float = 1.0
@@ -36,13 +36,13 @@ class Stain:
 
 @dataclass(frozen=True)
 class Nuclei:
-    """A kind of cell, in pixels: range of the nuclei's radii, and how far they are apart."""
+    """The nuclei of a kind of cell; lengths are in pixels."""
 
-    radius: tuple[float, float]
-    elongation: tuple[float, float]  # length : width, the area stays
-    irregular: float  # deviation of the outline from an ellipse, of the radius
-    density: float  # of haematoxylin in the nucleus
-    step: int
+    radius: tuple[float, float]  # from, to
+    elongation: tuple[float, float]  # length : width, from, to; the area does not depend on it
+    irregular: float  # deviation of the outline from an ellipse, as a fraction of the radius
+    density: float  # optical density of haematoxylin in the nucleus
+    step: int  # distance between neighbours
 
 
 LYMPHOCYTE = Nuclei((9.5, 12.5), (1.0, 1.25), 0.04, 1.35, 27)
@@ -52,15 +52,15 @@ TUMOUR = Nuclei((14, 22), (1.0, 1.6), 0.14, 1.5, 40)
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a slide: valid polygons in level-0 pixels, coordinates of four decimals."""
+    """The areas of a slide: valid polygons in level-0 pixels, whose coordinates have four decimals."""
 
     tissue: shapely.Polygon
     lesions: list[shapely.Polygon]
-    exclusions: list[shapely.Polygon]  # normal tissue inside of lesions
+    exclusions: list[shapely.Polygon]  # normal tissue inside lesions
 
 
 def make_layout(rng: np.random.Generator, size: int, lesions: int) -> Layout:
-    """Return a piece of tissue with up to `lesions` lesions apart from each other, the largest with an exclusion."""
+    """Draw a piece of tissue with up to `lesions` separate lesions, the largest of them with an exclusion."""
     tissue = _blob(rng, (size / 2, size / 2), 0.45 * size, 0.09, limit=0.49 * size)
     found: list[shapely.Polygon] = []
     for radius in np.sort(rng.uniform(0.09, 0.16, lesions))[::-1] * size:
@@ -79,7 +79,7 @@ def make_layout(rng: np.random.Generator, size: int, lesions: int) -> Layout:
 
 
 def tumour_mask(layout: Layout, size: int) -> np.ndarray:
-    """Lesions without exclusions, drawn as `samplers.labels.label` draws them from the XML: bool (size, size)."""
+    """Return the lesions without exclusions, bool (size, size), as `samplers.labels.label` draws them from the XML."""
     lesions, exclusions = (
         polygons.fill(polygons.edges_of(shapely.MultiPolygon(parts)), 0, 0, size, size, 1.0)
         for parts in (layout.lesions, layout.exclusions)
@@ -88,7 +88,7 @@ def tumour_mask(layout: Layout, size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, layout: Layout, tumour: np.ndarray, stain: Stain) -> np.ndarray:
-    """Return the slide at level 0: uint8 RGB (size, size, 3); `tumour`: bool (size, size) of `tumour_mask`."""
+    """Paint the slide at level 0: uint8 RGB (size, size, 3). `tumour` is the `tumour_mask`, bool (size, size)."""
     size = len(tumour)
     tissue = polygons.fill(polygons.edges_of(layout.tissue), 0, 0, size, size, 1.0)
     crowding = _noise(rng, size, 380)  # follicles where it is high, stroma and sinuses where it is low
@@ -100,7 +100,7 @@ def paint(rng: np.random.Generator, layout: Layout, tumour: np.ndarray, stain: S
         (TUMOUR, np.where(tumour, np.float32(0.97), np.float32(0))),
     ):
         _add_nuclei(rng, blue, kind, np.where(tissue, chance, 0))
-    # Clefts and fat cells are empty like the glass. All edges are a few pixels wide.
+    # Clefts and fat cells are as empty as the glass. All edges are blurred over a few pixels.
     clefts = np.abs(_noise(rng, size, 260)) < 0.03 * (_noise(rng, size, 500) - 0.5)
     empty = clefts | (_fat(rng, crowding) & ~tumour) | ~tissue
     light = cv2.GaussianBlur(np.where(empty, np.uint8(0), np.uint8(255)), (0, 0), 2.0)
@@ -117,7 +117,7 @@ def _blob(
     rough: float,
     limit: float = np.inf,
 ) -> shapely.Polygon:
-    """Return an irregular outline of 160 points around a centre, no farther from it than `limit`."""
+    """Draw an irregular outline of 160 points around a centre, none of them farther away than `limit`."""
     angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
     waves = np.arange(2, 14)[:, None]
     height = rng.normal(0, rough, waves.shape) / waves**0.8
@@ -128,12 +128,12 @@ def _blob(
 
 
 def _rounded(geometry: shapely.Geometry) -> shapely.Geometry:
-    """To the four decimals that ASAP writes, so that the mask is of the very same polygons as the XML."""
+    """Round to the four decimals that ASAP writes, so that mask and XML have the same polygons."""
     return shapely.transform(geometry, lambda points: np.round(points, 4))
 
 
 def _noise(rng: np.random.Generator, size: int, wave: float, stretch: int = 1) -> np.ndarray:
-    """Smooth noise around 0, float32 (size, size), blots `wave` pixels high, `stretch` times as wide."""
+    """Draw smooth noise around 0, float32 (size, size), with blots `wave` pixels high and `stretch` times as wide."""
     rows, columns = int(size / wave) + 3, int(size / wave / stretch) + 3
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -142,10 +142,10 @@ def _noise(rng: np.random.Generator, size: int, wave: float, stretch: int = 1) -
 def _ground(
     rng: np.random.Generator, tumour: np.ndarray, crowding: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cytoplasm and fibres: the planes of both stains, uint8 (size, size)."""
+    """Paint cytoplasm and fibres: the planes of haematoxylin and eosin, uint8 (size, size)."""
     size = len(tumour)
     soft = cv2.GaussianBlur(tumour.astype(np.float32), (0, 0), 4)
-    # Wavy fibres: stretched noise, bent.
+    # Wavy fibres are stretched noise that is bent.
     y, x = np.indices((size, size), dtype=np.float32, sparse=True)
     bend = _noise(rng, size, 150) * 40
     fibres = cv2.remap(
@@ -153,7 +153,7 @@ def _ground(
     )
     grain = _noise(rng, size, 5)
     blue, pink = np.empty((2, size, size), np.uint8)
-    for top in range(0, size, 256):  # in bands: large temporary arrays take longer to get than to fill
+    for top in range(0, size, 256):  # in bands: large temporary arrays take longer to allocate than to fill
         b = slice(top, top + 256)
         tumour_b, crowding_b, grain_b = soft[b], crowding[b], grain[b]
         fibre_b = 0.10 * fibres[b] * (1 - 0.7 * tumour_b)
@@ -163,11 +163,12 @@ def _ground(
 
 
 def _set(plane: np.ndarray, density: np.ndarray) -> None:
+    """Write optical densities to a plane."""
     plane[:] = np.clip(density * _UNIT, 8, 255)
 
 
 def _fat(rng: np.random.Generator, crowding: np.ndarray) -> np.ndarray:
-    """Clusters of fat cells where few nuclei are: bool (size, size)."""
+    """Draw clusters of fat cells where there are few nuclei: bool (size, size)."""
     size, step = len(crowding), 96
     cells = np.zeros((size, size), np.uint8)
     for x, y in _scattered(rng, size, step, 0.08):
@@ -178,7 +179,7 @@ def _fat(rng: np.random.Generator, crowding: np.ndarray) -> np.ndarray:
 
 
 def _scattered(rng: np.random.Generator, size: int, step: int, jitter: float) -> np.ndarray:
-    """Return points (x, y) about `step` pixels apart, in a hexagonal grid with jitter: int64 (n, 2)."""
+    """Draw points (x, y) of a jittered hexagonal grid, about `step` pixels apart: int64 (n, 2)."""
     y, x = np.meshgrid(np.arange(step / 2, size, 0.87 * step), np.arange(step / 2, size, step), indexing="ij")
     x[1::2] += step / 2
     points = np.stack([x.ravel(), y.ravel()], axis=1)
@@ -187,7 +188,7 @@ def _scattered(rng: np.random.Generator, size: int, step: int, jitter: float) ->
 
 
 def _add_nuclei(rng: np.random.Generator, blue: np.ndarray, kind: Nuclei, chance: np.ndarray) -> None:
-    """Paints nuclei of a kind onto the plane of haematoxylin, each place with its `chance` (0 … 1)."""
+    """Paint nuclei of a kind on the plane of haematoxylin; `chance` (0 … 1) is that of a nucleus at each pixel."""
     stamps = _stamps(rng, kind)
     points = _scattered(rng, len(blue), kind.step, 0.17)
     points = points[rng.random(len(points)) < chance[points[:, 1], points[:, 0]]]
@@ -200,7 +201,7 @@ def _add_nuclei(rng: np.random.Generator, blue: np.ndarray, kind: Nuclei, chance
 
 
 def _stamps(rng: np.random.Generator, kind: Nuclei) -> np.ndarray:
-    """Nuclei with chromatin and a darker membrane: uint8 (_STAMPS, side, side), side odd."""
+    """Draw nuclei with chromatin and a darker membrane: uint8 (_STAMPS, side, side); the side is odd."""
     half = int(kind.radius[1] * kind.elongation[1] ** 0.5 * (1 + 3 * kind.irregular)) + 3
     count = (_STAMPS, 1, 1)
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
@@ -223,7 +224,7 @@ def _stamps(rng: np.random.Generator, kind: Nuclei) -> np.ndarray:
 
 
 def _to_rgb(blue: np.ndarray, pink: np.ndarray, stain: Stain) -> np.ndarray:
-    """Light that passes both stains' densities (uint8 planes): uint8 RGB."""
+    """Return the light that passes through both stains: uint8 RGB. `blue` and `pink` are the planes of densities."""
     density = np.arange(256) / _UNIT
     channels = []
     for haematoxylin, eosin in zip(_HAEMATOXYLIN, _EOSIN):

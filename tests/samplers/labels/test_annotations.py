@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_asap_what_is_no_area_is_left_out(tmp_path: Path, kind: str, points: lis
     outlines, left_out = read_asap(write(tmp_path, asap((kind, "_0", points), ("Polygon", "_1", SQUARE))))
     assert [o.group for o in outlines] == ["_1"]
     assert len(left_out) == 1
-    assert pytest.importorskip("re").search(rf"a\.xml: annotation 0 \('a0'\).*{reason}", left_out[0])
+    assert re.search(rf"a\.xml: annotation 0 \('a0'\).*{reason}", left_out[0])
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,10 @@ def test_asap_what_is_no_area_is_left_out(tmp_path: Path, kind: str, points: lis
         asap(("Polygon", "_0", [*SQUARE, ("inf", 5)])),
         asap(("Polygon", "_0", [*SQUARE, ("left", 5)])),
         asap(("Polygon", "_0", SQUARE)).replace(' Y="30"', ""),
+        asap().replace("?>", " encoding='utf-32'?>"),
+        asap().replace("?>", " encoding='klingon'?>"),
     ],
-    ids=["bomb", "empty", "cut", "text", "html", "nan", "inf", "word", "no y"],
+    ids=["bomb", "empty", "cut", "text", "html", "nan", "inf", "word", "no y", "utf-32", "no encoding"],
 )
 def test_asap_untrustworthy_files_are_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"a\.xml"):
@@ -161,6 +164,12 @@ def test_geojson_points_lines_and_unclassified_are_left_out(tmp_path: Path) -> N
         geojson(({"classification": "Tumor"}, "Polygon", [[[0, float("nan")], [1, 1], [2, 0]]])),
         geojson(({"classification": "Tumor"}, "Polygon", 7)),
         geojson(({"classification": "Tumor"}, "MultiPolygon", None)),
+        geojson(({"classification": "Tumor"}, "GeometryCollection", None)).replace(
+            "coordinates", "geometries"
+        ),
+        geojson(({"classification": "Tumor"}, "GeometryCollection", [3])).replace(
+            "coordinates", "geometries"
+        ),
     ],
 )
 def test_geojson_untrustworthy_files_are_named(tmp_path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from samplers.labels.label_map import LabelMap
+from utils.cli import UserError
 
 
 def test_default_paints_tumour_first_and_exclusions_after_it() -> None:
@@ -22,13 +23,13 @@ def test_order_is_kept_and_classes_counted() -> None:
 
 @pytest.mark.parametrize("item", ["_0", ":1", "_0:", "_0:x", "_0:-1", "_0:1.5", "_0:255", "_0:²"])
 def test_wrong_items_are_named(item: str) -> None:
-    with pytest.raises(ValueError, match="label map") as error:
+    with pytest.raises(UserError, match="label map") as error:
         LabelMap.parse(["_1:1", item])
     assert repr(item) in str(error.value)
 
 
 def test_a_group_may_be_there_once() -> None:
-    with pytest.raises(ValueError, match="'_0:0': the group is there twice"):
+    with pytest.raises(UserError, match="'_0:0': the group is there twice"):
         LabelMap.parse(["_0:1", "_0:0"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from samplers.pairs.camelyon import camelyon16, camelyon17, center_of, of_centers
-from samplers.pairs.pairing import SlidePair, split_pairs
+from samplers.pairs.pairing import SlidePair
 from samplers.slides.errors import DataError
 from training.data import _find
 from training.option_checks import parse_options
@@ -185,15 +185,3 @@ def test_test_slides_of_camelyon16_are_for_validation_and_explicit_paths_win(tmp
     assert (len(train), set(names(val))) == (3, {"a"})
     with pytest.raises(SystemExit):  # the dataset's slides would be left out without a word
         parse_options([*words, "--slide_path", str(other), "--label_path", str(other)])
-
-
-def test_patches_of_a_slide_stay_together():
-    pairs = [
-        SlidePair(Path(f"/p/tumor_center_na_tumor_{slide:03d}_{x}_0.png"), Path("/p/mask.png"))
-        for slide in range(6)
-        for x in range(5)
-    ]
-    train, val = split_pairs(pairs, 0.34, 0)
-    slides = [{pair.name.rsplit("_", 2)[0] for pair in side} for side in (train, val)]
-    assert [len(side) for side in slides] == [4, 2]
-    assert not slides[0] & slides[1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,6 @@ import tifffile
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.checks import check_pair, check_tiff
 from samplers.pairs.pairing import SlidePair, check_pairs
-from samplers.patches import SamplerConfig
-from samplers.reader import OpenPair
-from samplers.slides.errors import DataError
 from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels
 from tests.samplers.labels.test_annotations import SQUARE, asap
 
@@ -67,14 +65,14 @@ def test_levels_that_are_cut_off_are_missed(slide: Path) -> None:
 
 
 def test_the_last_byte_is_missed(tmp_path: Path) -> None:
-    for tile in (64, None):
+    for tile, part in ((64, "tile"), (None, "strip")):
         path = write_levels(tmp_path / "s.tif", [texture(300, 200)], tile=tile)
         assert check_tiff(path) == []
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0]
             end = max(o + n for o, n in zip(page.dataoffsets, page.databytecounts))
         path.write_bytes(path.read_bytes()[: end - 1])
-        assert ("tile" if tile else "strip") in reason(path)
+        assert f"{path}: {part}" in reason(path)
 
 
 def test_a_tile_behind_the_end_of_the_file(slide: Path) -> None:
@@ -119,7 +117,7 @@ def test_no_tissue(tmp_path: Path) -> None:
 
 def test_spacing_missing(tmp_path: Path) -> None:
     path = write_levels(tmp_path / "s.tif", [texture(300, 300)], spacing=None)
-    assert "spacing missing" in reason(path)
+    assert "the spacing is missing" in reason(path)
     assert check_pair(path, None, MAP, 128, None) == []  # level 0 is read, whatever its spacing
 
 
@@ -163,8 +161,7 @@ def test_truncated_label(tmp_path: Path, slide: Path) -> None:
 def test_no_annotation(tmp_path: Path, slide: Path, annotations: list, why: str) -> None:
     xml = tmp_path / "slide.xml"
     xml.write_text(asap(*annotations))
-    with pytest.raises(AssertionError, match=f"slide.xml: .*{why}"):
-        raise AssertionError(reason(slide, xml))
+    assert re.search(f"slide.xml: .*{why}", reason(slide, xml))
 
 
 def test_a_mask_without_tumour_is_no_mistake(tmp_path: Path, slide: Path) -> None:
@@ -188,27 +185,3 @@ def test_damage_is_not_blamed_on_others_in_parallel(tmp_path: Path) -> None:
         overwrite_tile(pair.slide, 0, b"\0")
     found = check_pairs(pairs, MAP, 128, 0.25, threads=6)
     assert [bool(found[pair]) for pair in pairs] == [True, False, False] * 4
-
-
-@pytest.mark.parametrize("side", [127, 128, 129, 254, 255, 256, 257])
-@pytest.mark.parametrize("resolution", [None, 0.25, 0.25002, 0.2501, 0.5, 0.4999])
-def test_the_check_and_the_reader_agree_on_the_size_of_a_patch(tmp_path, side, resolution):
-    """The check let slides pass that are a pixel too small, which the reader then refused in the middle of a run."""
-    path = write_jpeg(tmp_path / "slide.tif", texture(side, 300))
-    config = SamplerConfig("surf", 128, 1, resolution=resolution)
-    try:
-        OpenPair(SlidePair(path, None), config).close()
-        refused = False
-    except DataError:
-        refused = True
-    assert (
-        any("smaller than a patch" in text for text in check_pair(path, None, MAP, 128, resolution))
-        == refused
-    )
-
-
-def test_a_slide_that_is_one_pixel_too_small_fails_the_check(tmp_path):
-    path = write_jpeg(tmp_path / "slide.tif", texture(1023, 1100))
-    assert "1023 × 1100 pixels are smaller than a patch of 1024 × 1024" in reason(path, size=1024)
-    path = write_jpeg(tmp_path / "slide.tif", texture(2047, 2047))
-    assert "smaller than a patch of 2048 × 2048" in reason(path, size=1024, resolution=0.5)

@@ -1,12 +1,12 @@
+"""Which label belongs to which slide: by name alone, and what does not fit is named."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from samplers.pairs.pairing import SlidePair, find_pairs, listed, split_pairs
+from samplers.pairs.pairing import SlidePair, find_pairs
 from samplers.slides.errors import DataError
 
 
@@ -19,10 +19,6 @@ def files(folder: Path, *names: str) -> Path:
 
 def named(pairs: list[SlidePair]) -> dict[str, str | None]:
     return {pair.slide.name: pair.label and pair.label.name for pair in pairs}
-
-
-def pairs_of(*names: str, labelled: bool = True) -> list[SlidePair]:
-    return [SlidePair(Path(f"{name}.tif"), Path(f"{name}.xml") if labelled else None) for name in names]
 
 
 def test_decorations_case_and_long_suffixes_are_taken_off(tmp_path: Path) -> None:
@@ -104,6 +100,15 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         find_pairs(tmp_path / "nowhere", tmp_path, "tif", "xml")
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be listed: .*Permission denied"):
+        find_pairs(tmp_path, None, "tif", "xml")
+
+
 def test_many_names_are_counted(tmp_path: Path) -> None:
     slides, labels = (
         files(tmp_path / "s", "a.tif"),
@@ -111,53 +116,3 @@ def test_many_names_are_counted(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"25 labels.*b09\.xml and 15 more$"):
         find_pairs(slides, labels, "tif", "xml")
-
-
-@given(
-    tumour=st.integers(0, 20), normal=st.integers(0, 20), part=st.floats(0.01, 0.9), seed=st.integers(0, 99)
-)
-@settings(max_examples=150, deadline=None)
-def test_split_is_whole_seeded_and_stratified(tumour: int, normal: int, part: float, seed: int) -> None:
-    pairs = pairs_of(*(f"tumor_{i}" for i in range(tumour)))
-    pairs += pairs_of(*(f"normal_{i}" for i in range(normal)), labelled=False)
-    if len(pairs) < 2:
-        with pytest.raises(DataError, match="cannot be divided"):
-            split_pairs(pairs, part, seed)
-        return
-    train, val = split_pairs(pairs, part, seed)
-    assert sorted(map(str, train + val)) == sorted(map(str, pairs))
-    assert train
-    assert val
-    assert abs(len(val) - part * len(pairs)) <= 2
-    for side in (train, val):
-        assert tumour < 2 or any(pair.label for pair in side)
-    assert split_pairs(pairs[::-1], part, seed)[1][::-1] == val  # as a list: no slide is lost or there twice
-
-
-def test_split_depends_on_the_seed() -> None:
-    pairs = pairs_of(*(f"tumor_{i:03}" for i in range(30)))
-    assert len({tuple(split_pairs(pairs, 0.2, seed)[1]) for seed in range(5)}) > 1
-
-
-def test_split_keeps_patients_together() -> None:
-    pairs = pairs_of(*(f"patient_{p:03}_node_{n}" for p in range(10) for n in range(5)))
-    for seed in range(5):
-        train, val = split_pairs(pairs, 0.2, seed)
-        assert (len(train), len(val)) == (40, 10)
-        assert not {pair.name[:11] for pair in train} & {pair.name[:11] for pair in val}
-    with pytest.raises(DataError, match="1 slides or patients"):
-        split_pairs(pairs[:5], 0.2, 0)
-
-
-def test_no_split_is_all_training() -> None:
-    pairs = pairs_of("a", "b")
-    assert split_pairs(pairs, 0, 0) == (pairs, [])
-    for part in (1, -0.1, 1.5):
-        with pytest.raises(ValueError, match="validation split"):
-            split_pairs(pairs, part, 0)
-
-
-def test_a_folder_that_cannot_be_listed_is_the_users_to_mend(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file cannot be listed"):
-        listed(tmp_path / "file")

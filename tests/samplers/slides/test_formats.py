@@ -39,7 +39,8 @@ def test_plain_images_are_slides_of_one_level(tmp_path: Path, suffix: str, bands
         assert (s.level_sizes, s.spacing, s.spacing_known) == (((120, 90),), 0.25, False)
         found = s.read(5, 6, 100, 80)
     expected = pixels[6:86, 5:105, :3].repeat(3 if bands == 1 else 1, 2)
-    assert np.abs(found.astype(int) - expected).mean() < (0.01 if suffix == "png" else 15)
+    bounds = {"png": 0, "jpg": 15}
+    assert np.abs(found.astype(int) - expected).mean() <= bounds[suffix]
 
 
 def test_a_mask_saved_as_colour_or_with_alpha_keeps_its_values(tmp_path: Path) -> None:
@@ -100,6 +101,8 @@ def test_levels_may_be_subifds(tmp_path: Path, array: np.ndarray) -> None:
         ('<OME><Pixels PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"/></OME>', 0.25),
         ('<OME><Pixels PhysicalSizeX="0.00025" PhysicalSizeXUnit="mm"/></OME>', None),
         ("MPP = 0.0", None),
+        ("MPP = 0.2.5", None),
+        ('<OME><Pixels PhysicalSizeX="1e" PhysicalSizeXUnit="µm"/></OME>', None),
         ("nothing", None),
     ],
 )
