@@ -21,7 +21,6 @@ import glob
 import os
 import sys
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,10 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return report_user_error(error, PROGRAM)
     except Exception as error:
-        text = f"\n{traceback.format_exc()}"
-        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
-            text = f"{str(error)[:500]}\n{OUT_OF_MEMORY.format(options)}\n"
-        killed_rank.end_at_once(text)
+        killed_rank.end_at_once(killed_rank.text_of(error, OUT_OF_MEMORY.format(options)))
 
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:

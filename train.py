@@ -17,7 +17,6 @@ import json
 import shutil
 import sys
 import time
-import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return report_user_error(error, PROGRAM)
     except Exception as error:
-        expected = isinstance(error, (FloatingPointError, SamplerError, RunError))
-        text = f"{error}\n" if expected else f"\n{traceback.format_exc()}"
-        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
-            text = f"{str(error)[:500]}\n{memory.advice(options)}\n"
-        killed_rank.end_at_once(text)
+        expected = FloatingPointError, SamplerError, RunError
+        killed_rank.end_at_once(killed_rank.text_of(error, memory.advice(options), expected))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         val_loader = stack.enter_context(
             world.all_or_none(lambda: validation_loader(val_pairs, config, *shared))
         )
-        profiler = Profiler(log.profile_dir, options.profile)
+        profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
         slides = len(train_pairs), len(val_pairs)
         log.say(start_summary(options, environment, trainer, slides, log_dir))

@@ -189,9 +189,8 @@ def _ranks() -> Ranks:
     """Return the ranks of an MPI launcher, through Horovod."""
     if launcher_rank()[1] == 1:
         return Ranks()
-    os.environ["CUDA_VISIBLE_DEVICES"] = (
-        "-1"  # TensorFlow computes nothing here, but would take the GPU's memory
-    )
+    # TensorFlow computes nothing here, but would take the GPU's memory.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others

@@ -13,6 +13,11 @@ from utils.cli import UserError
 from utils.ranks.world import World
 
 
+def uses_adasum(options: argparse.Namespace, world: World) -> bool:
+    """Return whether gradients are combined by Adasum: one rank has nothing to combine."""
+    return bool(options.adasum) and world.size > 1
+
+
 def distributed_optimizer(options: argparse.Namespace, world: World, variables: Sequence[tf.Variable]) -> Any:
     """Return the optimizer of the options, which reduces gradients over ranks, with its slots for `variables`.
 
@@ -22,7 +27,7 @@ def distributed_optimizer(options: argparse.Namespace, world: World, variables: 
     optimizer = make_optimizer(
         options.optimizer, options.learning_rate, options.weight_decay, options.clip_norm
     )
-    adasum = options.adasum and world.size > 1
+    adasum = uses_adasum(options, world)
     if adasum and world.size & (world.size - 1):
         raise UserError(f"--adasum needs 2, 4, 8, … ranks, but there are {world.size}")
     if not adasum:

@@ -81,10 +81,7 @@ class Loop:
     def train_on(self, number: int, batch: Batch) -> tuple[float, StepResult]:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
         progress, interval = self.progress, self.progress.interval
-        if self.profiler.before(progress.step):
-            self.log.say(
-                f"profile:     xprof --logdir '{self.log_dir}/tensorboard' (docs/training.md says how to install xprof)"
-            )
+        self.profiler.before(progress.step)
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)
         with self.profiler.around(number):

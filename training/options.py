@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
+from models.from_options import PRECISIONS
 from samplers.augment import JITTERS
 from training.choices import LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
@@ -204,7 +205,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mixed_precision",
-        choices=["float32", "float16", "bfloat16"],
+        choices=PRECISIONS,
         default="float32",
         help="number format that the network computes in; weights, logits and loss stay float32",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,29 @@ import tensorflow as tf
 
 
 class Profiler:
-    """Profiles the steps in `steps` (first, one after the last) into `folder`; None for no profile."""
+    """Profiles the steps in `steps` (first, one after the last) into `folder`; None for no profile.
 
-    def __init__(self, folder: Path | None, steps: tuple[int, int] | None) -> None:
+    `say` prints a line that tells how to look at the profile.
+    """
+
+    def __init__(
+        self, folder: Path | None, steps: tuple[int, int] | None, say: Callable[[str], None]
+    ) -> None:
         self.folder = folder
         self.steps = steps
+        self.say = say
         self.running = False
 
-    def before(self, step: int) -> bool:
-        """Start or stop as `step`, which comes next, demands. Return whether a profile was just written."""
+    def before(self, step: int) -> None:
+        """Start or stop as `step`, which comes next, demands."""
         if self.folder is None or self.steps is None:
-            return False
+            return
         start, stop = self.steps
         if not self.running and start <= step < stop:
             tf.profiler.experimental.start(str(self.folder))
             self.running = True
-        return step >= stop and self.stop()
+        elif step >= stop:
+            self.stop()
 
     def around(self, batch: int) -> contextlib.AbstractContextManager[Any]:
         """Return a context for the training step of a batch: the profiler's step times are of what is within."""
@@ -33,10 +41,12 @@ class Profiler:
             return contextlib.nullcontext()
         return tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
 
-    def stop(self) -> bool:
-        """Write the profile if one is being taken, and return whether it was."""
-        if not self.running:
-            return False
+    def stop(self) -> None:
+        """Write the profile if one is being taken: at its last step, or where the run ends before it."""
+        if not self.running or self.folder is None:
+            return
         tf.profiler.experimental.stop()
         self.running, self.steps = False, None
-        return True
+        self.say(
+            f"profile:     xprof --logdir '{self.folder.parent}' (docs/training.md says how to install xprof)"
+        )

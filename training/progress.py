@@ -1,6 +1,7 @@
 """The progress of a run: the state that a checkpoint holds besides the variables, which writes and reads itself.
 
-A new field of `Progress` is written and read by itself. Those in PER_RANK are stored once per rank, all others once.
+A new field of `Progress` is written and read by itself, once for all ranks. A field that each rank has for itself is
+named in PER_RANK as well, and `from_state` decides what becomes of it when the number of ranks is another one.
 """
 
 from __future__ import annotations
@@ -39,11 +40,6 @@ class Interval:
         self.candidates += candidates
         self.rejected += rejected
 
-    def mined(self, world: Ranks) -> tuple[int, int]:
-        """Collective: return how many patches hard mining looked at and rejected, over all ranks."""
-        candidates, rejected = zip(*world.gather((self.candidates, self.rejected)))
-        return sum(candidates), sum(rejected)
-
     def values(self, world: Ranks, step: int, wait: float) -> dict[str, Any]:
         """Collective: return what metrics.jsonl says of the interval, which ends at `step`.
 
@@ -51,24 +47,24 @@ class Interval:
         """
         seconds = self.clock.seconds
         values = self.counts.summed(world).summary()
-        waited = max(world.gather(wait - self.start_wait))
+        mine = wait - self.start_wait, self.candidates, self.rejected
+        waits, candidates, rejected = zip(*world.gather(mine))
         values["seconds"] = seconds
         values["images_per_second"] = (step - self.start_step) / seconds
-        values["sampler_wait"] = waited / seconds
-        candidates, rejected = self.mined(world)
-        if candidates:
-            values["rejected"] = rejected / candidates
+        values["sampler_wait"] = max(waits) / seconds
+        if any(candidates):
+            values["rejected"] = sum(rejected) / sum(candidates)
         return values
 
     def to_state(self, world: Ranks) -> dict[str, Any]:
         """Collective: return the interval as JSON values, summed over ranks."""
-        candidates, rejected = self.mined(world)
+        candidates, rejected = zip(*world.gather((self.candidates, self.rejected)))
         return {
             "counts": self.counts.summed(world).packed().tolist(),
             "start_step": self.start_step,
             "seconds": self.clock.seconds,
-            "candidates": candidates,
-            "rejected": rejected,
+            "candidates": sum(candidates),
+            "rejected": sum(rejected),
         }
 
     @classmethod

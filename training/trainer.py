@@ -17,7 +17,12 @@ from models.from_options import network_from_options, set_precision
 from models.layers import drawing
 from samplers import Batch
 from training.checkpoint import restore_checkpoint
-from training.distributed_optimizer import distributed_optimizer, optimizer_variables, require_gradients
+from training.distributed_optimizer import (
+    distributed_optimizer,
+    optimizer_variables,
+    require_gradients,
+    uses_adasum,
+)
 from training.losses import make_loss
 from training.metrics import strip_counts
 from training.precise_bn import update_precise_statistics
@@ -44,7 +49,7 @@ class Trainer:
         self.num_classes = num_classes
         self.seed = options.seed
         self.accumulates = options.accumulate_steps > 1
-        self.adasum, self.fp16_allreduce = options.adasum and world.size > 1, options.fp16_allreduce
+        self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
         tf.keras.utils.set_random_seed(options.seed)
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Starts a program on NP ranks. Sourced by run_train.sh and run_predict.sh after utils/env.sh.
+# Starts a program on NP ranks. Sourced by the run scripts before utils/env.sh, whose variables `launch` reads.
 #
 #   NP            number of ranks (default: the Slurm allocation's tasks, else the script's own default)
 #   MPIRUN_ARGS   more words for mpirun or mpiexec.hydra

@@ -13,7 +13,7 @@ import predict
 from prediction.store import WORK, PredictionSettings
 from prediction.work import Opened
 from tests.helpers.lesion_slides import make_slide
-from tests.helpers.option_table import unread_options
+from tests.helpers.unread_options import unread_options
 from training.checkpoint import save_checkpoint
 from utils.cli import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.option_table import ROOT, unread_options
+from tests.helpers.unread_options import ROOT, unread_options
 from training.option_checks import parse_options
 from training.options import build_parser, option_values
 from utils.cli import EXIT_USAGE

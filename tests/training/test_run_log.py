@@ -75,9 +75,23 @@ def test_profile_is_where_tensorboard_looks_for_it(log_of, tmp_path, monkeypatch
     fake = SimpleNamespace(start=calls.append, stop=lambda: calls.append("stop"))
     monkeypatch.setattr(tf.profiler, "experimental", fake)
     with log_of() as log:
-        profiler = Profiler(log.profile_dir, (4, 8))
-        assert [profiler.before(step) for step in range(0, 12, 2)] == [False] * 4 + [True, False]
+        said: list[str] = []
+        profiler = Profiler(log.profile_dir, (4, 8), said.append)
+        lines = [profiler.before(step) or len(said) for step in range(0, 12, 2)]
+    assert lines == [0] * 4 + [1, 1]
+    assert f"--logdir '{tmp_path / 'tensorboard'}'" in said[0]
     assert calls == [str(tmp_path / "tensorboard" / "train"), "stop"]
+
+
+def test_a_profile_that_the_run_ends_is_said_as_well(tmp_path, monkeypatch):
+    fake = SimpleNamespace(start=lambda _: None, stop=lambda: None)
+    monkeypatch.setattr(tf.profiler, "experimental", fake)
+    said: list[str] = []
+    profiler = Profiler(tmp_path / "tensorboard" / "train", (4, 800), said.append)
+    profiler.before(4)
+    profiler.stop()
+    profiler.stop()
+    assert len(said) == 1
 
 
 def test_usual_lap_leaves_out_the_first():

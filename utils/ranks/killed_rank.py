@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import traceback
 from typing import NoReturn
 
 from utils.cli import EXIT_FAILED
@@ -38,6 +39,18 @@ def cancel() -> None:
         watcher = _watchers.pop()
         with contextlib.suppress(BrokenPipeError):  # a signal to all processes has ended it before
             watcher.communicate(b"done\n")
+
+
+def text_of(error: Exception, advice: str, expected: tuple[type[Exception], ...] = ()) -> str:
+    """Return what a rank says of the error that ends it: its traceback, unless its message explains it.
+
+    Running out of memory is answered with `advice`, and an `expected` error with its message alone.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+        return f"{str(error)[:500]}\n{advice}\n"
+    if isinstance(error, expected):
+        return f"{error}\n"
+    return "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def end_at_once(text: str) -> NoReturn:

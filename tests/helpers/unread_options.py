@@ -30,6 +30,7 @@ def unread_options(parser: argparse.ArgumentParser, files: Iterable[str]) -> set
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr == "get"
+                and _is_options(node.func.value)
             ):
                 read |= {str(word.value) for word in node.args[:1] if isinstance(word, ast.Constant)}
     return {action.dest for action in parser._actions} - {"help"} - read
