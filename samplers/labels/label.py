@@ -1,6 +1,7 @@
 """One interface for all labels: masks (TIFF, PNG, …), ASAP XML, QuPath GeoJSON, or none (no tumour).
 
-Positions are in level-0 pixels of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8).
+Positions are in level-0 pixels of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8), or
+IGNORED where the class is not known.
 Annotations are rasterised per patch, through a spatial index, and never over a whole slide (21 GB for one slide of
 CAMELYON16).
 """
@@ -17,11 +18,11 @@ import shapely
 
 from samplers.labels import polygons
 from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
-from samplers.labels.label_map import DEFAULT_GROUPS, LabelMap
+from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, LabelMap, shows_tumour
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide, inside
 
-__all__ = ["DEFAULT_GROUPS", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
+__all__ = ["DEFAULT_GROUPS", "IGNORED", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
 
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
 _REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
@@ -61,13 +62,13 @@ class Label:
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         """Return the classes of the whole slide: uint8 (height, width).
 
-        A pixel shows a class other than 0 if that class covers any part of it, so that no lesion is too small to
-        be seen; it shows 0 only if 0 covers all of it.
+        A pixel shows the largest class that covers any part of it, so that no lesion is too small to be seen. It shows
+        IGNORED only if no part of it has a known class.
         """
         return np.zeros((height, width), np.uint8)
 
     def annotations(self) -> list[Annotation]:
-        """Return all annotations, in the order of painting."""
+        """Return all annotations whose class is known, in the order of painting."""
         return []
 
     @property
@@ -90,6 +91,7 @@ class PolygonLabel(Label):
     ) -> None:
         super().__init__(size)
         self.name = name
+        self._unannotated = label_map.unannotated
         order = {group: (place, value) for place, (group, value) in enumerate(label_map.groups)}
         used = sorted((area for area in areas if area.group in order), key=lambda area: order[area.group][0])
         unknown = sorted({area.group for area in areas} - set(order))
@@ -109,7 +111,7 @@ class PolygonLabel(Label):
         self._tree = shapely.STRtree([area.geometry for area in self._areas])
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
-        classes = np.zeros((height, width), np.uint8)
+        classes = np.full((height, width), self._unannotated, np.uint8)
         for number, (top, bottom, left, right) in self._windows(x_l0, y_l0, width, height, downsample):
             corner = (x_l0 + left * downsample, y_l0 + top * downsample)
             pixels = polygons.fill(self._edges[number], *corner, right - left, bottom - top, downsample)
@@ -123,17 +125,23 @@ class PolygonLabel(Label):
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         # The pixels of a thumbnail are not exactly square, so the polygons are scaled to its frame.
         scale = np.array([[width / self.size[0]], [height / self.size[1]]] * 2)
-        classes = np.zeros((height, width), np.uint8)
+        classes = np.full((height, width), self._unannotated, np.uint8)
         for edges, value in zip(self._edges, self._values):
             filled = polygons.fill(edges * scale, 0, 0, width, height, 1.0)
             border = polygons.touched(edges * scale, 0, 0, width, height, 1.0)
-            classes[(filled | border) if value else (filled & ~border)] = value
+            if value in (0, IGNORED):
+                classes[filled & ~border] = value
+                classes[border & (classes == IGNORED)] = value
+            else:
+                classes[filled | border] = value
         return classes
 
     def annotations(self) -> list[Annotation]:
         found = []
         slide = shapely.box(0, 0, *self.size)
         for number, (area, value) in enumerate(zip(self._areas, self._values)):
+            if value == IGNORED:
+                continue
             later = [
                 int(i) for i in self._tree.query(area.geometry) if i > number and self._values[i] != value
             ]
@@ -173,6 +181,7 @@ class MaskLabel(Label):
         self.mask = Slide(path, kind="label")
         self._scale = _mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
         self._values = label_map.values()
+        self._unannotated = label_map.unannotated
 
     def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
         pixels = self.mask.read_grid(
@@ -197,19 +206,24 @@ class MaskLabel(Label):
             part = rows[first : first + step]
             bottom = min(int(part[-1]) + span[0], level_height)
             strip = self.mask.read_level(0, int(part[0]), level_width, bottom - int(part[0]), level)
-            classes = cv2.dilate(cv2.LUT(strip, self._values), np.ones(span, np.uint8), anchor=(0, 0))
-            result[first : first + step] = classes[np.ix_(part - part[0], columns)]
+            shifted = cv2.LUT(strip, self._values + np.uint8(1))  # IGNORED becomes 0, less than every class
+            classes = cv2.dilate(shifted, np.ones(span, np.uint8), anchor=(0, 0))
+            result[first : first + step] = classes[np.ix_(part - part[0], columns)] - np.uint8(1)
         if (width_px, height_px) == (width, height):
             return result
         return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def annotations(self) -> list[Annotation]:
-        """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side."""
+        """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side.
+
+        Class 0 has regions only where unannotated pixels are ignored: else it is what no region covers.
+        """
         shrink = max(1.0, max(self.size) / _REGION_SIDE)
         width, height = (max(1, round(side / shrink)) for side in self.size)
         classes = self.thumbnail(width, height)
         scale = (self.size[0] / width, self.size[1] / height)
-        return [Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, scale)]
+        shown = classes != IGNORED if self._unannotated == IGNORED else shows_tumour(classes)
+        return [Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, shown, scale)]
 
     @property
     def held_bytes(self) -> int:

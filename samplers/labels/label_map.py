@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,9 @@ DEFAULT_GROUPS = (
     *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
     *(("_2", 0), ("normal", 0), ("Exclusion", 0), ("None", 0)),
 )
+IGNORED = 255  # in the place of a class: what the pixel shows is not known, so it counts nowhere
+_IGNORE = "ignore"  # the same in --label_map and --unannotated
+UNANNOTATED = {"background": 0, _IGNORE: IGNORED}  # the choices of --unannotated
 
 
 @dataclass(frozen=True)
@@ -22,41 +25,59 @@ class LabelMap:
     """The class of each annotation group, in the order of painting. Annotations of other groups are left out.
 
     For a mask, a group that is a number is a pixel value (`255:1`). Without any number, all values but 0 are class 1.
+    `unannotated` is the class of what no annotation covers, and of the value 0 of a mask unless 0 is a group: 0 or
+    IGNORED.
     """
 
     groups: tuple[tuple[str, int], ...] = DEFAULT_GROUPS
+    unannotated: int = 0
 
     @property
     def num_classes(self) -> int:
         """The largest class + 1, at least 2."""
-        return max(2, *(value + 1 for _, value in self.groups))
+        return max(2, *(value + 1 for _, value in self.groups if value != IGNORED))
+
+    @property
+    def ignores(self) -> bool:
+        """Whether a label can have pixels that are not known (IGNORED)."""
+        return self.unannotated == IGNORED or any(value == IGNORED for _, value in self.groups)
 
     @classmethod
-    def parse(cls, items: Sequence[str] | None) -> LabelMap:
-        """Return the label map that `["_0:1", "_2:0"]` describes, the default one for None or no items.
+    def parse(cls, items: Sequence[str] | None, unannotated: str = "background") -> LabelMap:
+        """Return the label map that `["_0:1", "_2:0", "blurred:ignore"]` describes, the default one for None or no items.
 
-        Raises UserError, which names the wrong item.
+        `unannotated` is a key of UNANNOTATED. Raises UserError, which names the wrong item.
         """
         groups: dict[str, int] = {}
         for item in items or ():
             group, _, value = item.rpartition(":")
-            if not group or not re.fullmatch("[0-9]{1,3}", value) or int(value) > 254:
-                raise UserError(f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254")
+            number = int(value) if re.fullmatch("[0-9]{1,3}", value) else 255
+            if not group or (number > 254 and value != _IGNORE):
+                raise UserError(
+                    f"label map: {item!r} is not GROUP:CLASS with a class of 0 to 254, or GROUP:{_IGNORE}"
+                )
             if group in groups:
                 raise UserError(f"label map: {item!r}: the group is there twice")
-            groups[group] = int(value)
-        return cls(tuple(groups.items())) if groups else cls()
+            groups[group] = IGNORED if value == _IGNORE else number
+        label_map = cls(tuple(groups.items())) if groups else cls()
+        return replace(label_map, unannotated=UNANNOTATED[unannotated])
 
     def values(self) -> np.ndarray:
         """Return the class of each value of a mask: uint8 (256,)."""
         numbers = {int(group): value for group, value in self.groups if group.isdecimal()}
         pixel_values = {number: value for number, value in numbers.items() if number < 256}
         table = np.zeros(256, np.uint8)
+        table[0] = self.unannotated
         if not pixel_values:
             table[1:] = 1
         for pixel_value, value in pixel_values.items():
             table[pixel_value] = value
         return table
+
+
+def shows_tumour(classes: np.ndarray) -> np.ndarray:
+    """Return where uint8 classes are above 0 and known: bool of the same shape."""
+    return np.asarray(classes - np.uint8(1) < IGNORED - 1)  # 0 becomes 255, and 255 becomes 254
 
 
 def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:

@@ -68,15 +68,17 @@ def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, down
     return result
 
 
-def trace(classes: np.ndarray, scale: tuple[float, float]) -> list[tuple[int, shapely.Polygon]]:
-    """Return (class, polygon) for each region of `classes`, uint8 (height, width), of a class above 0.
+def trace(
+    classes: np.ndarray, shown: np.ndarray, scale: tuple[float, float]
+) -> list[tuple[int, shapely.Polygon]]:
+    """Return (class, polygon) for each region of `classes`, uint8 (height, width), where `shown` (bool) is set.
 
     A region is a set of pixels of one class connected by edges. Its polygon runs along the edges of its pixels,
     with holes, in pixels times `scale` (x, y). The list is sorted by class, then by the regions' first pixels, row
     by row.
     """
     found = []
-    for geometry, value in shapes(classes, mask=classes > 0, connectivity=4):
+    for geometry, value in shapes(classes, mask=shown, connectivity=4):
         rings = geometry["coordinates"]
         first_pixel = min((y, x) for x, y in rings[0])
         outer, *holes = (np.multiply(ring, scale) for ring in rings)

@@ -86,12 +86,12 @@ def test_regions_become_polygons_along_pixel_edges() -> None:
     classes[1:5, 1:5] = 3
     classes[2, 2] = 0
     classes[5, 7] = 1
-    (low, speck), (high, square) = trace(classes, (10.0, 20.0))
+    (low, speck), (high, square) = trace(classes, classes > 0, (10.0, 20.0))
     assert (low, high) == (1, 3)
     assert speck.bounds == (70, 100, 80, 120)
     assert square.area == 15 * 200
     assert len(square.interiors) == 1
-    assert trace(np.zeros((3, 3), np.uint8), (1.0, 1.0)) == []
+    assert trace(np.zeros((3, 3), np.uint8), np.zeros((3, 3), bool), (1.0, 1.0)) == []
 
 
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([(1.0, 1.0), (3.7, 2.9)]))
@@ -107,7 +107,7 @@ def test_polygons_are_the_regions_in_the_order_of_their_first_pixels(
     for value in (1, 2):
         count, regions = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
         expected += [(value, regions == number) for number in range(1, count)]
-    found = trace(classes, scale)
+    found = trace(classes, classes > 0, scale)
     assert [value for value, _ in found] == [value for value, _ in expected]
     height, width = classes.shape
     x, y = (np.arange(width) + 0.5) * scale[0], (np.arange(height)[:, None] + 0.5) * scale[1]
