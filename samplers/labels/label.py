@@ -22,7 +22,16 @@ from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, LabelMap, shows_t
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide, inside
 
-__all__ = ["DEFAULT_GROUPS", "IGNORED", "Annotation", "Label", "LabelMap", "MaskLabel", "PolygonLabel", "open_label"]
+__all__ = [
+    "DEFAULT_GROUPS",
+    "IGNORED",
+    "Annotation",
+    "Label",
+    "LabelMap",
+    "MaskLabel",
+    "PolygonLabel",
+    "open_label",
+]
 
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
 _REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
@@ -223,7 +232,9 @@ class MaskLabel(Label):
         classes = self.thumbnail(width, height)
         scale = (self.size[0] / width, self.size[1] / height)
         shown = classes != IGNORED if self._unannotated == IGNORED else shows_tumour(classes)
-        return [Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, shown, scale)]
+        return [
+            Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, shown, scale)
+        ]
 
     @property
     def held_bytes(self) -> int:

@@ -44,7 +44,7 @@ class LabelMap:
 
     @classmethod
     def parse(cls, items: Sequence[str] | None, unannotated: str = "background") -> LabelMap:
-        """Return the label map that `["_0:1", "_2:0", "blurred:ignore"]` describes, the default one for None or no items.
+        """Return the label map that `["_0:1", "_2:0", "blurred:ignore"]` describes, the default one for no items.
 
         `unannotated` is a key of UNANNOTATED. Raises UserError, which names the wrong item.
         """
@@ -78,6 +78,11 @@ class LabelMap:
 def shows_tumour(classes: np.ndarray) -> np.ndarray:
     """Return where uint8 classes are above 0 and known: bool of the same shape."""
     return np.asarray(classes - np.uint8(1) < IGNORED - 1)  # 0 becomes 255, and 255 becomes 254
+
+
+def known_share(classes: np.ndarray) -> float:
+    """Return the share of uint8 classes that are not IGNORED."""
+    return float(np.count_nonzero(classes != IGNORED) / classes.size)
 
 
 def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:
