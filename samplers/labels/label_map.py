@@ -35,7 +35,7 @@ class LabelMap:
     @property
     def num_classes(self) -> int:
         """The largest class + 1, at least 2."""
-        return max(2, *(value + 1 for _, value in self.groups if value != IGNORED))
+        return max([2, *(value + 1 for _, value in self.groups if value != IGNORED)])
 
     @property
     def ignores(self) -> bool:
@@ -73,6 +73,23 @@ class LabelMap:
         for pixel_value, value in pixel_values.items():
             table[pixel_value] = value
         return table
+
+
+def swapped_classes(label_map: LabelMap) -> str | None:
+    """Return a warning if a group that is known to be tumour has class 0; None if none has."""
+    usual = dict(DEFAULT_GROUPS)
+    groups = dict(label_map.groups)
+    as_other = [group for group, value in groups.items() if value == 0 and usual.get(group) == 1]
+    if not as_other:
+        return None
+    as_tumour = [group for group, value in groups.items() if 0 < value < IGNORED and usual.get(group) == 0]
+    also = f", and {', '.join(as_tumour)}, which are not, a class above 0" if as_tumour else ""
+    meant = {**groups, **{group: usual[group] for group in groups if group in usual}}
+    ordered = sorted(meant.items(), key=lambda item: item[1] == 0)  # exclusions are painted last
+    return (
+        f"--label_map gives {', '.join(as_other)}, which are tumour, class 0, which is background{also}. Probably "
+        f"meant: --label_map {' '.join(f'{group}:{_IGNORE if v == IGNORED else v}' for group, v in ordered)}"
+    )
 
 
 def shows_tumour(classes: np.ndarray) -> np.ndarray:
