@@ -30,6 +30,8 @@ CASES = {
     # The patches of each batch in another order: the same sums, but for the CPU's rounding.
     "plain_reordered": [],
     "frozen_reordered": [],
+    # Gradients rounded to float16 and nothing else, as --fp16_allreduce rounds them.
+    "plain_rounded": [],
     "sync": ["--sync_batch_norm"],
     "recompute": ["--sync_batch_norm", "--recompute", "full"],
     "fp16": ["--sync_batch_norm", "--fp16_allreduce"],
@@ -61,6 +63,12 @@ def run(case: str, world: World) -> dict:
         # The same graph on both: Horovod knows tensors by the names that TensorFlow gives them.
         loss, factor = trainer.loss, 0.0 if world.is_first else 1.0
         trainer.loss = lambda labels, logits: factor * loss(labels, logits)
+    if case == "plain_rounded":
+        compute = trainer.optimizer._compute_gradients
+        trainer.optimizer._compute_gradients = lambda *values, **named: [
+            (tf.cast(tf.cast(gradient, tf.float16), tf.float32), variable)
+            for gradient, variable in compute(*values, **named)
+        ]
     trainer.synchronise()
     report: dict = {"start": [v.numpy() for v in trainer.model.variables]}
     frozen = case in ("frozen", "frozen_reordered", "accumulate")
