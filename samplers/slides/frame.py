@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tifffile
 
@@ -35,9 +35,15 @@ class SlideFrame:
     downsamples: tuple[float, ...] = (1.0,)
 
 
-def frame_of_file(path: Path) -> SlideFrame:
-    """Return the frame of a slide. DataError: it cannot be opened."""
-    with Slide(path) as slide:
+def frame_of_file(path: Path, kind: Literal["image", "label"] = "image") -> SlideFrame:
+    """Return the frame of a slide, or of a mask: the one that it describes, else its own level 0.
+
+    DataError: it cannot be opened, or its description is wrong.
+    """
+    said = described_frame(path)
+    if said is not None:
+        return said[0]
+    with Slide(path, kind) as slide:
         return SlideFrame(
             path,
             *(slide.width, slide.height, slide.spacing, slide.spacing_known),

@@ -203,7 +203,7 @@ def test_curve_is_that_of_the_definition(seed: int) -> None:
     found = [
         np.float32((le.hit.confidence if le.hit else 0) * (not le.itc)) for r in results for le in r.lesions
     ]
-    thresholds = sorted(set(false + found))[1:]
+    thresholds = sorted(set(false + found), key=float)[1:]  # as NumPy 1 sorts them
     expected_false = [int((np.asarray(false) >= t).sum()) for t in thresholds] + [0]
     expected_found = [int((np.asarray(found) >= t).sum()) for t in thresholds] + [0]
     got = curve(results)
