@@ -254,6 +254,8 @@ def run(options: argparse.Namespace) -> None:
     pairs, messages = pairs_of(predictions, find_truth(options.ground_truth), options.unlabelled)
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
+    for key, (prediction, truth) in pairs.items():  # all of them before the first is read
+        _frame(prediction, truth, slides.get(key))
     counts = {}
     pooled = SegmentationCounts.empty(label_map.num_classes)
     for key, (prediction, truth) in tqdm(pairs.items(), "slides", unit="slide", disable=None):

@@ -224,13 +224,18 @@ def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
 def _valid_geometry(rings: Sequence[np.ndarray]) -> shapely.Geometry | None:
     """Return a valid Polygon or MultiPolygon of an outer ring and holes; None if it has no area.
 
-    Where the ring crosses itself, the even-odd rule decides what is inside.
+    Where a ring crosses itself, the even-odd rule decides what is inside. Holes only take away: what of them is outside
+    of the outer ring is nothing.
     """
-    if not rings or len(rings[0]) < 3:  # then what follows are holes in nothing
+    outer, *holes = rings or [np.zeros((0, 2))]
+    if len(outer) < 3:
         return None
-    geometry = shapely.Polygon(rings[0], [points for points in rings[1:] if len(points) >= 3])
+    holes = [points for points in holes if len(points) >= 3]
+    geometry = shapely.Polygon(outer, holes)
     if not shapely.is_valid(geometry):
-        geometry = shapely.make_valid(geometry)
+        geometry, *inner = shapely.make_valid([shapely.Polygon(points) for points in (outer, *holes)])
+        if inner:
+            geometry = shapely.difference(geometry, shapely.union_all(inner))
     parts = [part for part in shapely.get_parts(shapely.get_parts(geometry)) if part.geom_type == "Polygon"]
     parts = [part for part in parts if part.area > 0]
     if not parts:
