@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.labels.label_map import LabelMap
+from samplers.labels.label_map import LabelMap, class_names
 from utils.cli import UserError
 
 
@@ -38,3 +38,9 @@ def test_values_of_masks() -> None:
     assert LabelMap.parse(["_0:1", "_2:2"]).values()[2] == 1  # groups of annotations are no values
     table = LabelMap.parse(["1:0", "2:1", "300:3"]).values()
     np.testing.assert_array_equal(table[:4], [0, 0, 1, 0])
+
+
+def test_names_of_classes_are_not_those_of_ignored_regions_values_or_no_group() -> None:
+    label_map = ["blurred:ignore", "None:1", "255:ignore", "3:2", "stroma:2", "_0:1", "Tumor:1"]
+    assert class_names(label_map, 4) == [["other"], ["_0", "Tumor"], ["stroma"], ["class_3"]]
+    assert class_names(["None:1"], 2) == [["other"], ["class_1"]]
