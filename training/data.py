@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samplers import SamplerConfig
-from samplers.labels.label import LabelMap
+from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs, name_some
 from samplers.pairs.partly_annotated import PARTLY_16, UNFIT_16, mark_partly_annotated, read_names, without
@@ -41,6 +41,9 @@ def prepare_slides(
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
     """Return training and validation pairs; the latter are empty if they are split off later."""
+    swapped = swapped_classes(LabelMap.parse(options.label_map))
+    if swapped is not None:
+        _say(f"warning: {swapped}")
     train: Found = ([], [])
     val: Found = ([], [])
     formats = options.slide_format, options.label_format, options.unlabelled

@@ -236,8 +236,35 @@ def _valid_geometry(rings: Sequence[np.ndarray]) -> shapely.Geometry | None:
         geometry, *inner = shapely.make_valid([shapely.Polygon(points) for points in (outer, *holes)])
         if inner:
             geometry = shapely.difference(geometry, shapely.union_all(inner))
-    parts = [part for part in shapely.get_parts(shapely.get_parts(geometry)) if part.geom_type == "Polygon"]
-    parts = [part for part in parts if part.area > 0]
+    return polygons_of(geometry)
+
+
+def not_ignored(areas: Sequence[AnnotatedArea], ignored: Sequence[bool]) -> list[AnnotatedArea]:
+    """Return the areas, of the known ones only what no ignored area that is painted later covers.
+
+    So nothing depends on what lies below an ignored area, the thumbnail's pixels along its outline included.
+    """
+    if not any(ignored):
+        return list(areas)
+    tree = shapely.STRtree([area.geometry for area in areas])
+    result = []
+    for number, area in enumerate(areas):
+        later = [int(i) for i in tree.query(area.geometry) if i > number and ignored[i]]
+        if later and not ignored[number]:
+            covering = shapely.union_all([areas[i].geometry for i in later])
+            visible = polygons_of(shapely.difference(area.geometry, covering))
+            if visible is None:
+                continue
+            area = AnnotatedArea(area.group, visible)
+        result.append(area)
+    return result
+
+
+def polygons_of(geometry: shapely.Geometry) -> shapely.Geometry | None:
+    """Return the Polygon or MultiPolygon of what has an area in a geometry, None if nothing has."""
+    parts = [
+        p for p in shapely.get_parts(shapely.get_parts(geometry)) if p.geom_type == "Polygon" and p.area > 0
+    ]
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

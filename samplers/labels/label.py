@@ -17,7 +17,7 @@ import numpy as np
 import shapely
 
 from samplers.labels import polygons
-from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
+from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, not_ignored, polygons_of, read_areas
 from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, NO_GROUP, LabelMap, shows_tumour
 from samplers.slides.errors import DataError
 from samplers.slides.frame import SlideFrame, mask_scale
@@ -128,7 +128,8 @@ class PolygonLabel(Label):
             )
         if outside:
             self.left_out.append(f"{name}: {len(outside)} annotations are outside of the slide")
-        self._areas = [area for area in used if area.geometry.intersects(slide)]
+        areas = [area for area in used if area.geometry.intersects(slide)]
+        self._areas = not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
         self._values = [order[area.group][1] for area in self._areas]
         self.ignores = IGNORED in self._values  # areas are there that are not known
         self._edges = [polygons.edges_of(area.geometry) for area in self._areas]
@@ -172,9 +173,8 @@ class PolygonLabel(Label):
             visible = shapely.intersection(area.geometry, slide)
             if later:
                 visible = visible.difference(shapely.union_all([self._areas[i].geometry for i in later]))
-            parts = [p for p in shapely.get_parts(visible) if p.geom_type == "Polygon" and p.area > 0]
-            if parts:
-                polygon = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+            polygon = polygons_of(visible)
+            if polygon is not None:
                 found.append(Annotation(polygon, value, area.group))
         return found
 
