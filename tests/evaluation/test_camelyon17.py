@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from pathlib import Path
@@ -148,10 +149,69 @@ def test_what_cannot_be_used_ends_with_2(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 of 4 patients are not in the predictions: patient_001, patient_003" in capsys.readouterr().err
     assert run(tmp_path, "nothing.csv") == 2
     assert "nothing.csv" in capsys.readouterr().err
-    assert run(tmp_path, "mine.csv", "--threshold", "0") == 2
     (tmp_path / "folder").mkdir()
     assert run(tmp_path, "folder") == 2
     assert "no *_probability.tif" in capsys.readouterr().err
+    for words in (("--threshold", "0"), ("--merge_distance", "-1"), ("--min_diameter", "-1")):
+        assert run(tmp_path, "folder", *words) == 2
+        assert "must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--threshold", "--merge_distance", "--min_diameter"])
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    for name in ("truth.csv", "mine.csv"):
+        (tmp_path / name).write_text(TRUTH)
+    assert run(tmp_path, "mine.csv", option, "0.5") == 2
+    assert f"{option}: only for a folder of *_probability.tif" in capsys.readouterr().err
+    assert run(tmp_path, "mine.csv") == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage"),
+    [
+        (["unknown", N, N, N, N], None),
+        (["unknown", A, M, M, N], None),
+        (["unknown", A, N, N, N], "pn1"),
+        (["unknown", A, M, M, M], "pn2"),
+        (["unknown"] * 5, None),
+        (["unknown", "unknown", A, N, N], "pn1"),
+        (["unknown", "unknown", "unknown", A, N], None),
+    ],
+)
+def test_an_unknown_node_is_not_negative(nodes: list[str], stage: str | None) -> None:
+    found = stages_of_nodes({f"patient_1_node_{i}": label for i, label in enumerate(nodes)})
+    assert found.get("patient_1") == stage
+    every = itertools.product(*([label] if label != "unknown" else [N, I, M, A] for label in nodes))
+    possible = {patient_stage(labels) for labels in every}
+    assert possible == {stage} if stage else len(possible) > 1
+
+
+def test_patients_of_unknown_nodes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "truth.csv").write_text(
+        "patient,stage\npatient_0.zip,pN1\npatient_1.zip,pN0\npatient_0_node_0.tif,unknown\n"
+        "patient_0_node_1.tif,macro\n"
+    )
+    rows = {f"patient_{p}_node_{i}": N for p in (0, 1) for i in range(5)} | {"patient_0_node_1": A}
+
+    def write(changed: dict[str, str]) -> None:
+        text = "\n".join(f"{node}.tif,{label}" for node, label in {**rows, **changed}.items() if label)
+        (tmp_path / "mine.csv").write_text(f"patient,stage\n{text}\n")
+
+    write({"patient_0_node_0": "Unknown"})  # with one macro, four others cannot make it pN2
+    assert run(tmp_path, "mine.csv") == 0
+    assert scores_of(tmp_path)["nodes"]["nodes"] == 1  # the one that both know
+    write({"patient_1_node_3": "unknown"})
+    assert run(tmp_path, "mine.csv") == 2
+    error = capsys.readouterr().err
+    assert "stage depends on a node that is unknown: patient_1" in error
+    assert "1 of 2 patients are not in the predictions: patient_1" in error
+    write({"patient_0_node_0": ""})  # not predicted
+    assert run(tmp_path, "mine.csv") == 2
+    assert (
+        "1 nodes of the ground truth are not in the predictions: patient_0_node_0" in capsys.readouterr().err
+    )
 
 
 def test_one_stage_only_has_no_kappa(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

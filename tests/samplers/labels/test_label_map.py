@@ -47,6 +47,12 @@ def test_values_of_masks() -> None:
     np.testing.assert_array_equal(table[:4], [0, 0, 1, 0])
 
 
+def test_names_of_classes_are_not_those_of_ignored_regions_values_or_no_group() -> None:
+    label_map = ["blurred:ignore", "None:1", "255:ignore", "3:2", "stroma:2", "_0:1", "Tumor:1"]
+    assert class_names(label_map, 4) == [["other"], ["_0", "Tumor"], ["stroma"], ["class_3"]]
+    assert class_names(["None:1"], 2) == [["other"], ["class_1"]]
+
+
 def test_groups_that_are_not_known() -> None:
     label_map = LabelMap.parse(["Tumor:1", "blur:ignore", "255:ignore", "1:2"])
     assert label_map.groups == (("Tumor", 1), ("blur", IGNORED), ("255", IGNORED), ("1", 2))
