@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from samplers.labels.label import Label, open_label
+from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig
 from samplers.slides.errors import DataError
@@ -155,7 +156,7 @@ class Overview:
 
     thumbnail: np.ndarray  # uint8 RGB (h, w, 3)
     tissue: np.ndarray  # bool (h, w)
-    tumour: np.ndarray  # bool (h, w): a part of the pixel has a class above 0
+    tumour: np.ndarray  # bool (h, w): a part of the pixel has a class above 0 that is known
     cell: tuple[float, float]  # (width, height)
 
 
@@ -163,7 +164,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
     """Return an overview at a level, or at the last one if there are fewer, and of at most 4096 pixels a side."""
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
-    tumour = opened.label.thumbnail(width, height) > 0
+    tumour = shows_tumour(opened.label.thumbnail(width, height))
     opened.release()  # a whole mask was read
     trim_memory()
     # Annotated areas are tissue, however pale.

@@ -126,7 +126,11 @@ def test_unlabelled_slides_as_asked(demo, tmp_path):
     masks = folder_of(demo, "masks", tmp_path / "l", 1, 2)
     words = ["--label_path", str(masks), "--val_split", "0.5"]
     assert [len(side) for side in prepared(demo, *words)] == [1, 1]
-    assert sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 3
+    assert sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 2  # it is called tumor_003
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2, 3)
+    (slides / "tumor_003.tif").rename(slides / "case_003.tif")
+    renamed = ["--slide_path", str(slides), *words, "--unlabelled", "normal"]
+    assert sum(len(side) for side in prepared(demo, *renamed)) == 3
     with pytest.raises(UserError, match="1 slides without a label"):
         prepared(demo, *words, "--unlabelled", "error")
 

@@ -35,7 +35,8 @@ def test_decorations_case_and_long_suffixes_are_taken_off(tmp_path: Path) -> Non
         "tumor_003.tiff": "mask_tumor_003.tif",
         "tumor_004.tif": "TUMOR_004.tif",
     }
-    assert warnings == []
+    (warning,) = warnings
+    assert "1 other files are left out (1 .svs; the slides' format is tif): x.svs" in warning
 
 
 def test_no_fuzzy_matching(tmp_path: Path) -> None:
@@ -114,5 +115,5 @@ def test_many_names_are_counted(tmp_path: Path) -> None:
         files(tmp_path / "s", "a.tif"),
         files(tmp_path / "l", *(f"b{i:02}.xml" for i in range(25))),
     )
-    with pytest.raises(DataError, match=r"25 labels.*b09\.xml and 15 more$"):
+    with pytest.raises(DataError, match=r"25 labels.*b09\.xml and 15 more; 1 slides without a label: .*a\.tif$"):
         find_pairs(slides, labels, "tif", "xml")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samplers.pairs.names import slide_of_patch
 from samplers.pairs.pairing import SlidePair
-from samplers.pairs.split import slide_of_patch, split_pairs
+from samplers.pairs.split import split_pairs
 from samplers.slides.errors import DataError
 from utils.cli import UserError
 
