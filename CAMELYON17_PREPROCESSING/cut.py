@@ -128,6 +128,8 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
 def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: Sequence[Place]) -> Cut:
     """Write the patches at these places. BadSlideError: one cannot be read. OutputError: one cannot be written."""
     result, reader = Cut(len(chunk)), _reader(settings)
+    # A mask of 0 and 255 cannot say that a pixel is not known.
+    min_known = settings.min_known if settings.masks_hold_classes else 1.0
     limit, spacing = settings.max_patches, reader.read(source.pair, lambda opened: opened.spacing)
     full = {"positive": False, "negative": not settings.save_neg}
     for place in chunk:
@@ -135,8 +137,8 @@ def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: S
         label = reader.read(source.pair, lambda opened: opened.read_label(*corner))  # noqa: B023
         tumour, known = shares(label)
         kind = "positive" if tumour else "negative"
-        if not known or known < settings.min_known:
-            result.discarded["less of it known than --min_known"] += 1
+        if not known or known < min_known:
+            result.discarded["too little of it is known"] += 1
             continue
         if tumour and tumour < settings.min_tumor:
             result.discarded["less tumour than --min_tumor"] += 1

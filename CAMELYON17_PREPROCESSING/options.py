@@ -9,6 +9,7 @@ from pathlib import Path
 from CAMELYON17_PREPROCESSING.settings import PatchSettings
 from samplers.labels.label_map import LabelMap
 from samplers.labels.options import add_label_options
+from samplers.pairs.camelyon import is_camelyon17
 from samplers.pairs.pairing import UNLABELLED
 from utils.cli import HelpFormatter, Parser, UserError, fraction, positive_float, positive_int, random_seed
 
@@ -54,6 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="smallest share of a patch whose class is known, where the label map or --unannotated ignores pixels",
     )
     add(
+        "--all_annotations",
+        action="store_true",
+        help="with --root, take the slides of CAMELYON16 that are known to be annotated in part as they are",
+    )
+    add(
         "--unlabelled",
         choices=UNLABELLED,
         help="what to do with a slide without a label: leave it out with a warning, take it as free of tumour, or stop "
@@ -87,6 +93,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         path = getattr(options, name)
         if path is not None and not path.is_dir():
             parser.error(f"--{name}: there is no folder {path}")
+    if options.all_annotations and (options.root is None or is_camelyon17(options.root)):
+        parser.error("--all_annotations goes with a --root of CAMELYON16")
     if options.max_patches is None and "seed" in given:
         parser.error("--seed goes with --max_patches")
     try:

@@ -97,7 +97,7 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
 def _of_masks(settings: PatchSettings) -> str:
     """Return the label map to train with on masks that hold classes."""
     values = [f"{value}:{value}" for value in range(1, settings.classes.num_classes)]
-    return " ".join([*values, *(["255:ignore"] if settings.classes.ignores else [])])
+    return " ".join([*values, "255:ignore"])
 
 
 def _process(

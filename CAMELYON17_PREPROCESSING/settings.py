@@ -25,6 +25,7 @@ class PatchSettings:
     label_map: tuple[str, ...] | None = None  # of GROUP:CLASS
     unannotated: str = "background"  # a key of UNANNOTATED
     min_known: float = 0.5  # smallest share of a patch whose class is known
+    all_annotations: bool = False  # take CAMELYON16's partly annotated slides as they are
     max_patches: int | None = None  # per kind and slide
     save_neg: bool = False
     save_png: bool = False

@@ -8,8 +8,9 @@ from pathlib import Path
 from CAMELYON17_PREPROCESSING.settings import SourceSlide
 from samplers.pairs.camelyon import BY_STAGES, camelyon16, camelyon17, is_camelyon17, of_centers
 from samplers.pairs.folders import files_below, left_out, size_of
-from samplers.pairs.names import is_decorated
+from samplers.pairs.names import is_decorated, name_some
 from samplers.pairs.pairing import SlidePair, pair_files, refuse_other_labels
+from samplers.pairs.partly_annotated import PARTLY_16, mark_partly_annotated
 from samplers.slides.errors import DataError
 
 
@@ -21,6 +22,16 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
     """
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format, options.unlabelled)
+        if not options.all_annotations and not is_camelyon17(options.root):
+            pairs = mark_partly_annotated(pairs, PARTLY_16)
+            partly = [pair.name for pair in pairs if pair.partly_annotated]
+            if partly:
+                warnings.append(
+                    f"{len(partly)} slides are annotated in part: where they are not annotated nothing is known; "
+                    "only --unannotated ignore, or GROUP:ignore in --label_map, gives masks that can say so, and else "
+                    f"their patches must be known in full (--all_annotations takes the rest as free of tumour): "
+                    f"{name_some(partly)}"
+                )
     else:
         pairs, warnings = _of_folders(
             options.train_tumor_wsi_path,

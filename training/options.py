@@ -13,7 +13,8 @@ from typing import Any
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
 from models.from_options import PRECISIONS
 from samplers.augment import JITTERS
-from samplers.labels.options import LABEL_MAP_HELP
+from samplers.labels.label_map import UNANNOTATED
+from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
 from training.choices import LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
@@ -162,6 +163,30 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "patient are on one side of the split (default: patients of CAMELYON17 and barcodes of TCGA)",
     )
     add(
+        "--unannotated",
+        choices=list(UNANNOTATED),
+        default="background",
+        help=UNANNOTATED_HELP,
+    )
+    add(
+        "--min_known",
+        type=fraction,
+        default=0.1,
+        help="smallest share of a patch that must be known, where the label has pixels that are not",
+    )
+    add(
+        "--partly_annotated",
+        type=Path,
+        metavar="FILE",
+        help="text file with one slide name per line: on these slides --unannotated is ignore; those of CAMELYON16 "
+        "are known to --dataset 16",
+    )
+    add(
+        "--all_annotations",
+        action="store_true",
+        help="with --dataset, take slides that are known to be doubled, or annotated in part, as they are",
+    )
+    add(
         "--skip_bad_slides",
         action="store_true",
         help="leave out slides that fail the check instead of stopping",
@@ -231,7 +256,14 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default=1e-3,
         help="peak learning rate for one rank, see --lr_scaling",
     )
-    add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no pixel weights")
+    add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no class weights")
+    add(
+        "--class_weights",
+        nargs="+",
+        metavar="NAME:WEIGHT",
+        help="weight of classes in the loss by name or number, others weigh 1; or 'balanced', with which all classes "
+        "count alike (default: --pos_pixel_weight and --neg_pixel_weight)",
+    )
     add(
         "--warmup_steps",
         type=int,

@@ -8,12 +8,12 @@ from typing import Any
 from samplers.labels.label_map import UNANNOTATED
 
 LABEL_MAP_HELP = (
-    "class of each annotation group or mask value, painted in this order; GROUP:ignore where the class is not known "
+    "class of each annotation group or mask value, painted in this order; GROUP:ignore is not known and counts nowhere "
     "(default: tumour of CAMELYON and ASAP is 1, all else 0)"
 )
 UNANNOTATED_HELP = (
-    "what no outline covers, and the value 0 of a mask: background is class 0; ignore means that it is not known, so "
-    "that it counts nowhere"
+    "what no annotation covers, and the value 0 of masks unless --label_map names it: class 0, or not known, so that "
+    "only annotated pixels count"
 )
 
 
