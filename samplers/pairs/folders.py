@@ -58,7 +58,7 @@ def files_of(folder: str | Path, format: str) -> list[Path]:
 def files_below(folders: Sequence[Path], format: str) -> list[Path]:
     """Return the files of the folders and of their subfolders, such as center_0 or patient_000."""
     there = [folder for folder in folders if folder.is_dir()]
-    inner = [path for folder in there for path in listed(folder) if path.is_dir() and path not in there]
+    inner = [path for folder in there for path in _subfolders(folder) if path not in there]
     return [file for folder in (*there, *inner) for file in files_of(folder, format)]
 
 

@@ -134,6 +134,8 @@ def pair_files(
     warnings = []
     if orphans:
         known = orphans_allowed and all(is_challenge_name(slide_key(file.stem)) for file in orphans)
+        # A slide of another name may be what one of them is about, and must not be taken as tumour-free then.
+        known &= unlabelled != "normal" or all(is_challenge_name(plain_key(pair.name)) for pair in lacking)
         message = unpaired(orphans, [pair.slide for pair in lacking] if not known else [])
         if not known:
             raise DataError(message)
