@@ -1,8 +1,8 @@
 """Counts in histograms how far predicted outlines are from true ones, so that tiles and slides can be summed.
 
 An outline consists of the tumour pixels whose upper, lower, left or right neighbour is not tumour. The edge of the
-slide is no outline. Boundary F1 after Csurka et al., "What is a good evaluation measure for semantic segmentation?"
-(2013).
+slide is no outline, nor is the edge of what is known. Boundary F1 after Csurka et al., "What is a good evaluation
+measure for semantic segmentation?" (2013).
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ BINS = int(REACH_UM / BIN_UM)  # bin 0 counts distance 0, bin b those above (b -
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
-def outline(tumour: np.ndarray) -> np.ndarray:
-    """Return the outermost pixels of a bool mask (h, w): bool."""
-    pixels = tumour.astype(np.uint8)
-    return np.asarray(
-        pixels > cv2.erode(pixels, _CROSS)
-    )  # OpenCV takes everything outside the mask as tumour
+def outline(tumour: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Return the outermost pixels of a bool mask (h, w), where they and what is beside them are known: bool."""
+    known = np.ones(tumour.shape, bool) if known is None else known
+    pixels = (tumour | ~known).astype(np.uint8)
+    # OpenCV takes everything outside the mask as tumour.
+    return np.asarray((pixels > cv2.erode(pixels, _CROSS)) & known)
 
 
 def distance_counts(
-    truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    core: tuple[slice, slice],
+    spacing: float,
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Count outline pixels by their distance to the other outline: int64 (2, BINS + 1).
 
-    truth, predicted: bool (h, w) with a margin of REACH_UM around `core`, whose outline pixels are counted.
+    truth, predicted: bool (h, w) with a margin of REACH_UM around `core`, whose outline pixels are counted. `known`:
+    the same for where the truth is known (None: everywhere); there are no outlines elsewhere.
     Row 0 counts pixels of the prediction by their distance to the truth, row 1 the other way round. The last bin is for
     REACH_UM and more.
     """
     counts = np.zeros((2, BINS + 1), np.int64)
-    outlines = [outline(predicted), outline(truth)]
+    outlines = [outline(predicted, known), outline(truth, known)]
     for row, (own, other) in enumerate((outlines, outlines[::-1])):
         mine = own[core]
         if not mine.any():

@@ -25,10 +25,20 @@ from evaluation import froc
 from evaluation.froc import SlideResult, UndefinedScoreError
 from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
-from evaluation.truth import find_files, find_truth, has_tumour, slide_key, tumour_at
-from samplers.labels.label import MASK_SUFFIXES, LabelMap
+from evaluation.truth import (
+    add_label_options,
+    find_files,
+    find_truth,
+    has_tumour,
+    ignored_at,
+    is_mask,
+    slide_key,
+    tumour_at,
+)
+from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.slides.errors import DataError
-from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from samplers.slides.frame import SlideFrame, described_frame, frame_of_file
+from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed, show_warnings
 from utils.files import output_errors
 
 LESION_COLUMNS = (
@@ -61,26 +71,54 @@ def evaluate(
         sorted(predictions.items()), "slides", unit="slide", disable=None if progress else True
     ):
         detections = read_detections(path)
-        tumour = None
+        tumour = ignored = frame = None
         if key in truth:
-            tumour = tumour_at(truth[key], pow(2, froc.LEVEL), label_map, slides.get(key))
-        result = froc.match(path.stem, detections, tumour)
-        size_known = key in slides or (key in truth and truth[key].suffix.lower() in MASK_SUFFIXES)
+            frame = _frame_of(path, slides.get(key))
+            tumour = tumour_at(truth[key], pow(2, froc.LEVEL), label_map, frame)
+            if label_map.ignores:
+                ignored = ignored_at(truth[key], pow(2, froc.LEVEL), label_map, frame)
+                if ignored.all():
+                    warnings.append(f"{truth[key]}: no pixel of the slide is known, so it does not count")
+                    continue
+        size_known = frame is not None or (key in truth and is_mask(truth[key]))
+        known_beyond = size_known or key not in truth or label_map.unannotated != IGNORED
+        result = froc.match(path.stem, detections, tumour, ignored, known_beyond)
         if result.outside and size_known:
             warnings.append(
                 f"{path}: {result.outside} of {len(detections)} detections are not on the slide and count as false "
                 "positives; are X and Y in level-0 pixels?"
             )
         results.append(result)
+    if not results:
+        raise DataError("no slide has a pixel that is known")
     return results, warnings
+
+
+def _frame_of(detections: Path, slide: Path | None) -> SlideFrame | None:
+    """Return the frame of a slide, or as predict.py has written it beside its CSV; None if neither is there."""
+    said = described_frame(detections.parent.parent / f"{detections.stem}_prediction.tif")
+    if slide is None:
+        return said[0] if said else None
+    frame = frame_of_file(slide)
+    if said and (said[0].width, said[0].height) != (frame.width, frame.height):
+        raise DataError(
+            f"{detections}: predicted on a slide of {said[0].width} × {said[0].height} pixels, but {slide} is "
+            f"{frame.width} × {frame.height}"
+        )
+    return frame
 
 
 def slide_labels(
     scores: dict[str, float], truth: dict[str, Path], label_map: LabelMap
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each slide has tumour, and its score: bool (n,), float64 (n,)."""
-    tumour = [key in truth and has_tumour(truth[key], label_map) for key in scores]
-    return np.array(tumour), np.array(list(scores.values()))
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return whether each slide has tumour, and its score: bool (n,), float64 (n,); and the slides left out.
+
+    These show no tumour, but have pixels that are not known, so that they may have some. A normal_* slide has none.
+    """
+    found = {key: has_tumour(truth[key], label_map) if key in truth else False for key in scores}
+    unknown = [key for key, tumour in found.items() if tumour is None and not key.startswith("normal_")]
+    kept = [key for key in scores if key not in unknown]
+    return np.array([bool(found[key]) for key in kept]), np.array([scores[key] for key in kept]), unknown
 
 
 def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
@@ -100,6 +138,7 @@ def summarise(
         "lesions_found": sum(lesion.hit is not None for lesion in lesions),
         "itc": sum(lesion.itc for result in results for lesion in result.lesions),
         "false_positives": sum(len(result.false_positives) for result in results),
+        "detections_ignored": sum(result.ignored for result in results),
     }
     for mode in MODES:
         corrected = mode == "corrected"
@@ -153,6 +192,8 @@ def report(summary: dict[str, Any]) -> str:
         "{slides} slides, {lesions} lesions ({lesions_found} found), {itc} isolated tumour cells, "
         "{false_positives} false positives".format_map(summary)
     ]
+    if summary["detections_ignored"]:
+        lines[0] += f", {summary['detections_ignored']} detections where it is not known what the slide shows"
     for mode in MODES:
         part = summary[f"froc_{mode}"]
         at_rates = ", ".join(f"{rate}: {value:.3f}" for rate, value in part["sensitivity"].items())
@@ -185,11 +226,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--ground_truth", type=Path, required=True, help="folder of masks, ASAP .xml or .geojson"
     )
     parser.add_argument(
-        "--slide_path", type=Path, help="folder of slides, which tell their sizes where there are no masks"
+        "--slide_path",
+        type=Path,
+        help="folder of slides, which tell their sizes and where QuPath's positions begin, if predict.py did not",
     )
     parser.add_argument("--slide_scores", type=Path, help="CSV image,probability, for the AUC of the slides")
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="the same as for train.py")
+    add_label_options(parser)
     parser.add_argument(
         "--exclude",
         nargs="+",
@@ -221,12 +264,18 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"{folder}: no .csv files; one per slide is needed")
     truth = {key: path for key, path in find_truth(options.ground_truth).items() if key not in left_out}
     slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
-    label_map = LabelMap.parse(options.label_map)
+    label_map = LabelMap.parse(options.label_map, options.unannotated)
+    results, warnings = evaluate(predictions, truth, label_map, slides, progress=True)
     scores = None
     if slide_scores:
         values = {key: v for key, v in read_slide_scores(slide_scores).items() if key not in left_out}
-        scores = slide_labels(values, truth, label_map)
-    results, warnings = evaluate(predictions, truth, label_map, slides, progress=True)
+        tumour, probabilities, unknown = slide_labels(values, truth, label_map)
+        scores = (tumour, probabilities) if len(tumour) else None
+        if unknown:
+            warnings.append(
+                f"{len(unknown)} slides do not count in the AUC, because they show no tumour but have pixels that are "
+                f"not known: {', '.join(unknown)}"
+            )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     summary = summarise(results, scores, options.bootstrap, options.seed)
@@ -238,6 +287,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    show_warnings()
     try:
         run(options)
     except UserError as error:

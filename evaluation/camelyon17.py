@@ -4,8 +4,8 @@
 
 Predictions are a CSV `patient,stage` with rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`, whose stages
 are derived from the nodes if it has only these. They may also be a folder of `<slide>_probability.tif`, from which the
-nodes' labels are derived as well. Writes submission.csv, confusion.csv and camelyon17.json. Exit code 2: something
-cannot be used.
+nodes' labels are derived as well. A node whose label is `unknown` is not taken as negative. Writes submission.csv,
+confusion.csv and camelyon17.json. Exit code 2: something cannot be used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import math
 import sys
 import warnings
@@ -28,11 +29,14 @@ from tqdm import tqdm
 from evaluation import lesions
 from evaluation.froc import UndefinedScoreError, bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
-from evaluation.staging import SPELLING, STAGES, read_stages, stages_of_nodes
+from evaluation.staging import SPELLING, STAGES, UNKNOWN, read_stages, stages_of_nodes
 from samplers.slides.errors import DataError
+from samplers.slides.frame import described_frame
 from samplers.slides.slide import Slide
-from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed, show_warnings
 from utils.files import output_errors
+
+log = logging.getLogger(__name__)
 
 NODES_PER_PATIENT = 5
 _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
@@ -40,16 +44,27 @@ _PROBABILITY = "_probability"
 
 
 def nodes_of_maps(folder: Path, threshold: float, merge: float, min_diameter: float) -> dict[str, str]:
-    """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar."""
+    """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar.
+
+    DataError: there are none, or one of them does not say its spacing, without which nothing can be measured.
+    """
     paths = sorted(folder.glob(f"*{_PROBABILITY}.tif"))
     if not paths:
         raise DataError(f"{folder}: no *{_PROBABILITY}.tif in it")
     nodes = {}
     for path in tqdm(paths, "slides", unit="slide", disable=None):
+        said = described_frame(path)
         with Slide(path, kind="label") as slide:
-            level = slide.level_at_least(_MAP_UM / slide.spacing)
+            if not slide.spacing_known:
+                raise DataError(f"{path}: does not say its spacing, so lesions cannot be measured")
+            finest = slide.spacing
+            if said and said[0].spacing_known:  # exactly; the TIFF's resolution is rounded
+                finest = said[0].spacing * said[1]
+            elif said:
+                log.warning("%s: its slide does not say its spacing, %g µm/px was assumed", path, finest)
+            level = slide.level_at_least(_MAP_UM / finest)
             pixels = slide.read_level(0, 0, *slide.level_sizes[level], level)
-            spacing = slide.spacing * slide.downsamples[level]
+            spacing = finest * slide.downsamples[level]
         found, _ = find_lesions(pixels, spacing, threshold=threshold, merge=merge, min_diameter=min_diameter)
         largest = max((lesion.diameter for lesion in found), default=0.0)
         nodes[path.stem[: -len(_PROBABILITY)].casefold()] = node_label(largest / 1000)
@@ -95,8 +110,8 @@ def summarise(truth: Sequence[str], predicted: Sequence[str], samples: int, seed
 
 
 def compare_nodes(truth: Mapping[str, str], predicted: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return accuracy and confusion matrix of the nodes that both have, or None if there are none."""
-    both = [node for node in truth if node in predicted]
+    """Return accuracy and confusion matrix of the nodes that are known in both, or None if there are none."""
+    both = [node for node in truth if node in predicted and UNKNOWN not in (truth[node], predicted[node])]
     if not both:
         return None
     labels = [truth[node] for node in both], [predicted[node] for node in both]
@@ -169,52 +184,76 @@ def build_parser() -> argparse.ArgumentParser:
         help="number of samples for the confidence interval",
     )
     parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
-    group = parser.add_argument_group("from probabilities to node labels")
+    group = parser.add_argument_group("from probabilities to node labels, for a folder of these only")
     group.add_argument(
         "--threshold",
         type=float,
-        default=lesions.THRESHOLD,
-        help="probability from which on a pixel is tumour",
+        help=f"probability from which on a pixel is tumour (default: {lesions.THRESHOLD})",
     )
     group.add_argument(
         "--merge_distance",
         type=float,
-        default=lesions.MERGE_UM,
         metavar="UM",
-        help="distance in µm below which areas are one lesion (CAMELYON16 merges its ground truth by 75)",
+        help="distance in µm below which areas are one lesion; CAMELYON16 merges its ground truth by 75 (default: "
+        f"{lesions.MERGE_UM})",
     )
     group.add_argument(
         "--min_diameter",
         type=float,
-        default=lesions.MIN_DIAMETER_UM,
         metavar="UM",
-        help="longest diameter in µm that a lesion must have (75 are five tumour cells)",
+        help="longest diameter in µm that a lesion must have; 75 are five tumour cells (default: "
+        f"{lesions.MIN_DIAMETER_UM})",
     )
     return parser
 
 
+def measures_of(options: argparse.Namespace) -> tuple[float, float, float]:
+    """Return threshold, merge distance and minimum diameter. UserError: one is wrong, or would do nothing."""
+    names = ("threshold", "merge_distance", "min_diameter")
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given and not options.predictions.is_dir():
+        raise UserError(
+            f"{', '.join(given)}: only for a folder of *{_PROBABILITY}.tif, but --predictions {options.predictions} is "
+            "none; a CSV has the labels of the nodes already"
+        )
+    defaults = (lesions.THRESHOLD, lesions.MERGE_UM, lesions.MIN_DIAMETER_UM)
+    values = [
+        default if getattr(options, name) is None else getattr(options, name)
+        for name, default in zip(names, defaults)
+    ]
+    if not 0 < values[0] <= 1 or values[1] < 0 or values[2] < 0:
+        raise UserError("--threshold must be above 0 and at most 1, and the distances must not be negative")
+    return values[0], values[1], values[2]
+
+
+def derived_stages(nodes: Mapping[str, str], true_nodes: Mapping[str, str]) -> dict[str, str]:
+    """Return the stages of the nodes' patients, and print what is odd about them.
+
+    DataError: the ground truth has nodes of these patients that were not predicted. They are not negative for that.
+    """
+    counts = Counter(node.partition("_node_")[0] for node in nodes)
+    lacking = sorted(n for n in true_nodes if n.partition("_node_")[0] in counts and n not in nodes)
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} nodes of the ground truth are not in the predictions: {', '.join(lacking)}"
+        )
+    stages = stages_of_nodes(nodes)
+    unstaged = sorted(set(counts) - set(stages))
+    if unstaged:
+        log.warning("patients whose stage depends on a node that is unknown: %s", ", ".join(unstaged))
+    odd = [f"{patient} ({count})" for patient, count in sorted(counts.items()) if count != NODES_PER_PATIENT]
+    if odd:
+        log.warning("patients without exactly %d nodes: %s", NODES_PER_PATIENT, ", ".join(odd))
+    return stages
+
+
 def run(options: argparse.Namespace) -> None:
     """Evaluate, write the results and print a summary. UserError: the user has to change something."""
-    path = options.predictions
-    if not 0 < options.threshold <= 1 or options.merge_distance < 0 or options.min_diameter < 0:
-        raise UserError("--threshold must be above 0 and at most 1, and the distances must not be negative")
+    path, measures = options.predictions, measures_of(options)
     true_stages, true_nodes = read_stages(options.ground_truth)
-    if path.is_dir():
-        nodes = nodes_of_maps(path, options.threshold, options.merge_distance, options.min_diameter)
-        stages: dict[str, str] = {}
-    else:
-        stages, nodes = read_stages(path)
+    stages, nodes = ({}, nodes_of_maps(path, *measures)) if path.is_dir() else read_stages(path)
     if not stages:
-        stages = stages_of_nodes(nodes)
-        counts = Counter(node.partition("_node_")[0] for node in nodes)
-        odd = [
-            f"{patient} ({count})" for patient, count in sorted(counts.items()) if count != NODES_PER_PATIENT
-        ]
-        if odd:
-            print(
-                f"warning: patients without exactly {NODES_PER_PATIENT} nodes: {', '.join(odd)}",
-                file=sys.stderr,
-            )
+        stages = derived_stages(nodes, true_nodes)
     summary = summarise(*pairs_of(true_stages, stages), options.bootstrap, options.seed)
     summary["nodes"] = compare_nodes(true_nodes, nodes)
     output = options.output or (path if path.is_dir() else path.parent) / "scores"
@@ -225,6 +264,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    show_warnings()
     try:
         run(options)
     except UserError as error:

@@ -57,6 +57,7 @@ class SlideResult:
     lesions: tuple[TrueLesion, ...]
     false_positives: tuple[Detection, ...]
     outside: int = 0  # how many of the false positives are not on the slide
+    ignored: int = 0  # how many detections are where it is not known what the slide shows
 
 
 def evaluation_mask(tumour: np.ndarray) -> np.ndarray:
@@ -68,16 +69,30 @@ def evaluation_mask(tumour: np.ndarray) -> np.ndarray:
     return np.asarray(measure.label(ndimage.binary_fill_holes(near), connectivity=2))
 
 
-def match(name: str, detections: Sequence[Detection], tumour: np.ndarray | None) -> SlideResult:
-    """Assign each detection to the lesion that it hits. `tumour`: as for `evaluation_mask`, or None for none."""
+def match(
+    name: str,
+    detections: Sequence[Detection],
+    tumour: np.ndarray | None,
+    ignored: np.ndarray | None = None,
+    known_beyond: bool = True,
+) -> SlideResult:
+    """Assign each detection to the lesion that it hits. `tumour`: as for `evaluation_mask`, or None for none.
+
+    ignored: bool (h, w), where a detection is neither a hit nor a false positive. `known_beyond`: whether it is one
+    where it is beyond the end of the mask.
+    """
     labels = evaluation_mask(np.zeros((1, 1), bool) if tumour is None else tumour)
     height, width = labels.shape
     hits: dict[int, Detection] = {}
     false_positives = []
-    outside = 0
+    outside = uncounted = 0
     for detection in detections:
         column, row = int(detection.x / pow(2, LEVEL)), int(detection.y / pow(2, LEVEL))
         on_slide = detection.x >= 0 and detection.y >= 0 and column < width and row < height
+        known = (ignored is None or not ignored[row, column]) if on_slide else known_beyond
+        if not known:
+            uncounted += 1
+            continue
         label = int(labels[row, column]) if on_slide else 0
         outside += tumour is not None and not on_slide
         if label == 0:
@@ -92,7 +107,7 @@ def match(name: str, detections: Sequence[Detection], tumour: np.ndarray | None)
         itc = bool(length < ITC_UM / (SPACING * pow(2, LEVEL)))
         size = (float(length * pixel_um), float(region.area * pixel_um**2))
         lesions.append(TrueLesion(region.label, itc, *size, float(x), float(y), hits.get(region.label)))
-    return SlideResult(name, tuple(lesions), tuple(false_positives), outside)
+    return SlideResult(name, tuple(lesions), tuple(false_positives), outside, uncounted)
 
 
 def targets(results: Sequence[SlideResult]) -> int:
@@ -122,15 +137,15 @@ def curve(
     lesions = [lesion for result in results for lesion in result.lesions]
     if corrected:
         true = np.array([lesion.hit.confidence for lesion in lesions if lesion.hit and not lesion.itc])
-        thresholds = sorted({*false, *true.tolist()})
     else:
         found = (lesion.hit.confidence if lesion.hit and not lesion.itc else 0.0 for lesion in lesions)
         true = np.array([max(confidence, 0.0) for confidence in found], np.float32)
-        # The mixture of Python and NumPy numbers is as in the organisers' program: ties depend on it.
-        thresholds = sorted(set(false + list(true)))[1:]
-    points = np.array(thresholds, np.float64)
+    # By their exact values, float32 or not: so NumPy 1 sorted them. NumPy 2 rounds a Python number to float32 before it
+    # compares the two, which leaves the order of 0.8 and float32(0.8) to chance.
+    points = np.array(sorted({*false, *true.tolist()}), np.float64)[0 if corrected else 1 :]
     false_counts = _at_least(np.array(false, np.float64), points)
-    true_counts = _at_least(true, np.array(thresholds, true.dtype))
+    # But the organisers compare an array of float32 with each threshold, which is rounded to float32 for that.
+    true_counts = _at_least(true, points.astype(true.dtype))
     return (
         np.append(false_counts, 0) / float(len(results)),
         np.append(true_counts, 0) / float(count),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -25,13 +26,16 @@ from tqdm import tqdm
 
 from evaluation import boundary
 from evaluation.tables import SLIDE_SUFFIXES
-from evaluation.truth import OUTLINE_SUFFIXES, find_files, find_truth, reach_of
-from samplers.labels.label import MASK_SUFFIXES, LabelMap, open_label
+from evaluation.truth import add_label_options, checked, find_files, find_truth, is_mask
+from samplers.labels.label import MASK_SUFFIXES, open_label
+from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
 from samplers.slides.errors import DataError
-from samplers.slides.formats import downsample_of
+from samplers.slides.frame import SlideFrame, described_frame, frame_of_file, mask_scale
 from samplers.slides.slide import Slide
-from utils.cli import HelpFormatter, UserError, positive_int
+from utils.cli import HelpFormatter, UserError, positive_int, show_warnings
 from utils.files import output_errors
+
+log = logging.getLogger(__name__)
 
 TILE = 2048  # side in pixels of the prediction
 TOLERANCE_UM = 10.0  # about a cell, within which two people agree on an outline
@@ -73,32 +77,27 @@ def count_slide(
 ) -> SegmentationCounts:
     """Compare a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
 
-    Annotations are in level-0 pixels of the slide, so without `slide` the prediction has to be of its size.
-    DataError: one of the files cannot be used, or their sizes do not fit.
+    `slide`, or the frame that predict.py writes into its TIFFs, says what the positions of annotations refer to.
+    DataError: one of the files cannot be used, their sizes do not fit, or neither of the two is there.
     """
     classes = label_map.num_classes
     with ExitStack() as opened:
-        predicted_file = opened.enter_context(Slide(prediction, kind="label"))
-        size = (predicted_file.width, predicted_file.height)
-        frame = opened.enter_context(_frame(predicted_file, truth, slide))
-        full = (frame.width, frame.height)
-        if slide is None and truth is not None and truth.suffix.lower() in OUTLINE_SUFFIXES:
-            reach = reach_of(truth)
-            if reach[0] > full[0] or reach[1] > full[1]:
-                raise DataError(
-                    f"{truth}: reaches to {reach}, but {prediction} is {full[0]} × {full[1]} pixels; if that is a "
-                    "lower resolution, give --slide_path"
-                )
+        mask = opened.enter_context(Slide(prediction, kind="label"))
+        size = (mask.width, mask.height)
+        frame = _frame(prediction, truth, slide)
         # The pixels of a prediction are classes. With two classes 255 means 1 as well.
         values = LabelMap(tuple((str(v), v) for v in range(classes)) if classes > 2 else LabelMap().groups)
         predicted = opened.enter_context(closing(open_label(prediction, frame, values)))
         true = opened.enter_context(closing(open_label(truth, frame, label_map)))
-        downsample = downsample_of(full, size)
-        spacing = frame.spacing * downsample
+        checked(true, say=True)
+        downsample = mask_scale(mask, frame)
+        spacing = frame.spacing * downsample if frame.spacing_known else mask.spacing
+        if not (frame.spacing_known or mask.spacing_known):
+            log.warning("%s: no spacing is known, distances are of %g µm/px", prediction, spacing)
         counts = SegmentationCounts.empty(classes)
         for core, around in tiles(*size, tile, ceil(boundary.REACH_UM / spacing) + 1):
             rows, columns = around
-            corner = (int(columns.start * downsample), int(rows.start * downsample))
+            corner = (columns.start * downsample, rows.start * downsample)
             extent = (columns.stop - columns.start, rows.stop - rows.start)
             pair = [label.read_at(*corner, *extent, downsample) for label in (true, predicted)]
             inner = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around))
@@ -106,27 +105,35 @@ def count_slide(
     return counts
 
 
-def _frame(predicted: Slide, truth: Path | None, slide: Path | None) -> Slide:
-    """Open the file that positions refer to: the slide, else the larger mask."""
+def _frame(prediction: Path, truth: Path | None, slide: Path | None) -> SlideFrame:
+    """Return the frame that positions refer to: of the slide, else what a file describes, else of the larger mask.
+
+    DataError: annotations have no frame without one of the first two.
+    """
     if slide is not None:
-        return Slide(slide)
-    mask = Slide(truth, kind="label") if truth is not None and truth.suffix.lower() in MASK_SUFFIXES else None
-    if mask is None or mask.width <= predicted.width:
-        if mask is not None:
-            mask.close()
-        return Slide(predicted.path, kind="label")
-    return mask
+        return frame_of_file(slide)
+    own = frame_of_file(prediction, "label")
+    if truth is None or described_frame(prediction):
+        return own
+    if not is_mask(truth):
+        raise DataError(
+            f"{prediction}: does not say the size and the downsample of its slide, without which it cannot be compared "
+            f"with the positions of {truth}: give --slide_path with this slide"
+        )
+    other = frame_of_file(truth, "label")
+    return other if described_frame(truth) or other.width > own.width else own
 
 
 def count_tile(
     truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float, classes: int
 ) -> SegmentationCounts:
-    """Count uint8 class values (h, w). Only pixels inside of `core` count; the margin is for distances."""
-    pairs = truth[core].astype(np.int64) * classes + predicted[core]
-    confusion = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
-    if not truth.any() and not predicted.any():
+    """Count uint8 class values (h, w). Only known pixels inside of `core` count; the margin is for distances."""
+    known, tumour, found = truth != IGNORED, shows_tumour(truth), predicted > 0
+    pairs = (truth[core].astype(np.int64) * classes + predicted[core])[known[core]]
+    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    if not tumour.any() and not found.any():
         return SegmentationCounts(confusion, np.zeros((2, boundary.BINS + 1), np.int64))
-    return SegmentationCounts(confusion, boundary.distance_counts(truth > 0, predicted > 0, core, spacing))
+    return SegmentationCounts(confusion, boundary.distance_counts(tumour, found, core, spacing, known))
 
 
 def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
         iou, dice = hits / (sums - hits), 2 * hits / sums
     return {
-        "miou": float(np.nanmean(iou)),
+        "miou": None if np.isnan(iou).all() else float(np.nanmean(iou)),
         "iou": [None if np.isnan(value) else float(value) for value in iou],
         "dice": [None if np.isnan(value) else float(value) for value in dice],
         **boundary.summarise(counts.outlines, tolerance),
@@ -211,10 +218,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slide_path",
         type=Path,
-        help="folder of slides, needed for annotations if predictions have a lower resolution",
+        help="folder of slides, needed for annotations if the predictions are not of predict.py",
     )
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    parser.add_argument("--label_map", nargs="+", metavar="GROUP:CLASS", help="the same as for train.py")
+    add_label_options(parser)
     parser.add_argument(
         "--unlabelled",
         choices=("skip", "normal", "error"),
@@ -238,7 +245,7 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate, write the results and print a summary. UserError: the user has to change something."""
     if not 0 <= options.tolerance < boundary.REACH_UM:
         raise UserError(f"--tolerance must be at least 0 and less than {boundary.REACH_UM:g}")
-    label_map = LabelMap.parse(options.label_map)
+    label_map = LabelMap.parse(options.label_map, options.unannotated)
     folder = options.predictions
     predictions = find_files(folder, MASK_SUFFIXES, "_prediction") or find_files(folder, MASK_SUFFIXES)
     if not predictions:
@@ -247,11 +254,15 @@ def run(options: argparse.Namespace) -> None:
     pairs, messages = pairs_of(predictions, find_truth(options.ground_truth), options.unlabelled)
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
+    for key, (prediction, truth) in pairs.items():  # all of them before the first is read
+        _frame(prediction, truth, slides.get(key))
     counts = {}
     pooled = SegmentationCounts.empty(label_map.num_classes)
     for key, (prediction, truth) in tqdm(pairs.items(), "slides", unit="slide", disable=None):
         counts[key] = count_slide(prediction, truth, slides.get(key), label_map, options.tile)
         pooled += counts[key]
+        if not counts[key].confusion.any():
+            log.warning("%s: no pixel of the slide is known, so it does not count", truth)
     counts["all slides"] = pooled
     results = {name: summarise(count, options.tolerance) for name, count in counts.items()}
     output = options.output or folder / "scores"
@@ -262,6 +273,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    show_warnings()
     try:
         run(options)
     except UserError as error:

@@ -12,6 +12,7 @@ from evaluation.tables import read_rows
 from samplers.slides.errors import DataError
 
 STAGES = ("pn0", "pn0(i+)", "pn1mi", "pn1", "pn2")
+UNKNOWN = "unknown"  # the label of a node that was not looked at, or in part
 SPELLING = dict(zip(STAGES, ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")))
 
 
@@ -34,11 +35,23 @@ def patient_stage(nodes: Sequence[str]) -> str:
 
 
 def stages_of_nodes(nodes: Mapping[str, str]) -> dict[str, str]:
-    """Return the stage of each patient of nodes like `patient_100_node_0: macro`."""
+    """Return the stage of each patient of nodes like `patient_100_node_0: macro`.
+
+    A patient is left out whose stage depends on a node that is unknown: it is another one if that node is negative than
+    if it is macro. What lies between these two cannot be another one if they are the same.
+    """
     patients: dict[str, list[str]] = defaultdict(list)
     for node, label in nodes.items():
         patients[node.partition("_node_")[0]].append(label)
-    return {patient: patient_stage(labels) for patient, labels in sorted(patients.items())}
+    stages = {}
+    for patient, labels in sorted(patients.items()):
+        least, most = (
+            patient_stage([extreme if label == UNKNOWN else label for label in labels])
+            for extreme in (NODE_LABELS[0], NODE_LABELS[-1])
+        )
+        if least == most:
+            stages[patient] = least
+    return stages
 
 
 def read_stages(path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -63,7 +76,8 @@ def read_stages(path: Path) -> tuple[dict[str, str], dict[str, str]]:
             raise DataError(f"{where}: {','.join(cells)!r} has no stage")
         key, word = cells[name].casefold(), cells[value].casefold()
         patient = key.endswith(".zip")
-        table, known, what = (stages, STAGES, "stage") if patient else (nodes, NODE_LABELS, "node label")
+        labels = (*NODE_LABELS, UNKNOWN)
+        table, known, what = (stages, STAGES, "stage") if patient else (nodes, labels, "node label")
         key = re.sub(r"\.(zip|tiff?)$", "", key)
         if word not in known:
             raise DataError(f"{where}: {cells[value]!r} is no {what}, these are {', '.join(known)}")

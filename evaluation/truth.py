@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
+from typing import Union
 
 import cv2
 import numpy as np
 
-from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
-from samplers.labels.label import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
+from evaluation.froc import SPACING
+from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
+from samplers.labels.label import MASK_SUFFIXES, Label, LabelMap, PolygonLabel, open_label
+from samplers.labels.label_map import IGNORED, UNANNOTATED, shows_tumour
+from samplers.pairs.checks import check_label
 from samplers.pairs.pairing import listed
 from samplers.slides.errors import DataError
+from samplers.slides.frame import SlideFrame, frame_of_file
 from samplers.slides.slide import Slide
 
-OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
+log = logging.getLogger(__name__)
+
 _SAME_LEVEL = (
     0.1  # relative; levels are a factor of 2 apart, and rounding of small sizes explains less than this
 )
 _STRIP_ROWS = 512  # rows of a mask's level 0 that are read at once
 _MARGIN = 8  # pixels around annotations on a slide of unknown size; lesions grow by less than 5
+_LEVEL_0 = 1.5  # a mask whose spacing is further from CAMELYON16's than by this factor may be a shrunken one
+_SIDE = 1024  # of the picture in which tumour is looked for
+_DOWNSAMPLE = 32  # of the picture in which pixels that are not known are looked for
+
+SlideOrFrame = Union[Path, SlideFrame]
 
 
 def slide_key(name: str) -> str:
@@ -54,63 +67,136 @@ def find_truth(folder: Path) -> dict[str, Path]:
     return found
 
 
-def tumour_at(path: Path, downsample: int, label_map: LabelMap, slide: Path | None = None) -> np.ndarray:
-    """Return the tumour (any class but 0) of a whole slide at a downsample of level 0: bool (h, w).
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Add --label_map and --unannotated, which mean what they mean in train.py."""
+    parser.add_argument(
+        "--label_map",
+        nargs="+",
+        metavar="GROUP:CLASS",
+        help="the same as for train.py; pixels of GROUP:ignore count nowhere",
+    )
+    parser.add_argument(
+        "--unannotated",
+        choices=list(UNANNOTATED),
+        default="background",
+        help="what no annotation covers, and the value 0 of masks unless --label_map names it: class 0, or not known, "
+        "so that only annotated pixels count",
+    )
+
+
+def is_mask(path: Path) -> bool:
+    """Return whether a label is a mask; else it is a file of outlines."""
+    return path.suffix.lower() in MASK_SUFFIXES
+
+
+def tumour_at(
+    path: Path, downsample: int, label_map: LabelMap, slide: SlideOrFrame | None = None
+) -> np.ndarray:
+    """Return where a whole slide shows tumour (any known class but 0) at a downsample of level 0: bool (h, w).
 
     A mask that has a level of this downsample is read at this level, pixel by pixel, as the organisers do; else at the
     pixels' centres in level 0. Annotations do not say how large the slide is: without `slide` it is assumed to end
-    shortly after the last of them.
+    shortly after the last of them. DataError: the label cannot be used, or the slide is needed to know its frame.
     """
-    if path.suffix.lower() in MASK_SUFFIXES:
-        with Slide(path, kind="label") as mask:
-            if slide is None or (mask.width, mask.height) == _size_of(slide):
-                return _mask_at(mask, downsample, label_map)
-    if slide is not None:
-        with Slide(slide) as opened:
-            label = open_label(path, opened, label_map)
-            try:
-                return label.read_at(0, 0, *_grid(label.size, downsample), downsample) > 0
-            finally:
-                label.close()
-    end = reach_of(path)
-    size = (end[0] + _MARGIN * downsample, end[1] + _MARGIN * downsample)
-    polygons = PolygonLabel(size, _outlines(path), label_map, str(path))
-    return polygons.read_at(0, 0, *_grid(size, downsample), downsample) > 0
+    return shows_tumour(_classes_at(path, downsample, label_map, slide, say=True))
 
 
-def reach_of(path: Path) -> tuple[int, int]:
-    """Return how far right and down annotations reach, in level-0 pixels; (1, 1) if there are none."""
-    ends = [outline.geometry.bounds[2:] for outline in _outlines(path)]
-    return (max(1, ceil(max(x for x, _ in ends))), max(1, ceil(max(y for _, y in ends)))) if ends else (1, 1)
+def ignored_at(
+    path: Path, downsample: int, label_map: LabelMap, slide: SlideOrFrame | None = None
+) -> np.ndarray:
+    """Return which pixels of the same picture are not known: bool (h, w)."""
+    return np.asarray(_classes_at(path, downsample, label_map, slide) == IGNORED)
 
 
-def has_tumour(path: Path, label_map: LabelMap) -> bool:
-    """Return whether a label has any tumour, however small."""
-    if path.suffix.lower() not in MASK_SUFFIXES:
-        outlines = _outlines(path)
-        classes = dict(label_map.groups)
-        return any(classes.get(outline.group, 0) > 0 for outline in outlines)
-    with Slide(path, kind="label") as mask:
-        label = open_label(path, mask, label_map)
+def has_tumour(path: Path, label_map: LabelMap) -> bool | None:
+    """Return whether a label shows tumour, however little. None: it does not, but has pixels that are not known."""
+    if is_mask(path):
+        frame = frame_of_file(path, "label")
+        label = open_label(path, frame, label_map)
         try:
-            return bool(label.thumbnail(min(mask.width, 1024), min(mask.height, 1024)).any())
+            classes = label.thumbnail(min(frame.width, _SIDE), min(frame.height, _SIDE))
         finally:
             label.close()
+        tumour = bool(shows_tumour(classes).any())
+        ignored = label_map.ignores and bool(ignored_at(path, _DOWNSAMPLE, label_map, frame).any())
+    else:
+        outlines = _outlines(path, label_map)
+        tumour = any(annotation.value > 0 for annotation in outlines.annotations())
+        ignored = outlines.ignores or label_map.unannotated == IGNORED
+    return True if tumour else None if ignored else False
 
 
-def _outlines(path: Path) -> list[AnnotatedArea]:
-    return (read_asap(path) if path.suffix.lower() == ".xml" else read_geojson(path))[0]
+def checked(label: Label, say: bool = False) -> None:
+    """Raise DataError if a label is of outlines and cannot be used, as the check before training does.
+
+    `say`: also log what of it is left out.
+    """
+    reasons = check_label(label) if isinstance(label, PolygonLabel) else []
+    if reasons:
+        raise DataError(reasons[0])
+    for reason in label.left_out if say else ():
+        log.warning("%s", reason)
+
+
+def _classes_at(
+    path: Path, downsample: int, label_map: LabelMap, slide: SlideOrFrame | None, say: bool = False
+) -> np.ndarray:
+    """Return the classes of a whole slide at a downsample of level 0: uint8 (h, w). `say`: as for `checked`."""
+    frame = frame_of_file(slide) if isinstance(slide, Path) else slide
+    if frame is None and path.suffix.lower() in (".geojson", ".json"):
+        raise DataError(
+            f"{path}: QuPath's positions begin at the slide's openslide.bounds, so the slide is needed: give "
+            "--slide_path"
+        )
+    if is_mask(path):
+        own = frame_of_file(path, "label")
+        if frame is None and own.spacing_known and not 1 / _LEVEL_0 < own.spacing / SPACING < _LEVEL_0:
+            raise DataError(
+                f"{path}: is a mask of {own.spacing:g} µm/px, so it may be smaller than its slide, which is needed: "
+                "give --slide_path"
+            )
+        frame = frame or own
+        with Slide(path, kind="label") as mask:
+            if (mask.width, mask.height) == (frame.width, frame.height):
+                return _mask_at(mask, downsample, label_map)
+    if frame is None:
+        label: Label = _outlines(path, label_map, _MARGIN * downsample)
+    else:
+        label = open_label(path, frame, label_map)
+    try:
+        checked(label, say)
+        return label.read_at(0, 0, *_grid(label.size, downsample), downsample)
+    finally:
+        label.close()
+
+
+def _outlines(path: Path, label_map: LabelMap, margin: int = 0) -> PolygonLabel:
+    """Open outlines on a slide of unknown size, which ends by a margin behind the last of them."""
+    areas, left_out = read_areas(path, (0, 0))
+    width, height = _reach(areas)
+    label = PolygonLabel((width + margin, height + margin), areas, label_map, str(path))
+    label.left_out = left_out + label.left_out
+    checked(label)
+    return label
+
+
+def _reach(areas: Iterable[AnnotatedArea]) -> tuple[int, int]:
+    """Return how far right and down annotations reach, in level-0 pixels; (1, 1) if there are none."""
+    ends = [area.geometry.bounds[2:] for area in areas]
+    return (max(1, ceil(max(x for x, _ in ends))), max(1, ceil(max(y for _, y in ends)))) if ends else (1, 1)
 
 
 def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
     values = label_map.values()
+    numbers = [int(group) for group, _ in label_map.groups if group.isdecimal()]
     for level, real in enumerate(mask.downsamples):
         if abs(real / downsample - 1) < _SAME_LEVEL:
             pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
-            if pixels.max() == 255 and values[1:].all():
+            if pixels.max() == 255 and not numbers:
                 # Averages of a 0/255 mask: for the organisers only 255 is tumour.
-                return np.asarray(pixels == 255)
-            return np.asarray(cv2.LUT(pixels, values) > 0)
+                return np.where(pixels == 255, values[255], values[0])
+            if not numbers or np.isin(np.unique(pixels), [0, *numbers]).all():  # no averages of classes
+                return cv2.LUT(pixels, values)
     columns, rows = (
         np.minimum(np.arange(count) * downsample + downsample // 2, limit - 1)
         for count, limit in zip(_grid((mask.width, mask.height), downsample), (mask.width, mask.height))
@@ -119,12 +205,7 @@ def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
     for part in np.array_split(rows, max(1, mask.height // _STRIP_ROWS)):
         top, bottom = int(part[0]), int(part[-1]) + 1
         strips.append(mask.read_level(0, top, mask.width, bottom - top, 0)[np.ix_(part - top, columns)])
-    return np.asarray(cv2.LUT(np.concatenate(strips), values) > 0)
-
-
-def _size_of(slide: Path) -> tuple[int, int]:
-    with Slide(slide) as opened:
-        return opened.width, opened.height
+    return cv2.LUT(np.concatenate(strips), values)
 
 
 def _grid(size: tuple[int, int], downsample: int) -> tuple[int, int]:

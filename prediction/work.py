@@ -21,6 +21,7 @@ from prediction.write import write_asap, write_geojson, write_lesions, write_ove
 from samplers.pairs.checks import check_tiff, decode_samples
 from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
+from samplers.slides.frame import description_of
 from samplers.slides.slide import Slide
 from utils.failures import failure_of
 from utils.files import OutputError, output_errors
@@ -201,10 +202,11 @@ def write_files(
     cells = cells_of(opened.grid, probability, classes)
     lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
     remove_small(cells, numbers, classes)
+    description = description_of(opened.slide, frame.downsample)
     with output_errors(output):
-        write_tiff(paths["_probability.tif"], probability, frame.spacing, labels=False)
-        write_tiff(paths["_prediction.tif"], classes, frame.spacing, labels=True)
-        write_geojson(paths[".geojson"], lesions, names, frame.downsample)
+        write_tiff(paths["_probability.tif"], probability, frame.spacing, False, description)
+        write_tiff(paths["_prediction.tif"], classes, frame.spacing, True, description)
+        write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin)
         write_asap(paths[".xml"], lesions, names, frame.downsample)
         write_lesions(paths[".csv"], lesions, frame)
         write_overlay(paths["_overlay.png"], opened.slide, cells, numbers)

@@ -30,8 +30,8 @@ EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are polygons of this gr
 _OPACITY = 0.6  # of the heat map where tumour is more probable than not
 
 
-def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None:
-    """Write a pyramidal tiled BigTIFF with one band, deflate and its spacing (µm/px).
+def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool, description: str) -> None:
+    """Write a pyramidal tiled BigTIFF with one band, deflate, its spacing (µm/px) and a description.
 
     Each level halves the one before, until one tile holds it. Its pixels are means of four, or every second pixel for
     `labels`, whose values must stay. Rows of tiles are streamed: libvips would map the whole raster (`rawload`), and a
@@ -51,6 +51,7 @@ def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool) -> None
                     resolution=(1e4 / spacing / 2**number,) * 2,
                     resolutionunit="CENTIMETER",
                     subfiletype=1 if number else 0,
+                    description=None if number else description,
                     metadata=None,
                 )
                 if max(level.width, level.height) <= TILE:
@@ -114,13 +115,17 @@ def write_lesions(path: Path, lesions: Sequence[PredictedLesion], frame: Frame) 
 
 
 def write_geojson(
-    path: Path, lesions: Sequence[PredictedLesion], names: Sequence[str], downsample: float
+    path: Path,
+    lesions: Sequence[PredictedLesion],
+    names: Sequence[str],
+    downsample: float,
+    origin: tuple[int, int],
 ) -> None:
-    """Write one feature per lesion and class: polygons with holes, in level-0 pixels."""
+    """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on."""
     features = []
     for number, lesion in enumerate(lesions, 1):
         for outline in lesion.outlines:
-            rings = [_rings(shapely.get_rings(polygon), downsample) for polygon in outline.polygons]
+            rings = [_rings(shapely.get_rings(polygon), downsample, origin) for polygon in outline.polygons]
             properties = {
                 "objectType": "annotation",
                 "name": f"lesion {number}",
@@ -171,10 +176,10 @@ def write_asap(
         file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
-def _rings(rings: Any, downsample: float) -> list[list[list[float]]]:
-    """Return the points of closed rings in level-0 pixels, as integers where the downsample is one."""
+def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> list[list[list[float]]]:
+    """Return the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
     points, owner = shapely.get_coordinates(rings, return_index=True)
-    points = points * downsample
+    points = points * downsample - origin
     if float(downsample).is_integer():
         points = points.astype(np.int64)
     return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]

@@ -23,12 +23,13 @@ class RunError(RuntimeError):
 
 
 def show_warnings() -> None:
-    """Print what the samplers log to stderr, with the rank before it where there are several."""
+    """Print what is logged about slides and labels to stderr, with the rank before it where there are several."""
     rank, size = launcher_rank()
     prefix = f"[rank {rank}] " if size > 1 else ""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prefix}warning: %(message)s"))
-    logging.getLogger("samplers").handlers = [handler]
+    for package in ("samplers", "evaluation"):
+        logging.getLogger(package).handlers = [handler]
 
 
 class Parser(argparse.ArgumentParser):

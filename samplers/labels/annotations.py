@@ -1,13 +1,16 @@
 """Reads annotations from ASAP's XML and QuPath's GeoJSON, as polygons in level-0 pixels with their groups.
 
-An annotation without area (a dot, a line, a polygon of two points) is left out with a reason. A file that cannot be
-trusted as a whole (malformed XML, an entity bomb, NaN coordinates) raises DataError.
+An annotation without area (a dot, a line, a polygon of two points) is left out with a reason, and so is what QuPath
+has detected instead of being drawn. A file that cannot be trusted as a whole (malformed XML, an entity bomb, NaN
+coordinates) raises DataError.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import ParseError
@@ -16,7 +19,20 @@ import numpy as np
 import shapely
 from defusedxml import DefusedXmlException, ElementTree
 
+from samplers.labels.label_map import NO_GROUP
 from samplers.slides.errors import DataError
+
+OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
+_MAX_DEPTH = 16  # of collections of geometries inside each other
+_ANNOTATION = "annotation"  # the only type of QuPath's objects that somebody has drawn
+_OLD_IDS = {  # QuPath before 0.3 gives the type as the id of the feature
+    "PathAnnotationObject": _ANNOTATION,
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tmaCore",
+    "PathRootObject": "root",
+}
 
 
 class AnnotatedArea(NamedTuple):
@@ -29,6 +45,17 @@ class AnnotatedArea(NamedTuple):
 AreasOfFile = tuple[
     list[AnnotatedArea], list[str]
 ]  # and the annotations that were left out, with their reasons
+
+
+def read_areas(path: Path, origin: tuple[int, int]) -> AreasOfFile:
+    """Read a file of OUTLINE_SUFFIXES. `origin`: where QuPath's image of the slide begins, in level-0 pixels."""
+    if path.suffix.lower() == ".xml":
+        return read_asap(path)
+    areas, left_out = read_geojson(path)
+    if any(origin):
+        moved = shapely.transform([area.geometry for area in areas], lambda points: points + origin)
+        areas = [area._replace(geometry=geometry) for area, geometry in zip(areas, moved)]
+    return areas, left_out
 
 
 def read_asap(path: Path) -> AreasOfFile:
@@ -54,7 +81,8 @@ def read_asap(path: Path) -> AreasOfFile:
         if geometry is None:
             left_out.append(f"{name} has no area ({len(points)} points)")
         else:
-            areas.append(AnnotatedArea(element.get("PartOfGroup", "None"), geometry))
+            group = element.get("PartOfGroup", "")
+            areas.append(AnnotatedArea(group if group.strip() else NO_GROUP, geometry))
     return areas, left_out
 
 
@@ -64,79 +92,125 @@ def _asap_points(element: Any, path: Path, name: str) -> np.ndarray:
     for place, point in enumerate(element.iter("Coordinate")):
         try:  # in some locales ASAP writes a decimal comma
             x, y = (float(point.get(key, "nan").replace(",", ".")) for key in ("X", "Y"))
-            rows.append((int(point.get("Order", place)), x, y))
+            order = float(point.get("Order", str(place)).replace(",", "."))
         except ValueError as error:
             raise DataError(f"{path}: {name} has a coordinate that is not a number: {error}") from error
+        if not math.isfinite(order):
+            raise DataError(f"{path}: {name} has a coordinate whose Order is {order}")
+        rows.append((order, x, y))
     rows.sort(key=lambda row: row[0])
     points = np.array(rows, np.float64).reshape(-1, 3)[:, 1:]
     return _finite(points, path, name)
 
 
 def read_geojson(path: Path) -> AreasOfFile:
-    """Read the annotations of a QuPath GeoJSON file: a FeatureCollection, a list of features or one feature."""
+    """Read the annotations of a QuPath GeoJSON file: a FeatureCollection, a list of features or one feature.
+
+    The positions are pixels of QuPath's image, which begins at the slide's `openslide.bounds-x` and `-y`.
+    """
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON: {error}") from error
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(_is_feature(feature) for feature in features):
         raise DataError(f"{path}: has no GeoJSON features")
-    areas, left_out = [], []
+    areas, left_out, others = [], [], Counter[str]()
     for number, feature in enumerate(features):
         name = f"{path.name}: feature {number}"
-        group = _classification(feature.get("properties") or {})
-        if group is None:  # often the outline of the tissue, so it must not be painted as background
+        properties = feature.get("properties") or {}
+        kind = _object_type(feature, properties)
+        group = _classification(properties)
+        if kind.casefold() != _ANNOTATION:
+            others[kind] += 1
+        elif feature.get("geometry") is None:
+            left_out.append(f"{name} has no geometry")
+        elif group is None:  # often the outline of the tissue, so it must not be painted as background
             left_out.append(f"{name} has no classification")
-            continue
-        for kind, coordinates in _geometries(feature["geometry"], path, name):
-            if kind not in ("Polygon", "MultiPolygon"):
-                left_out.append(f"{name} is a {kind} and has no area")
-                continue
-            polygons = [coordinates] if kind == "Polygon" else coordinates
-            if not isinstance(polygons, list):
-                raise DataError(f"{path}: {name} is a {kind} without coordinates")
-            parts = [_valid_geometry(_json_rings(rings, path, name)) for rings in polygons]
-            found = [part for part in parts if part is not None]
-            if found:
-                geometry = shapely.union_all(found) if len(found) > 1 else found[0]
-                areas.append(AnnotatedArea(group, geometry))
-            else:
-                left_out.append(f"{name} has no area")
+        else:
+            for geometry in _geometries(feature["geometry"], path, name):
+                area = _area_of(geometry, bool(properties.get("isEllipse")), path, name)
+                if isinstance(area, str):
+                    left_out.append(area)
+                else:
+                    areas.append(AnnotatedArea(group, area))
+    del others["root"]  # QuPath's own root of all objects stands for nothing
+    if others:
+        counts = ", ".join(f"{count} of the type {kind}" for kind, count in sorted(others.items()))
+        left_out.append(f"{path.name}: objects that are no annotations: {counts}")
     return areas, left_out
 
 
 def _is_feature(feature: Any) -> bool:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         return False
-    return isinstance(feature.get("geometry"), dict) and isinstance(feature.get("properties") or {}, dict)
+    return isinstance(feature.get("properties") or {}, dict)
+
+
+def _object_type(feature: dict[str, Any], properties: dict[str, Any]) -> str:
+    """Return QuPath's type of an object. What has none, as from other programs, is an annotation."""
+    found = properties.get("objectType") or properties.get("object_type")
+    if "nucleusGeometry" in feature:
+        found = "cell"
+    return str(found) if found else _OLD_IDS.get(str(feature.get("id")), _ANNOTATION)
 
 
 def _classification(properties: dict[str, Any]) -> str | None:
     """Return QuPath's class: {"classification": {"name": …}}, {"names": […]} for derived classes, or the name alone."""
     found = properties.get("classification")
     if isinstance(found, dict):
-        found = found.get("name") or ": ".join(map(str, found.get("names") or []))
+        found = found.get("name") or found.get("names")
+    if isinstance(found, list):
+        found = ": ".join(map(str, found))
     return str(found) if found else None
 
 
-def _geometries(geometry: Any, path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield (type, coordinates) of a geometry, or of each part of a collection."""
+def _geometries(geometry: Any, path: Path, name: str, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield a geometry, or each part of a collection."""
     if not isinstance(geometry, dict):
         raise DataError(f"{path}: {name} has a geometry that is not an object")
-    if geometry.get("type") == "GeometryCollection":
-        parts = geometry.get("geometries", [])
-        if not isinstance(parts, list):
-            raise DataError(f"{path}: {name} is a GeometryCollection without geometries")
-        for part in parts:
-            yield from _geometries(part, path, name)
-    else:
-        yield str(geometry.get("type")), geometry.get("coordinates")
+    if geometry.get("type") != "GeometryCollection":
+        yield geometry
+        return
+    parts = geometry.get("geometries", [])
+    if not isinstance(parts, list):
+        raise DataError(f"{path}: {name} is a GeometryCollection without geometries")
+    if depth == _MAX_DEPTH:
+        raise DataError(f"{path}: {name} has collections in collections, more than {_MAX_DEPTH} deep")
+    for part in parts:
+        yield from _geometries(part, path, name, depth + 1)
 
 
-def _json_rings(rings: Any, path: Path, name: str) -> list[np.ndarray]:
+def _area_of(geometry: dict[str, Any], ellipse: bool, path: Path, name: str) -> shapely.Geometry | str:
+    """Return the area of a geometry, or the reason why it has none."""
+    kind, coordinates = str(geometry.get("type")), geometry.get("coordinates")
+    if kind not in ("Polygon", "MultiPolygon"):
+        return f"{name} is a {kind} and has no area"
+    polygons = [coordinates] if kind == "Polygon" else coordinates
+    if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
+        raise DataError(f"{path}: {name} is a {kind} without coordinates")
+    parts = [_valid_geometry(_json_rings(rings, path, name)) for rings in polygons]
+    found = [part for part in parts if part is not None]
+    if not found:
+        return f"{name} has no area"
+    area = shapely.union_all(found) if len(found) > 1 else found[0]
+    return _ellipse(area) if ellipse or geometry.get("isEllipse") else area
+
+
+def _ellipse(area: shapely.Geometry) -> shapely.Geometry:
+    """Return the ellipse in the bounds of an area. That is how QuPath reads what it has marked as an ellipse."""
+    left, top, right, bottom = shapely.bounds(area)
+    circle = shapely.get_coordinates(shapely.buffer(shapely.Point(0, 0), 1, quad_segs=64))
+    radii, centre = ((right - left) / 2, (bottom - top) / 2), ((left + right) / 2, (top + bottom) / 2)
+    return shapely.Polygon(circle * radii + centre)
+
+
+def _json_rings(rings: list[Any], path: Path, name: str) -> list[np.ndarray]:
     try:
-        arrays = [np.array([point[:2] for point in ring], np.float64).reshape(-1, 2) for ring in rings]
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+        arrays = [
+            np.array([(point[0], point[1]) for point in ring], np.float64).reshape(-1, 2) for ring in rings
+        ]
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise DataError(f"{path}: {name} has coordinates that are not numbers: {error}") from error
     return [_finite(points, path, name) for points in arrays]
 
@@ -147,17 +221,21 @@ def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
     return points
 
 
-def _valid_geometry(rings: Iterable[np.ndarray]) -> shapely.Geometry | None:
+def _valid_geometry(rings: Sequence[np.ndarray]) -> shapely.Geometry | None:
     """Return a valid Polygon or MultiPolygon of an outer ring and holes; None if it has no area.
 
-    Where the ring crosses itself, the even-odd rule decides what is inside.
+    Where a ring crosses itself, the even-odd rule decides what is inside. Holes only take away: what of them is outside
+    of the outer ring is nothing.
     """
-    usable = [points for points in rings if len(points) >= 3]
-    if not usable:
+    outer, *holes = rings or [np.zeros((0, 2))]
+    if len(outer) < 3:
         return None
-    geometry = shapely.Polygon(usable[0], usable[1:])
+    holes = [points for points in holes if len(points) >= 3]
+    geometry = shapely.Polygon(outer, holes)
     if not shapely.is_valid(geometry):
-        geometry = shapely.make_valid(geometry)
+        geometry, *inner = shapely.make_valid([shapely.Polygon(points) for points in (outer, *holes)])
+        if inner:
+            geometry = shapely.difference(geometry, shapely.union_all(inner))
     parts = [part for part in shapely.get_parts(shapely.get_parts(geometry)) if part.geom_type == "Polygon"]
     parts = [part for part in parts if part.area > 0]
     if not parts:

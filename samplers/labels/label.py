@@ -17,9 +17,10 @@ import numpy as np
 import shapely
 
 from samplers.labels import polygons
-from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
-from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, LabelMap, shows_tumour
+from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
+from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, NO_GROUP, LabelMap, shows_tumour
 from samplers.slides.errors import DataError
+from samplers.slides.frame import SlideFrame, mask_scale
 from samplers.slides.slide import Slide, inside
 
 __all__ = [
@@ -55,7 +56,7 @@ class Label:
         self.size = size  # (width, height) of the slide at level 0
         self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
 
-    def read_at(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
+    def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
 
         A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
@@ -65,7 +66,7 @@ class Label:
             inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
         return self._read(x_l0, y_l0, width, height, downsample)
 
-    def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
+    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         return np.zeros((height, width), np.uint8)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
@@ -93,7 +94,11 @@ class Label:
 
 
 class PolygonLabel(Label):
-    """Polygons that are rasterised per patch."""
+    """Polygons that are rasterised per patch.
+
+    An outline that belongs to no group is not annotated, unless the label map was given with this group. DataError:
+    there are only such outlines, or all lie outside of the slide.
+    """
 
     def __init__(
         self, size: tuple[int, int], areas: Sequence[AnnotatedArea], label_map: LabelMap, name: str
@@ -102,6 +107,15 @@ class PolygonLabel(Label):
         self.name = name
         self._unannotated = label_map.unannotated
         order = {group: (place, value) for place, (group, value) in enumerate(label_map.groups)}
+        ungrouped = sum(area.group == NO_GROUP for area in areas)
+        if ungrouped and NO_GROUP in order and not label_map.names_no_group:
+            order[NO_GROUP] = (order[NO_GROUP][0], label_map.unannotated)
+            self.left_out.append(f"{name}: {ungrouped} outlines belong to no group: taken as not annotated")
+        if ungrouped == len(areas) > 0 and not label_map.names_no_group:
+            raise DataError(
+                f"{name}: none of its {ungrouped} outlines belongs to a group, so it is not known what they show; give "
+                f"them a group, or take them with --label_map {NO_GROUP}:1"
+            )
         used = sorted((area for area in areas if area.group in order), key=lambda area: order[area.group][0])
         unknown = sorted({area.group for area in areas} - set(order))
         if unknown:
@@ -117,10 +131,11 @@ class PolygonLabel(Label):
         areas = [area for area in used if area.geometry.intersects(slide)]
         self._areas = _not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
         self._values = [order[area.group][1] for area in self._areas]
+        self.ignores = IGNORED in self._values  # areas are there that are not known
         self._edges = [polygons.edges_of(area.geometry) for area in self._areas]
         self._tree = shapely.STRtree([area.geometry for area in self._areas])
 
-    def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
+    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         classes = np.full((height, width), self._unannotated, np.uint8)
         for number, (top, bottom, left, right) in self._windows(x_l0, y_l0, width, height, downsample):
             corner = (x_l0 + left * downsample, y_l0 + top * downsample)
@@ -164,7 +179,7 @@ class PolygonLabel(Label):
         return found
 
     def _windows(
-        self, x_l0: int, y_l0: int, width: int, height: int, downsample: float
+        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float
     ) -> list[tuple[int, tuple[int, int, int, int]]]:
         """Return the areas that a window meets, in the order of painting.
 
@@ -212,16 +227,16 @@ def _polygons_of(geometry: shapely.Geometry) -> shapely.Geometry | None:
 
 
 class MaskLabel(Label):
-    """A mask image of the whole slide, of its size or shrunk, see `_mask_scale`."""
+    """A mask image of the whole slide, of its size or shrunk, see `mask_scale`."""
 
-    def __init__(self, path: Path, slide: Slide, label_map: LabelMap) -> None:
+    def __init__(self, path: Path, slide: Slide | SlideFrame, label_map: LabelMap) -> None:
         super().__init__((slide.width, slide.height))
         self.mask = Slide(path, kind="label")
-        self._scale = _mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
+        self._scale = mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
         self._values = label_map.values()
         self._unannotated = label_map.unannotated
 
-    def _read(self, x_l0: int, y_l0: int, width: int, height: int, downsample: float) -> np.ndarray:
+    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         pixels = self.mask.read_grid(
             x_l0 / self._scale, y_l0 / self._scale, width, height, downsample / self._scale
         )
@@ -276,7 +291,7 @@ class MaskLabel(Label):
         self.mask.close()
 
 
-def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
+def open_label(path: Path | None, slide: Slide | SlideFrame, label_map: LabelMap) -> Label:
     """Open the label of `slide` by the file's suffix; None means tumour-free. Raises DataError if it is unusable."""
     if path is None:
         return Label((slide.width, slide.height))
@@ -287,37 +302,11 @@ def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:
     suffix = path.suffix.lower()
     if suffix in MASK_SUFFIXES:
         return MaskLabel(path, slide, label_map)
-    if suffix not in (".xml", ".geojson", ".json"):
+    if suffix not in OUTLINE_SUFFIXES:
         raise DataError(
             f"{path}: a label must be a mask (tif, png, …), an .xml of ASAP or a .geojson of QuPath"
         )
-    areas, left_out = read_asap(path) if suffix == ".xml" else read_geojson(path)
+    areas, left_out = read_areas(path, slide.origin)
     label = PolygonLabel((slide.width, slide.height), areas, label_map, path.name)
     label.left_out = left_out + label.left_out
     return label
-
-
-def _mask_scale(mask: Slide, slide: Slide) -> float:
-    """Return the level-0 pixels of the slide per pixel of the mask. Raises DataError if the sizes do not fit.
-
-    A mask has the slide's size, or that size shrunk and rounded. If both spacings are known, the factor must agree
-    with their ratio; it is a whole number, one of the slide's downsamples, or that ratio. Otherwise it must be one of
-    the slide's downsamples.
-    """
-    size, full = (mask.width, mask.height), (slide.width, slide.height)
-    if size == full:
-        return 1.0
-    candidates = sorted({float(round(full[0] / size[0])), *slide.downsamples})
-    if mask.spacing_known and slide.spacing_known:  # last, because it is less exact
-        candidates.append(mask.spacing / slide.spacing)
-    for scale in (value for value in candidates if value > 1):
-        fits = all(abs(f / scale - s) < 1 for f, s in zip(full, size))
-        if mask.spacing_known and slide.spacing_known:
-            fits &= abs(mask.spacing / slide.spacing / scale - 1) < 0.02
-        else:
-            fits &= scale in slide.downsamples
-        if fits:
-            return scale
-    raise DataError(
-        f"{mask.path}: is {size[0]} × {size[1]} pixels, but the slide {slide.path} is {full[0]} × {full[1]}"
-    )

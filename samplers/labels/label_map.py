@@ -10,10 +10,11 @@ import numpy as np
 
 from utils.cli import UserError
 
+NO_GROUP = "None"  # ASAP's name for the group of an outline that belongs to none
 # In this order, because exclusions lie inside lesions. CAMELYON16: _0, _1, _2; CAMELYON17: metastases, normal.
 DEFAULT_GROUPS = (
     *(("_0", 1), ("_1", 1), ("Tumor", 1), ("metastases", 1)),
-    *(("_2", 0), ("normal", 0), ("Exclusion", 0), ("None", 0)),
+    *(("_2", 0), ("normal", 0), ("Exclusion", 0), (NO_GROUP, 0)),
 )
 IGNORED = 255  # in the place of a class: what the pixel shows is not known, so it counts nowhere
 _IGNORE = "ignore"  # the same in --label_map and --unannotated
@@ -41,6 +42,11 @@ class LabelMap:
     def ignores(self) -> bool:
         """Whether a label can have pixels that are not known (IGNORED)."""
         return self.unannotated == IGNORED or any(value == IGNORED for _, value in self.groups)
+
+    @property
+    def names_no_group(self) -> bool:
+        """Whether the class of outlines that belong to no group was asked for, and not only taken by default."""
+        return self.groups != DEFAULT_GROUPS and any(group == NO_GROUP for group, _ in self.groups)
 
     @classmethod
     def parse(cls, items: Sequence[str] | None, unannotated: str = "background") -> LabelMap:
@@ -103,11 +109,11 @@ def known_share(classes: np.ndarray) -> float:
 
 
 def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:
-    """Return the names of each class, at least one: its groups in --label_map that are not pixel values.
+    """Return the names of each class, at least one: its groups in --label_map that are not pixel values nor NO_GROUP.
 
     Without a label map these are "other" and "Tumor". A class without a name is "other" (class 0) or "class_<number>".
     """
     groups = LabelMap.parse(label_map).groups if label_map else (("other", 0), ("Tumor", 1))
-    names = [[group for group, number in groups if number == value and not group.isdecimal()]
-             for value in range(num_classes)]  # fmt: skip
+    named = [(group, number) for group, number in groups if not group.isdecimal() and group != NO_GROUP]
+    names = [[group for group, number in named if number == value] for value in range(num_classes)]
     return [found or [f"class_{value}" if value else "other"] for value, found in enumerate(names)]

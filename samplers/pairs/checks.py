@@ -97,7 +97,7 @@ def check_label(label: Label) -> list[str]:
     if isinstance(label, PolygonLabel):
         values = {annotation.value for annotation in label.annotations()}
         # If only exclusions are left because the group of the lesions is unknown, the slide is not tumour-free.
-        if not values or (label.left_out and values == {0}):
+        if (not values and not label.ignores) or (label.left_out and values <= {0}):
             why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
             return [f"{label.name}: no annotation that could be used{why}"]
     return []

@@ -111,6 +111,13 @@ def openslide_levels(slide: openslide.OpenSlide) -> tuple[list[Level], float | N
     return levels, _plausible(mpp) if mpp else None
 
 
+def bounds_origin(slide: openslide.OpenSlide) -> tuple[int, int]:
+    """Return where the scanned part of level 0 begins (x, y), to which QuPath crops the slide."""
+    names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
+    x, y = (int(slide.properties.get(name, 0)) for name in names)
+    return x, y
+
+
 def missing_tiles(path: Path, level: Level) -> np.ndarray | None:
     """Return which tiles of a TIFF level are not in the file (0 bytes: never scanned): bool (rows, columns).
 

@@ -21,6 +21,7 @@ from samplers.slides.errors import DataError
 from samplers.slides.formats import (
     VIPS_VENDORS,
     Level,
+    bounds_origin,
     downsample_of,
     openslide_levels,
     vendor_of,
@@ -52,8 +53,9 @@ class Slide:
 
     Attributes: `path`; `width` and `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the real
     ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed (with a
-    warning). Raises DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError
-    if a region is not inside the slide.
+    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`. Raises
+    DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError if a region is not
+    inside the slide.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
@@ -74,6 +76,7 @@ class Slide:
             log.warning("%s: no spacing in its metadata, assuming %g µm/px", self.path, DEFAULT_SPACING)
 
     def _open(self) -> tuple[list[Level], float | None]:
+        self.origin = (0, 0)
         vendor = vendor_of(self.path)
         self._reader: VipsReader | OpenSlideReader
         if vendor in VIPS_VENDORS:
@@ -85,6 +88,7 @@ class Slide:
                 if vendor in (None, "generic-tiff"):  # other formats may have what only OpenSlide reads
                     raise
         self._reader = reader = OpenSlideReader(self.path, self.kind)
+        self.origin = bounds_origin(reader.slide)
         return openslide_levels(reader.slide)
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
@@ -130,7 +134,9 @@ class Slide:
             inside(
                 start / downsample,
                 size,
-                math.ceil(limit * self.downsamples[level] / downsample),
+                math.ceil(
+                    (limit + 1) * self.downsamples[level] / downsample
+                ),  # the level may be rounded down
                 str(self.path),
             )
             centres = (start + (np.arange(size) + 0.5) * downsample) / self.downsamples[level]

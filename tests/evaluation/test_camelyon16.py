@@ -210,7 +210,7 @@ def test_has_tumour(case: Path, demo: Path) -> None:
     write_mask(case / "empty.tif", np.zeros((512, 512), np.uint8))
     assert not has_tumour(case / "empty.tif", LabelMap())
     assert has_tumour(demo / "xml/tumor_001.xml", LabelMap())
-    assert not has_tumour(demo / "xml/tumor_001.xml", LabelMap.parse(["Tumor:1", "_0:0"]))
+    assert not has_tumour(demo / "xml/tumor_001.xml", LabelMap.parse(["Tumor:1", "_0:0", "_2:0"]))
 
 
 def test_names() -> None:

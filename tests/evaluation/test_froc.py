@@ -190,25 +190,83 @@ def test_without_a_lesion_there_is_no_score() -> None:
         score([slide([], [0.5], itc=[0.9])])
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_curve_is_that_of_the_definition(seed: int) -> None:
-    # Confidences of two digits, so that many are the same; counted as the organisers' program counts.
+def exactly_below(a: float | np.float32, b: float | np.float32) -> bool:
+    """Whether NumPy 1 says a < b: both as float64. NumPy 2 rounds a Python number to float32 first."""
+    return bool(np.float64(a) < np.float64(b))
+
+
+def organisers_curve(results: list[SlideResult]) -> tuple[list[float], list[float]]:
+    """The loops of the organisers' program, with NumPy 1's comparisons: false positives per slide, sensitivities."""
+    unlisted_fps: list[float] = [d.confidence for result in results for d in result.false_positives]
+    unlisted_tps: list[np.float32] = []
+    targets = 0
+    for result in results:
+        tp_probs = np.zeros((len(result.lesions),), dtype=np.float32)
+        for lesion in result.lesions:
+            if not lesion.itc:
+                targets += 1
+                if lesion.hit and exactly_below(tp_probs[lesion.label - 1], lesion.hit.confidence):
+                    tp_probs[lesion.label - 1] = lesion.hit.confidence
+        unlisted_tps += list(tp_probs)
+    thresholds: list[float | np.float32] = []
+    for value in unlisted_fps + unlisted_tps:  # sorted(set(…)), by insertion
+        if any(not exactly_below(value, t) and not exactly_below(t, value) for t in thresholds):
+            continue
+        place = sum(exactly_below(t, value) for t in thresholds)
+        thresholds.insert(place, value)
+    total_fps, total_tps = [], []
+    for threshold in thresholds[1:]:
+        total_fps.append(int((np.asarray(unlisted_fps, np.float64) >= np.float64(threshold)).sum()))
+        total_tps.append(
+            int((np.asarray(unlisted_tps) >= np.float32(threshold)).sum())
+        )  # an array keeps its type
+    total_fps.append(0)
+    total_tps.append(0)
+    return [n / float(len(results)) for n in total_fps], [n / float(targets) for n in total_tps]
+
+
+def tied_case(seed: int) -> list[SlideResult]:
+    """Four slides whose hits and false positives have few confidences, nearly all of them no float32."""
     rng = np.random.default_rng(seed)
-    results = []
-    for _ in range(4):
-        hits = [None if c < 0.2 else float(c) for c in rng.integers(0, 100, 3) / 100]
-        itc = [float(c) for c in rng.integers(0, 100, 1) / 100]
-        results.append(slide(hits, [float(c) for c in rng.integers(0, 100, 30) / 100], itc))
-    false = [d.confidence for r in results for d in r.false_positives]
-    found = [
-        np.float32((le.hit.confidence if le.hit else 0) * (not le.itc)) for r in results for le in r.lesions
-    ]
-    thresholds = sorted(set(false + found))[1:]
-    expected_false = [int((np.asarray(false) >= t).sum()) for t in thresholds] + [0]
-    expected_found = [int((np.asarray(found) >= t).sum()) for t in thresholds] + [0]
-    got = curve(results)
-    np.testing.assert_array_equal(got[0], np.asarray(expected_false) / 4.0)
-    np.testing.assert_array_equal(got[1], np.asarray(expected_found) / 12.0)
+    values = [(0.8, 0.9), (0.1, 0.3, 0.5, 0.7, 0.8, 0.9), tuple(np.arange(101) / 100)][seed % 3]
+
+    def some(count: int, missed: float = 0.0) -> list[float | None]:
+        return [None if rng.random() < missed else float(rng.choice(values)) for _ in range(count)]
+
+    return [slide(some(3, 0.2 * (seed % 2)), some(int(rng.integers(0, 12))), some(1)) for _ in range(4)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_curve_is_that_of_the_organisers_program_in_any_order_of_files(seed: int) -> None:
+    results = tied_case(seed)
+    false, found = organisers_curve(results)
+    at_rates = np.interp(froc.RATES, false[::-1], found[::-1])
+    orders = [results, results[::-1], results[2:] + results[:2]]
+    for order in orders:
+        got = curve(order)
+        assert (got[0].tolist(), got[1].tolist()) == (false, found)
+        assert score(order) == float(np.mean(at_rates))
+        assert score(order, corrected=True) == score(results, corrected=True)
+
+
+def test_ties_are_sorted_by_their_exact_value() -> None:
+    # float32(0.8) is above 0.8, float32(0.9) below 0.9: {0, 0.8, 0.8f, 0.9f, 0.9}[1:].
+    false, found, thresholds = curve([slide([0.8, 0.9, None], [0.8, 0.9])])
+    assert thresholds.tolist() == [0.8, float(np.float32(0.8)), float(np.float32(0.9)), 0.9, np.inf]
+    assert false.tolist() == [2, 1, 1, 1, 0]
+    # An array of float32 is compared with 0.8 as float32, so the threshold 0.9 is reached by the hit of 0.9.
+    assert found.tolist() == [2 / 3, 2 / 3, 1 / 3, 1 / 3, 0]
+
+
+def test_detections_in_ignored_regions_are_neither_found_nor_false() -> None:
+    tumour = canvas((20, 20, 60, 60))
+    ignored = canvas((20, 50, 60, 60), (80, 80, 90, 90))
+    detections = [at(30, 30, 0.4), at(30, 55, 0.9), at(85, 85, 0.8), at(95, 95, 0.7), at(200, 200, 0.6)]
+    result = match("a", detections, tumour & ~ignored, ignored)
+    assert [lesion.hit for lesion in result.lesions] == [detections[0]]
+    assert (result.false_positives, result.ignored, result.outside) == (tuple(detections[3:]), 2, 1)
+    beyond = match("a", detections, tumour & ~ignored, ignored, known_beyond=False)
+    assert (beyond.false_positives, beyond.ignored, beyond.outside) == ((detections[3],), 3, 0)
 
 
 def test_bootstrap_is_of_slides_and_repeatable() -> None:

@@ -60,6 +60,49 @@ def test_asap_points_follow_their_order_and_locale(tmp_path: Path) -> None:
     assert outline.geometry.area == 400
 
 
+@pytest.mark.parametrize("form", ["{}.0", "{},0", "{}.50", "{}", "+{}"])
+def test_asap_order_is_a_number_of_any_form(tmp_path: Path, form: str) -> None:
+    text = asap(("Polygon", "_0", [SQUARE[i] for i in (0, 2, 1, 3)]))  # as they stand here they cross
+    for place, order in enumerate((10, 12, 11, 13)):
+        text = text.replace(f'Order="{place}"', f'Order="{form.format(order)}"')
+    (outline,), _ = read_asap(write(tmp_path, text))
+    assert outline.geometry.area == 400
+
+
+def test_asap_points_of_one_order_follow_the_file(tmp_path: Path) -> None:
+    (outline,), _ = read_asap(
+        write(tmp_path, re.sub('Order="."', 'Order="0"', asap(("Polygon", "_0", SQUARE))))
+    )
+    assert outline.geometry.area == 400
+
+
+@pytest.mark.parametrize("order", ["", "x", "nan", "inf", "1.2.3"])
+def test_asap_order_that_is_no_number_is_named(tmp_path: Path, order: str) -> None:
+    text = asap(("Polygon", "_0", SQUARE)).replace('Order="2"', f'Order="{order}"')
+    with pytest.raises(DataError, match=r"a\.xml.*annotation 0"):
+        read_asap(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("group", [' PartOfGroup="None"', ' PartOfGroup=""', ' PartOfGroup="  "', ""])
+def test_asap_outlines_of_no_group(tmp_path: Path, group: str) -> None:
+    text = asap(("Polygon", "_0", SQUARE)).replace(' PartOfGroup="_0"', group)
+    (outline,), _ = read_asap(write(tmp_path, text))
+    assert outline.group == "None"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "iso-8859-1", "windows-1252"])
+def test_asap_encodings(tmp_path: Path, encoding: str) -> None:
+    declared = encoding.replace("utf-8-sig", "utf-8")
+    text = asap(("Polygon", "Läsion", SQUARE)).replace("'1.0'", f"'1.0' encoding='{declared}'")
+    (tmp_path / "a.xml").write_bytes(text.replace("><", ">\r\n<").encode(encoding))
+    assert [o.group for o in read_asap(tmp_path / "a.xml")[0]] == ["Läsion"]
+
+
+def test_asap_deep_nesting_is_no_crash(tmp_path: Path) -> None:
+    deep = "<a>" * 100_000 + "</a>" * 100_000
+    assert read_asap(write(tmp_path, f"<ASAP_Annotations>{deep}</ASAP_Annotations>")) == ([], [])
+
+
 def test_asap_self_intersection_is_made_valid(tmp_path: Path) -> None:
     bow_tie = [(0, 0), (20, 20), (20, 0), (0, 20)]
     (outline,), _ = read_asap(write(tmp_path, asap(("Polygon", "_0", bow_tie))))
