@@ -132,7 +132,9 @@ def test_a_patient_of_a_pattern_or_of_tcga_on_both_sides_is_refused(demo, tmp_pa
         prepared(demo, *words, "--patient_pattern", "^(.+)-")
     assert [len(side) for side in prepared(demo, *words, "--patient_pattern", "^([A-Z][0-9]-1)$")] == [1, 1]
     said = capsys.readouterr().err
-    assert "warning: 1 of 2 slides do not match --patient_pattern, so each is a patient of its own: P7-2" in said
+    assert (
+        "warning: 1 of 2 slides do not match --patient_pattern, so each is a patient of its own: P7-2" in said
+    )
     words = sides(demo, tmp_path / "b", "TCGA-A2-A0CM-01Z-00-DX1.x", "TCGA-A2-A0CM-01Z-00-DX2.y")
     with pytest.raises(UserError, match="1 patients are in training and validation: TCGA-A2-A0CM"):
         prepared(demo, *words)
@@ -150,12 +152,17 @@ def test_a_link_to_nothing_is_a_bad_slide_and_other_files_are_named(demo, tmp_pa
     (slides / "tumor_003.tif").symlink_to("nowhere/tumor_003.tif")
     (slides / "tumor_004.svs").touch()
     words = ["--slide_path", str(slides), "--val_split", "0.5"]
-    with pytest.raises(UserError, match=r"1 of 3 slides cannot be used:\n.*is a link to nowhere/tumor_003\.tif"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 slides cannot be used:\n.*is a link to nowhere/tumor_003\.tif"
+    ):
         prepared(demo, *words)
-    assert "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs" in capsys.readouterr().err
+    assert (
+        "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs"
+        in capsys.readouterr().err
+    )
 
 
-def test_an_error_that_nobody_expected_is_the_reason_of_its_slide_and_its_traceback_is_kept(demo, tmp_path, monkeypatch):
+def test_an_error_that_nobody_expected_is_the_reason_of_its_slide(demo, tmp_path, monkeypatch):
     real = checks.decode_samples
 
     def broken(slide: Slide) -> None:
@@ -165,7 +172,9 @@ def test_an_error_that_nobody_expected_is_the_reason_of_its_slide_and_its_traceb
 
     monkeypatch.setattr(checks, "decode_samples", broken)
     words = ["--log_dir", str(tmp_path / "run")]
-    with pytest.raises(UserError, match=r"1 of 3 slides cannot.*\n  .*tumor_002.tif: failed: ZeroDivisionError: of the test"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 slides cannot.*\n.*_002.tif: failed: ZeroDivisionError: of the test"
+    ):
         prepared(demo, *words)
     kept = (tmp_path / "run" / "failures.log").read_text()
     assert "Traceback" in kept
@@ -200,7 +209,9 @@ def test_unlabelled_slides_as_asked(demo, tmp_path):
     masks = folder_of(demo, "masks", tmp_path / "l", 1, 2)
     words = ["--label_path", str(masks), "--val_split", "0.5"]
     assert [len(side) for side in prepared(demo, *words)] == [1, 1]
-    assert sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 2  # it is called tumor_003
+    assert (
+        sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 2
+    )  # it is called tumor_003
     slides = folder_of(demo, "slides", tmp_path / "s", 1, 2, 3)
     (slides / "tumor_003.tif").rename(slides / "case_003.tif")
     renamed = ["--slide_path", str(slides), *words, "--unlabelled", "normal"]

@@ -188,7 +188,10 @@ def test_test_slides_of_camelyon16_are_for_validation_and_explicit_paths_win(tmp
 
 
 BUCKET_16 = {
-    "images": ["normal_001.tif", "tumor_001.tif", "tumor_002.tif", "test_001.tif", "test_002.tif", "x.svs", "other.tif"],
+    "images": [
+        f"{name}.tif" for name in ("normal_001", "tumor_001", "tumor_002", "test_001", "test_002", "other")
+    ]
+    + ["x.svs"],
     "annotations": ["tumor_001.xml", "tumor_002.xml", "test_001.xml", "test_009.xml"],
     "masks": ["tumor_001_mask.tif", "tumor_002_mask.tif", "test_001_mask.tif"],
 }
@@ -203,14 +206,20 @@ def test_the_buckets_layout_of_camelyon16(label_format, above, tmp_path):
     labels = {"normal_001": None, **{name: name + end for name in ("tumor_001", "tumor_002")}}
     assert names(train[0]) == labels
     assert names(test[0]) == {"test_001": "test_001" + end, "test_002": None}
-    assert "2 other files are left out (1 .svs, 1 .tif; the slides' format is tif): other.tif, x.svs" in train[1][0]
+    assert (
+        "2 other files are left out (1 .svs, 1 .tif; the slides' format is tif): other.tif, x.svs"
+        in train[1][0]
+    )
     assert not any("test_0" in line for line in train[1])
 
 
 def test_the_bucket_without_annotations_of_the_test_part(tmp_path):
     layout = {**BUCKET_16, "annotations": ["tumor_001.xml"]}
     train, test = camelyon16(make(tmp_path, layout), "tif", "xml", "normal")
-    assert names(train[0]) == {"normal_001": None, "tumor_001": "tumor_001.xml"}  # tumor_002 is not tumour-free
+    assert names(train[0]) == {
+        "normal_001": None,
+        "tumor_001": "tumor_001.xml",
+    }  # tumor_002 is not tumour-free
     assert test[0] == []
     assert "left out, 2 test slides: no test labels" in test[1][0]
 
@@ -218,7 +227,9 @@ def test_the_bucket_without_annotations_of_the_test_part(tmp_path):
 @pytest.mark.parametrize("above", ["", "CAMELYON17"])
 def test_the_buckets_layout_of_camelyon17(above, tmp_path):
     layout = {
-        "images": [f"patient_{patient:03}_node_{node}.tif" for patient in (0, 4, 25, 100, 199) for node in (0, 4)],
+        "images": [
+            f"patient_{patient:03}_node_{node}.tif" for patient in (0, 4, 25, 100, 199) for node in (0, 4)
+        ],
         "annotations": ["patient_004_node_4.xml", "patient_025_node_0.xml"],
         "masks": ["patient_004_node_4_mask.tif"],
     }
@@ -239,13 +250,20 @@ def test_the_buckets_layout_of_camelyon17(above, tmp_path):
 
 
 def test_a_label_of_no_known_slide_is_an_error(tmp_path):
-    layout = {**BUCKET_16, "annotations": ["tumor_001.xml", "tumor_002.xml", "test_001.xml", "test_002 lesion.xml"]}
+    layout = {
+        **BUCKET_16,
+        "annotations": ["tumor_001.xml", "tumor_002.xml", "test_001.xml", "test_002 lesion.xml"],
+    }
     with pytest.raises(DataError, match=r"test_002 lesion\.xml; 1 slides without a label: .*test_002\.tif"):
         camelyon16(make(tmp_path, layout), "tif", "xml", "skip")
 
 
 def test_slides_of_another_format_and_deep_subfolders_are_named(tmp_path):
-    layout = {**NEW_16, "training/tumor": ["tumor_001.tif", "tumor_003.svs"], "training/normal/a/b": ["normal_002.tif"]}
+    layout = {
+        **NEW_16,
+        "training/tumor": ["tumor_001.tif", "tumor_003.svs"],
+        "training/normal/a/b": ["normal_002.tif"],
+    }
     train, _ = camelyon16(make(tmp_path, layout), "tif", "xml", "skip")
     assert any("1 .svs" in line and "tumor_003.svs" in line for line in train[1])
     assert any("not searched" in line and line.endswith("normal/a/b") for line in train[1])

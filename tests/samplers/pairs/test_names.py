@@ -22,14 +22,23 @@ from samplers.pairs.names import (
     [
         *("Case 1", "case 1", "CASE 1_Mask", "mask_case 1", "case 1_masks", "case 1-mask", "case 1.mask"),
         *("case 1_annotation", "case 1_annotations", "case 1-Labels", "case 1.label", "case 1_prediction"),
-        *("case 1.svs", "case 1.ome", "case 1.ome.tif", "case 1.svs_annotations", "case 1_mask.ndpi", "mask_case 1.mrxs"),
+        *(
+            "case 1.svs",
+            "case 1.ome",
+            "case 1.ome.tif",
+            "case 1.svs_annotations",
+            "case 1_mask.ndpi",
+            "mask_case 1.scn",
+        ),
     ],
 )
 def test_names_of_one_slide(name: str) -> None:
     assert slide_key(name) == "case 1"
 
 
-@pytest.mark.parametrize("name", ["case_1", "case 10", "case 1_lesions", "case 1 mask", "unmask_case 1", "case 1.v2"])
+@pytest.mark.parametrize(
+    "name", ["case_1", "case 10", "case 1_lesions", "case 1 mask", "unmask_case 1", "case 1.v2"]
+)
 def test_nothing_is_guessed(name: str) -> None:
     assert slide_key(name) != "case 1"
 
@@ -58,9 +67,9 @@ def test_names_of_the_challenges() -> None:
         assert is_challenge_name(name)
     for name in ("tumor_001_lesions", "test_1a", "patient_004_node_4_he", "case_1"):
         assert not is_challenge_name(name)
-    assert [is_tumour(name) for name in ("tumor_001", "tumour_1", "tumor_center_0_normal_001_0_0", "normal_1")] == [
-        *(True, True, False, False)
-    ]
+    assert [
+        is_tumour(name) for name in ("tumor_001", "tumour_1", "tumor_center_0_normal_001_0_0", "normal_1")
+    ] == [*(True, True, False, False)]
 
 
 @pytest.mark.parametrize(
@@ -81,12 +90,16 @@ def test_patients(name: str, patient: str | None) -> None:
 def test_patients_of_a_pattern_of_ones_own() -> None:
     pattern = patient_pattern(r"^(\w+?)-")
     assert patient_of("P7-a", pattern) == "P7"
-    assert patient_of("tumor_center_na_P7-a_512_0", pattern) == "P7"  # the name of the slide, not of its patch
+    assert (
+        patient_of("tumor_center_na_P7-a_512_0", pattern) == "P7"
+    )  # the name of the slide, not of its patch
     assert patient_of("patient_017_node_4", pattern) is None  # nothing but the pattern counts
     assert patient_of("x", patient_pattern("(a)?x")) is None  # the group took no part
 
 
-@pytest.mark.parametrize(("text", "said"), [("(", "no regular expression"), (r"P\d+", "has no group"), ("(?:a)", "group")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("(", "no regular expression"), (r"P\d+", "has no group"), ("(?:a)", "has no group")]
+)
 def test_patterns_that_cannot_be_used(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         patient_pattern(text)
