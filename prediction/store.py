@@ -58,6 +58,12 @@ def record_of(output: Path, slide: str) -> Path:
     return output / RECORDS / f"{slide}.json"
 
 
+def is_finished(output: Path, slide: str) -> bool:
+    """Return whether a slide has been predicted. Earlier versions called a slide negative of which they saw nothing."""
+    path = record_of(output, slide)
+    return path.exists() and _read(path).get("patches") != 0
+
+
 def prepare(output: Path, settings: PredictionSettings) -> None:
     """Make the folder; only rank 0 calls it.
 
