@@ -79,7 +79,7 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
         weights,
         loaded=tuple(name for name in variables if name in values),
         random=tuple(name for name in variables if name not in values),
-        other_classes=matches.other_classes,
+        other_classes=tuple(name for name in variables if name in matches.other_classes),
         unused=tuple(sorted(unused.values())),
         backbone=len(matches.backbone),
     )

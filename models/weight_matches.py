@@ -15,9 +15,7 @@ class Matches:
     """What `match` found. Names of variables are the model's."""
 
     values: dict[str, Stored]  # what the file has for the model's variables
-    other_classes: tuple[
-        str, ...
-    ]  # variables of the class layer, of which the file has another number of classes
+    other_classes: frozenset[str]  # the class layer's variables, if the file has another number of classes
     wrong: list[str]  # a phrase for each variable because of which the file cannot be used
     backbone: frozenset[str]  # all variables of the model's backbone
 
@@ -46,7 +44,7 @@ def match(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -
     if values:
         wrong += _incomplete(in_file, in_model)
     backbone = frozenset(name for common, name in in_model.items() if unit_of(common) == BACKBONE)
-    return Matches(values, tuple(sorted(other_classes)), sorted(wrong), backbone)
+    return Matches(values, frozenset(other_classes), sorted(wrong), backbone)
 
 
 def _rival(names: list[str], stored: Mapping[str, Stored]) -> str:

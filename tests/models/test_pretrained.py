@@ -186,7 +186,9 @@ def test_more_blocks_than_the_model_has_are_an_error(tmp_path):
 
 def test_another_models_file_is_an_error_that_says_whose_it_is(tmp_path):
     pair(toy_deeplab)[0].save_weights(tmp_path / "a.h5")
-    with pytest.raises(WeightsError, match=r"fits nothing of toy \(its names and shapes are those of deeplab\)"):
+    with pytest.raises(
+        WeightsError, match=r"fits nothing of toy \(its names and shapes are those of deeplab\)"
+    ):
         load_weights(efficientdets()[1], tmp_path / "a.h5")
 
 
