@@ -77,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="log_dir of a training run, a checkpoint, or an exported model",
     )
+    add(
+        "--trust_weights",
+        action="store_true",
+        help="load an exported model even if its graph can write files or run code: give it if you know who made it",
+    )
     add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("prediction").add_argument
@@ -197,7 +202,9 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
     outcome, start = PredictionOutcome(), time.monotonic()
     if pending:
         predictor = world.all_or_none(
-            lambda: Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
+            lambda: Predictor(
+                source, options.mixed_precision, settings.img_size, settings.tta, options.trust_weights
+            )
         )
         several = predictor.classes > 2
         if several and options.threshold is not None:
