@@ -12,26 +12,10 @@ from samplers.slides.errors import DataError
 
 _SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
 # Files with these endings lie beside slides and are none, so nobody misses them. All others are named.
-_NO_SLIDES = {
-    *(
-        "txt",
-        "md",
-        "rst",
-        "csv",
-        "tsv",
-        "json",
-        "geojson",
-        "xml",
-        "yaml",
-        "yml",
-        "toml",
-        "ini",
-        "log",
-        "pdf",
-        "html",
-    ),
-    *("xls", "xlsx", "md5", "sha1", "sha256", "sh", "py", "qpproj", "qpdata", "db", "dat", "lock"),
-}
+_NO_SLIDES = frozenset(
+    "txt md rst csv tsv json geojson xml yaml yml toml ini log pdf html "
+    "xls xlsx md5 sha1 sha256 sh py qpproj qpdata db dat lock".split()  # noqa: SIM905  (else each word has a line)
+)
 _DEPTH = 3  # levels of subfolders in which slides are looked for
 
 

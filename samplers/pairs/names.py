@@ -12,24 +12,9 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-SLIDE_ENDINGS = (
-    *(
-        "tif",
-        "tiff",
-        "btf",
-        "svs",
-        "svslide",
-        "mrxs",
-        "ndpi",
-        "scn",
-        "bif",
-        "vms",
-        "vmu",
-        "qptiff",
-        "vsi",
-        "czi",
-    ),
-    *("dcm", "isyntax", "i2syntax", "lif", "afi", "jp2", "png", "jpg", "jpeg", "bmp", "ome"),
+SLIDE_ENDINGS = tuple(
+    "tif tiff btf svs svslide mrxs ndpi scn bif vms vmu qptiff vsi czi dcm isyntax "
+    "i2syntax lif afi jp2 png jpg jpeg bmp ome".split()  # noqa: SIM905  (else each word has a line)
 )
 _PICTURE = re.compile(rf"\.(?:{'|'.join(SLIDE_ENDINGS)})$")
 _ADDED = re.compile(r"^mask_|[_.-](?:masks?|annotations?|labels?)$")
