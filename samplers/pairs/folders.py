@@ -12,9 +12,9 @@ from samplers.slides.errors import DataError
 
 _SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
 # Files with these endings lie beside slides and are none, so nobody misses them. All others are named.
-_NO_SLIDES = frozenset(
+_NO_SLIDES = (
     "txt md rst csv tsv json geojson xml yaml yml toml ini log pdf html "
-    "xls xlsx md5 sha1 sha256 sh py qpproj qpdata db dat lock".split()  # noqa: SIM905  (else each word has a line)
+    "xls xlsx md5 sha1 sha256 sh py qpproj qpdata db dat lock"
 )
 _DEPTH = 3  # levels of subfolders in which slides are looked for
 
@@ -90,7 +90,7 @@ def left_out(
     for _ in range(depth):
         folders += [path for inner in folders for path in _subfolders(inner) if path not in folders]
     others = [path for inner in folders for path in listed(inner) if is_file(path) and path not in known]
-    others = [path for path in others if path.suffix.lower().lstrip(".") not in _NO_SLIDES]
+    others = [path for path in others if path.suffix.lower().lstrip(".") not in _NO_SLIDES.split()]
     if others:
         endings = Counter(path.suffix.lower() or "no ending" for path in others)
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))

