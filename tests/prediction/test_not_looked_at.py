@@ -66,6 +66,9 @@ def test_what_an_earlier_version_called_negative_without_a_look_is_looked_at_aga
     path.write_text(json.dumps({**json.loads(path.read_text()), "patches": 0}))
     assert main(words(toys / "lesion", some / "tumor_001.tif", out)) == 1
     assert rows(out) == {}
+    (out / "slides" / "other.json").write_text(json.dumps({"slide": "other", "patches": 0}))
+    assert main(words(toys / "lesion", some / "grey.tif", out)) == 1
+    assert rows(out) == {}  # nor is a slide negative that this run does not see
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 7.0, -3.0])

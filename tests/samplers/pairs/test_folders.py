@@ -12,7 +12,18 @@ from samplers.pairs.folders import broken_link, files_below, files_of, left_out,
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.tif", "b.TIFF", "c.svs", "d.svs", "e.czi", "f", "notes.txt", "a.xml", ".hidden.tif", "._a.svs"):
+    for name in (
+        "a.tif",
+        "b.TIFF",
+        "c.svs",
+        "d.svs",
+        "e.czi",
+        "f",
+        "notes.txt",
+        "a.xml",
+        ".hidden.tif",
+        "._a.svs",
+    ):
         (tmp_path / name).write_bytes(b"x")
     for name in ("deep/1/2", "data", ".cache"):
         (tmp_path / name).mkdir(parents=True)
