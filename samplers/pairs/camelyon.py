@@ -32,6 +32,13 @@ _SLIDES_17 = ("training/center_*", "training/patients")
 _LABELS_17 = ("training/lesion_annotations", "training/annotations", "lesion_annotations", "annotations")
 _STAGES_17 = ("stage_labels.csv", "stages.csv", "training/stage_labels.csv", "training/stages.csv")
 
+_REFERENCE_16 = (
+    "evaluation/reference.csv",
+    "testing/reference.csv",
+    "Testset/reference.csv",
+    "reference.csv",
+)
+
 # The public bucket has all slides in one folder. Their names say which part of the challenge they belong to.
 BUCKET = "images"
 _BUCKET_LABELS = {"xml": "annotations", "mask": "masks"}
@@ -72,7 +79,21 @@ def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str
         test_labels = labels(_TEST_LABELS_16[kind], "test")
     except DataError as error:
         return (pairs, warnings + more), ([], [f"left out, {len(test)} test slides: {error}"])
-    return (pairs, warnings + more), _paired(test, test_labels, "normal")
+    return (pairs, warnings + more), _known_free(root, *_paired(test, test_labels, "normal"))
+
+
+def _known_free(root: Path, pairs: list[SlidePair], warnings: list[str]) -> Found:
+    """Leave out test slides without a label of which the challenge's reference.csv says that they have tumour."""
+    path = next((root / name for name in _REFERENCE_16 if (root / name).is_file()), None)
+    classes = _stages(path) if path else {}
+    wrong = [pair for pair in pairs if pair.label is None and classes.get(plain_key(pair.name)) == "tumor"]
+    if wrong:
+        named = name_some(pair.slide for pair in wrong)
+        warnings = [
+            *warnings,
+            f"left out, {len(wrong)} slides without a label that {path} calls tumor: {named}",
+        ]
+    return [pair for pair in pairs if pair not in wrong], warnings
 
 
 def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str) -> Found:
@@ -222,7 +243,7 @@ def _nothing(what: str, folders: Iterable[Path]) -> str:
 
 
 def _stages(path: Path) -> dict[str, str]:
-    """Return the stage of each slide (`patient_000_node_0`)."""
+    """Return the second column by slide (`patient_000_node_0`): its stage, of CAMELYON16 its class."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if len(row) >= 2]

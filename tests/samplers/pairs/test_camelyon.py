@@ -249,6 +249,18 @@ def test_the_buckets_layout_of_camelyon17(above, tmp_path):
     assert set(names(free[0])) == {*names(pairs), "patient_000_node_0"}
 
 
+def test_a_test_slide_that_the_reference_calls_tumor_is_not_tumour_free(tmp_path):
+    root = make(tmp_path, {**BUCKET_16, "evaluation": []})
+    for text, free in (
+        ("test_001,Tumor\ntest_002,Normal\n", True),
+        ("test_002.tif,Tumor,IDC,Macro\n", False),
+    ):
+        (root / "evaluation" / "reference.csv").write_text(text)
+        pairs, warnings = camelyon16(root, "tif", "xml", "skip")[1]
+        assert ("test_002" in names(pairs), len(pairs)) == (free, 1 + free)
+        assert any("1 slides without a label that" in line for line in warnings) != free
+
+
 def test_a_label_of_no_known_slide_is_an_error(tmp_path):
     layout = {
         **BUCKET_16,
