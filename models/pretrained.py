@@ -48,7 +48,7 @@ class LoadReport:
         if new:
             text += f"; random stay {_summary(new)}: {len(new)} variables of which the file has none"
         if self.unused:
-            text += f"; not used of the file: {_summary(self.unused)}: the model has no such layers"
+            text += f"; not used of the file: {_summary(self.unused)}, for which the model has no place"
         return text
 
 
@@ -74,6 +74,7 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     for name, value in values.items():
         variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype))
     used = {value.key for value in matches.values.values()}
+    used |= {stored[name].key for name in matches.other_classes.values()}
     unused = {value.key: name for name, value in stored.items() if value.key not in used}
     return LoadReport(
         weights,
@@ -107,6 +108,8 @@ def _errors_name(weights: Path) -> Iterator[None]:
 
 def _numbers(value: Stored) -> np.ndarray:
     array = value.read()
+    if array.dtype == object:  # TensorFlow's strings
+        raise ValueError(f"{value.key} holds no numbers")
     if not np.isfinite(array).all():
         raise ValueError(f"{value.key} has values that are infinite or not a number")
     return array

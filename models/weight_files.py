@@ -85,7 +85,7 @@ def read_member(file: Path, name: str) -> bytes:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            size = archive.getinfo(name).compress_size
+            size = min(archive.getinfo(name).compress_size, file.stat().st_size)  # the archive may claim more
             with archive.open(name) as member:
                 content = member.read(MAX_EXPANSION * size + 1)
     except KeyError as error:

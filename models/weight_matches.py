@@ -15,7 +15,7 @@ class Matches:
     """What `match` found. Names of variables are the model's."""
 
     values: dict[str, Stored]  # what the file has for the model's variables
-    other_classes: frozenset[str]  # the class layer's variables, if the file has another number of classes
+    other_classes: dict[str, str]  # variables of the class layer → the file's, of another number of classes
     wrong: list[str]  # a phrase for each variable because of which the file cannot be used
     backbone: frozenset[str]  # all variables of the model's backbone
 
@@ -29,14 +29,15 @@ def match(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -
     """
     in_file, in_model = common_names(stored), {c: names[0] for c, names in common_names(shapes).items()}
     values: dict[str, Stored] = {}
-    other_classes, wrong = [], []
+    other_classes: dict[str, str] = {}
+    wrong = []
     for common in in_file.keys() & in_model.keys():
         ours, theirs = in_model[common], in_file[common][0]
         rival = _rival(in_file[common], stored)
         if stored[theirs].shape == shapes[ours]:
             values[ours] = stored[theirs]
         elif common.startswith(CLASS_LAYERS):
-            other_classes.append(ours)
+            other_classes[ours] = theirs
         else:
             wrong.append(f"{theirs} is {stored[theirs].shape}, the model's {shapes[ours]}")
         if rival:
@@ -44,7 +45,7 @@ def match(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -
     if values:
         wrong += _incomplete(in_file, in_model)
     backbone = frozenset(name for common, name in in_model.items() if unit_of(common) == BACKBONE)
-    return Matches(values, frozenset(other_classes), sorted(wrong), backbone)
+    return Matches(values, other_classes, sorted(wrong), backbone)
 
 
 def _rival(names: list[str], stored: Mapping[str, Stored]) -> str:

@@ -106,8 +106,7 @@ def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
 
 
 def remove(output: Path, slide: str) -> None:
-    """Delete all files of a slide that cannot be used, and its record, should it have one."""
-    record_of(output, slide).unlink(missing_ok=True)
+    """Delete all files of a slide that cannot be used."""
     for path in files_of(output, slide):
         path.unlink(missing_ok=True)
         (output / WORK / path.name).unlink(missing_ok=True)

@@ -111,7 +111,7 @@ def test_deeplab_with_another_number_of_classes(kind, tmp_path):
         if ours.name != "logits_semantic":
             np.testing.assert_equal(ours.get_weights(), theirs.get_weights())
     assert report.random == report.other_classes == ("logits_semantic/kernel:0", "logits_semantic/bias:0")
-    assert "random stay logits_semantic: the file has another number of classes" in str(report)
+    assert str(report).endswith("; random stay logits_semantic: the file has another number of classes")
     assert report.backbone == sum("_flow_" in name for name in report.loaded) > 100
 
 

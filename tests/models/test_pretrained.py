@@ -176,6 +176,15 @@ def test_a_wrong_shape_is_an_error_that_names_it(tmp_path):
     np.testing.assert_equal(values(loaded), kept)  # nothing was half loaded
 
 
+def test_text_in_a_checkpoint_is_an_error(tmp_path):
+    saved, loaded = efficientdets()
+    stored = values(saved)
+    name = "efficientnet-b0/stem/conv2d/kernel"
+    stored[name] = np.full(stored[name].shape, b"text")
+    with pytest.raises(WeightsError, match=f"{name} holds no numbers"):
+        load_weights(loaded, write_checkpoint(tmp_path / "model", stored))
+
+
 def test_more_blocks_than_the_model_has_are_an_error(tmp_path):
     saved, loaded = efficientdets()
     stored = values(saved)

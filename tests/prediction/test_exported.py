@@ -21,7 +21,7 @@ def _red(images: tf.Tensor) -> tf.Tensor:
 
 
 class Writes(tf.Module):
-    """Writes a file when it is called, `deep` in a function that a branch calls, or as soon as it is loaded."""
+    """Writes a file when it is called, `deep` in a branch, or as soon as it is loaded."""
 
     def __init__(self, target: Path, kind: str) -> None:
         super().__init__()
@@ -51,7 +51,6 @@ class Writes(tf.Module):
             self._write()
         return _red(images)
 
-    @tf.function
     def _write(self) -> None:
         tf.io.write_file(self.target, "it ran")
 

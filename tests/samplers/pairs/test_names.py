@@ -51,6 +51,10 @@ def test_unicode_forms_and_case_are_one(name: str) -> None:
     assert {slide_key(f"{form}_mask") for form in forms} == {plain_key(name)}
 
 
+def test_marks_in_another_order_are_the_same_name() -> None:
+    assert plain_key("Α\u0345\u0301") == plain_key("Α\u0301\u0345")
+
+
 def test_a_name_is_never_empty() -> None:
     for name in ("mask_", "_mask", ".svs", "_labels", "_prediction"):
         assert slide_key(name)
