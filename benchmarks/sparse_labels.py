@@ -2,9 +2,10 @@
 
     python benchmarks/sparse_labels.py --data ../shared/data/camelyon16_like --work /tmp/sparse
 
-Some squares of each class are outlined on each slide: as much tumour as `--fraction` of the lesions' area, and as much
-other tissue. The validation slides keep their masks. The last lines are one JSON object per case; the run's options
-stand after `--`.
+Some squares are annotated on each slide, as by a person who has little time: half of them on the edge of a lesion, with
+what is tumour and what is not, the others inside of a lesion, and as many in other tissue. Together they hold as much
+tumour as `--fraction` of the lesions' area, and as much of the rest. The validation slides keep their masks. The last
+lines are one JSON object per case; more options of train.py stand after `--`.
 """
 
 from __future__ import annotations
@@ -92,30 +93,57 @@ def few_outlines(
         label = open_label(label_path, slide, LabelMap())
         lesion = shapely.union_all([a.polygon for a in label.annotations() if a.value])
         _, tissue, cell = tissue_of(slide, 7)
+        width, height = slide.width, slide.height
     rows, columns = np.nonzero(tissue)
 
     def in_tissue() -> tuple[float, float]:
         chosen = rng.integers(len(rows))
         return (columns[chosen] + rng.random()) * cell[0], (rows[chosen] + rng.random()) * cell[1]
 
+    def in_lesion() -> tuple[float, float]:
+        return random_point(lesion, rng)
+
+    def on_edge() -> tuple[float, float]:
+        point = lesion.boundary.interpolate(rng.random(), normalized=True)
+        return float(point.x), float(point.y)
+
     area = fraction * lesion.area
-    return {
-        "Tumor": squares(lambda: random_point(lesion, rng), lambda square: square.intersection(lesion), area),
-        "normal": squares(in_tissue, lambda square: square.difference(lesion), area),
-    }
+    whole = shapely.box(0, 0, width, height)
+    seen = squares(on_edge, lesion, area / 2, shapely.Polygon(), whole)
+    seen = squares(in_lesion, lesion, area, seen, whole)
+    seen = squares(in_tissue, whole.difference(lesion), area, seen, whole)
+    return {"Tumor": parts_of(seen.intersection(lesion)), "normal": parts_of(seen.difference(lesion))}
 
 
 def squares(
-    point: Callable[[], tuple[float, float]], cut: Callable[[shapely.Polygon], shapely.Geometry], area: float
-) -> list[shapely.Polygon]:
-    """Return what `cut` leaves of squares around points, until they have this area together."""
-    found: list[shapely.Polygon] = []
-    while sum(part.area for part in found) < area:
+    point: Callable[[], tuple[float, float]],
+    of: shapely.Geometry,
+    area: float,
+    seen: shapely.Geometry,
+    whole: shapely.Polygon,
+) -> shapely.Geometry:
+    """Return what was seen, and squares around points until they hold this area of a geometry."""
+    while seen.intersection(of).area < area:
         x, y = point()
         square = shapely.box(x - SIDE / 2, y - SIDE / 2, x + SIDE / 2, y + SIDE / 2)
-        left = cut(shapely.difference(square, shapely.union_all(found)))
-        found += [p for p in shapely.get_parts(left) if p.geom_type == "Polygon" and p.area > 100]
-    return found
+        seen = seen.union(square.intersection(whole))
+    return seen
+
+
+def parts_of(geometry: shapely.Geometry) -> list[shapely.Polygon]:
+    """Return polygons without holes, which ASAP's files do not have: those with a hole are cut into tiles."""
+    whole = [p for p in shapely.get_parts(geometry) if p.geom_type == "Polygon"]
+    found = []
+    for polygon in whole:
+        left, top, right, bottom = polygon.bounds
+        side = SIDE if polygon.interiors else max(right - left, bottom - top) + 1
+        tiles = [
+            shapely.box(x, y, x + side, y + side)
+            for x in np.arange(left, right, side)
+            for y in np.arange(top, bottom, side)
+        ]
+        found += [p for tile in tiles for p in shapely.get_parts(polygon.intersection(tile))]
+    return [p for p in found if p.geom_type == "Polygon" and p.area > 100 and not p.interiors]
 
 
 def asap(groups: dict[str, list[shapely.Polygon]]) -> str:
