@@ -18,6 +18,7 @@ from samplers.slides.errors import DataError
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
+from utils.failures import failure_of
 
 MAX_OPEN = 192  # slides; opening one and its label takes as long as reading several patches
 MAX_BYTES = 384 << 20  # of decoded tiles that libvips keeps for all slides of a process
@@ -105,17 +106,19 @@ class PairReader:
         self._geometry: dict[SlidePair, tuple[int, int, int]] = {}
 
     def read(self, pair: SlidePair, function: Callable[[OpenPair], T]) -> T:
-        """Return function(open pair). Raises BadSlideError if opening or reading failed twice."""
+        """Return function(open pair). Raises BadSlideError if opening or reading failed twice, whatever the error."""
         for attempt in (1, 2):
             try:
                 if pair not in self._open:
                     self._open[pair] = OpenPair(pair, self.config)
                 result = function(self._open[pair])
                 break
-            except (DataError, OSError) as error:
+            except Exception as error:
                 self._close(pair)
                 if attempt == 2:
-                    raise BadSlideError(pair, str(error)) from error
+                    expected = isinstance(error, (DataError, OSError))
+                    reason = str(error) if expected else failure_of(error, f"reading of {pair.slide}")
+                    raise BadSlideError(pair, reason) from error
         self._open.move_to_end(pair)
         self._bound(pair)
         return result

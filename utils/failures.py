@@ -7,10 +7,12 @@ it is never hidden: the line says its kind, the slide counts as failed, and the 
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from pathlib import Path
 
 FILE = "failures.log"  # in the folder of the run or of the results
+_VARIABLE = "FAILURES_FOLDER"  # of the environment, by which worker processes know the folder
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 _log.propagate = False
@@ -36,7 +38,8 @@ class _File(logging.Handler):
 
 
 def write_failures_to(folder: Path) -> None:
-    """Write the tracebacks of `failure_of` to failures.log in this folder from now on."""
+    """Write the tracebacks of `failure_of` to failures.log in this folder from now on, in this process's workers too."""
+    os.environ[_VARIABLE] = str(folder.absolute())
     handler = _File(folder)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _log.handlers = [handler]
@@ -62,3 +65,7 @@ def keep(kind: str, message: str, what: str, trace: str) -> str:
     """Do the same for an error of which only texts are left, as it came from another process."""
     _log.error("%s\n%s", what, trace)
     return f"failed: {kind}: {message}"
+
+
+if os.environ.get(_VARIABLE):
+    write_failures_to(Path(os.environ[_VARIABLE]))

@@ -222,19 +222,21 @@ def test_ranks_that_share_a_slide_draw_other_patches(pairs: list[SlidePair]) -> 
 class FailingReads:
     """Stands for Slide.read: the first `failures` reads of a slide fail."""
 
-    def __init__(self, name: str, failures: int) -> None:
-        self.name, self.failures = name, failures
+    def __init__(self, name: str, failures: int, error: type[Exception]) -> None:
+        self.name, self.failures, self.error = name, failures, error
         self.read = Slide.read
 
     def __call__(self, slide: Slide, *arguments: int) -> np.ndarray:
         if slide.path.stem == self.name and self.failures > 0:
             self.failures -= 1
-            raise ReadError(f"{slide.path}: torn")
+            raise self.error(f"{slide.path}: torn")
         return self.read(slide, *arguments)
 
 
-def with_failures(monkeypatch: pytest.MonkeyPatch, name: str, failures: int) -> FailingReads:
-    failing = FailingReads(name, failures)
+def with_failures(
+    monkeypatch: pytest.MonkeyPatch, name: str, failures: int, error: type[Exception] = ReadError
+) -> FailingReads:
+    failing = FailingReads(name, failures, error)
     monkeypatch.setattr(Slide, "read", lambda slide, *arguments: failing(slide, *arguments))
     return failing
 
@@ -250,10 +252,11 @@ def test_a_read_that_fails_once_is_tried_again(
     assert failing.failures == 0
 
 
+@pytest.mark.parametrize("error", [ReadError, ZeroDivisionError])
 def test_a_slide_that_fails_is_counted_and_replaced(
-    pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_failures(monkeypatch, "tumor_1", 10**9)
+    with_failures(monkeypatch, "tumor_1", 10**9, error)
     with training_loader(pairs, CONFIG, 0, 1, processes=0) as loader:
         for batch, _ in zip(loader, range(8)):
             assert [p.tumour for p in batch.patches] == [True, True, False, False]
