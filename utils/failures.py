@@ -38,7 +38,7 @@ class _File(logging.Handler):
 
 
 def write_failures_to(folder: Path) -> None:
-    """Write the tracebacks of `failure_of` to failures.log in this folder from now on, in this process's workers too."""
+    """Write the tracebacks of `failure_of`, in worker processes as well, to failures.log in this folder from now on."""
     os.environ[_VARIABLE] = str(folder.absolute())
     handler = _File(folder)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
