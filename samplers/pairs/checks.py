@@ -17,9 +17,9 @@ import tifffile
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.slides.errors import DataError
-from samplers.slides.formats import TIFF_ERRORS
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
+from samplers.slides.tiff_pages import TIFF_ERRORS
 from samplers.tissue import tissue_mask
 
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # formats without a spacing
@@ -51,9 +51,9 @@ def check_pair(
             reasons = _check_slide(slide, img_size, resolution)
             label = open_label(label_path, slide, label_map)
             try:
+                reasons += check_label(label)
                 for reason in label.left_out:
                     logging.getLogger(__name__).warning("%s", reason)
-                reasons += check_label(label)
             finally:
                 label.close()
             return reasons
@@ -83,7 +83,7 @@ def check_label(label: Label) -> list[str]:
     """Return the reasons why a label cannot be used. Raises ReadError if a region of a mask cannot be decoded."""
     if isinstance(label, MaskLabel):  # an empty mask is valid: the slide has no tumour
         decode_samples(label.mask)
-        return []
+        return label.check()
     if isinstance(label, PolygonLabel):
         values = {annotation.value for annotation in label.annotations()}
         # If only exclusions are left because the group of the lesions is unknown, the slide is not tumour-free.
