@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from samplers import SamplerError, training_loader, validation_loader
 from training import memory
+from training.class_weights import class_weights
 from training.data import prepare_slides, sampler_config, split_values
 from training.option_checks import parse_options
 from training.options import option_values
@@ -80,7 +81,9 @@ def run(options: argparse.Namespace) -> int:
     train_pairs, val_pairs, label_map = prepare_slides(options, world, resumed)
 
     # 3. Model and optimizer.
-    trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world))
+    config = sampler_config(options, label_map)
+    weights = class_weights(options, label_map.num_classes, train_pairs, config, world)
+    trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world, weights))
     if checkpoint is not None:
         state = world.on_rank_0(lambda: trainer.restore(checkpoint))
         progress, remark = Progress.from_state(state, options, world, trainer.num_classes)
@@ -100,7 +103,6 @@ def run(options: argparse.Namespace) -> int:
         write_json(environment, log_dir / "environment.json")
 
     # 5. Train and validate.
-    config = sampler_config(options, label_map)
     with ExitStack() as stack:
         log = stack.enter_context(
             RunLog(log_dir if world.is_first else None, options.num_steps, progress.step)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samplers.augment import Augmentation
+from samplers.labels.label_map import known_share, shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_AUGMENT, SEED_BATCH, SEED_TUMOUR, PatchInfo, SamplerConfig, SamplerError
 from samplers.reader import BadSlideError, OpenPair, PairReader
@@ -27,7 +28,7 @@ MAX_PALE = 10  # proposals per patch that are rejected for low contrast; the nex
 class Proposal:
     """A patch to try: its corner in level-0 pixels, and what its label must contain.
 
-    wanted: a class that at least one pixel must have, or "tumour" (any class above 0), or "none" (only class 0).
+    wanted: a class that at least one pixel must have, or "tumour" (any class above 0), or "none" (no class above 0).
     """
 
     pair: SlidePair
@@ -40,12 +41,15 @@ class Proposal:
         label = opened.read_label(
             self.x_l0, self.y_l0
         )  # first, because it is cheaper and may rule the patch out
-        return (label, opened.read_image(self.x_l0, self.y_l0)) if self.fits(label) else None
+        fits = self.fits(label, opened.min_known)
+        return (label, opened.read_image(self.x_l0, self.y_l0)) if fits else None
 
-    def fits(self, label: np.ndarray) -> bool:
-        """Return whether the label of the patch, uint8 (H, W), is what was wanted."""
+    def fits(self, label: np.ndarray, min_known: float = 0.0) -> bool:
+        """Return whether the label of the patch, uint8 (H, W), is what was wanted and known enough."""
+        if min_known and known_share(label) < min_known:
+            return False
         if isinstance(self.wanted, str):
-            return bool(label.any()) == (self.wanted == "tumour")
+            return bool(shows_tumour(label).any()) == (self.wanted == "tumour")
         return bool((label == self.wanted).any())
 
 
@@ -122,7 +126,8 @@ class DrawingSampler:
                 continue
             self._write(place, image, label, image_out, label_out)
             size_l0 = self.reader.geometry(proposal.pair)[0]
-            return PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, bool(label.any()))
+            tumour = bool(shows_tumour(label).any())
+            return PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, tumour)
         raise SamplerError(
             f"batch {index}: {MAX_TRIES} patches were drawn and none was suitable; failed slides: {failed}"
         )

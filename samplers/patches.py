@@ -36,6 +36,7 @@ class SamplerConfig:
     bb_downsample: int = 7
     resolution: float | None = None
     label_map: LabelMap = field(default_factory=LabelMap)
+    min_known: float = 0.1
     seed: int = 0
     augment: bool = False
     stain_jitter: str = "light"  # strength of the augmentation, a key of augment.JITTERS

@@ -15,6 +15,7 @@ from samplers.patches import PatchInfo, SamplerConfig
 from samplers.reader import OpenPair, overview
 from samplers.slides.errors import DataError
 from samplers.tissue import contours
+from utils.pictures import hatch
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def picture_of(
 ) -> np.ndarray:
     """Return a thumbnail with outlines and patches: uint8 RGB (h, w, 3).
 
-    The outlines are green for tissue and red for tumour, found on `level`; None means the config's. Patches are orange
-    with tumour and blue without. Raises DataError if the slide cannot be read.
+    The outlines are green for tissue and red for tumour, found on `level`; None means the config's. What is not known
+    is hatched. Patches are orange with tumour and blue without. Raises DataError if the slide cannot be read.
     """
     opened = OpenPair(pair, config)
     try:
@@ -67,10 +68,14 @@ def picture_of(
         scale = picture.shape[1] / opened.slide.width  # pixels of the picture per level-0 pixel
     finally:
         opened.close()
-    for mask, colour in ((view.tissue, TISSUE), (view.tumour, TUMOUR)):
+
+    def enlarged(mask: np.ndarray) -> np.ndarray:
         size = (picture.shape[1], picture.shape[0])
-        enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        cv2.drawContours(picture, contours(enlarged), -1, colour, 2)
+        return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST))
+
+    picture = hatch(picture, enlarged(~view.known) > 0)
+    for mask, colour in ((view.tissue, TISSUE), (view.tumour, TUMOUR)):
+        cv2.drawContours(picture, contours(enlarged(mask)), -1, colour, 2)
     for patch in patches:
         corners = [(patch.x_l0, patch.y_l0), (patch.x_l0 + patch.size_l0, patch.y_l0 + patch.size_l0)]
         first, last = ((round(x * scale), round(y * scale)) for x, y in corners)

@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from samplers.labels.label import Label, open_label
-from samplers.pairs.pairing import SlidePair
+from samplers.labels.label_map import IGNORED, shows_tumour
+from samplers.pairs.pairing import SlidePair, map_of
 from samplers.patches import SamplerConfig
 from samplers.slides.errors import DataError
 from samplers.slides.patch_geometry import patch_geometry
@@ -45,11 +46,14 @@ class OpenPair:
     def __init__(self, pair: SlidePair, config: SamplerConfig) -> None:
         self.pair = pair
         self.img_size = config.img_size
+        label_map = map_of(pair, config.label_map)
+        # The smallest share of a patch that must be known, 0 where everything is.
+        self.min_known = config.min_known if pair.label is not None and label_map.ignores else 0.0
         self.slide = Slide(pair.slide)
         try:
             geometry = patch_geometry(self.slide, config.img_size, config.resolution)
             self.spacing, self.downsample, self.size_l0 = geometry
-            self.label: Label = open_label(pair.label, self.slide, config.label_map)
+            self.label: Label = open_label(pair.label, self.slide, label_map)
         except BaseException:
             self.slide.close()
             raise
@@ -156,6 +160,7 @@ class Overview:
     thumbnail: np.ndarray  # uint8 RGB (h, w, 3)
     tissue: np.ndarray  # bool (h, w)
     tumour: np.ndarray  # bool (h, w): a part of the pixel has a class above 0
+    known: np.ndarray  # bool (h, w): a part of the pixel has a class that is known
     cell: tuple[float, float]  # (width, height)
 
 
@@ -163,11 +168,12 @@ def overview(opened: OpenPair, level: int) -> Overview:
     """Return an overview at a level, or at the last one if there are fewer, and of at most 4096 pixels a side."""
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
-    tumour = opened.label.thumbnail(width, height) > 0
+    classes = opened.label.thumbnail(width, height)
+    tumour = shows_tumour(classes)
     opened.release()  # a whole mask was read
     trim_memory()
     # Annotated areas are tissue, however pale.
-    return Overview(thumbnail, tissue | tumour, tumour, cell)
+    return Overview(thumbnail, tissue | tumour, tumour, classes != IGNORED, cell)
 
 
 def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from samplers.draw import DrawingSampler, Proposal
+from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig, SamplerError, share_slides
-from samplers.reader import OpenPair, overview
-from samplers.tissue import PixelSet, cells_without
+from samplers.reader import OpenPair, Overview, overview
+from samplers.tissue import PixelSet, cells_without, window_sums, windows_of
 
 MAX_REGIONS = 256  # slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7)
 
@@ -41,7 +42,27 @@ def find_regions(opened: OpenPair, level: int) -> Regions:
     slide_l0 = (opened.slide.width, opened.slide.height)
     free = cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
     tumour = view.tumour if _is_small(opened.size_l0, view.cell) else ~free
-    return Regions(view.cell, PixelSet(tumour), PixelSet(free & view.tissue))
+    known = known_enough(view, opened)
+    return Regions(view.cell, PixelSet(tumour & known), PixelSet(free & view.tissue & known))
+
+
+def known_enough(view: Overview, opened: OpenPair) -> np.ndarray:
+    """Return the cells around which a patch may be known enough (`OpenPair.min_known`): bool (h, w).
+
+    The patch centred on the cell must be so by half, as far as the thumbnail shows it; the patch that is drawn is
+    looked at again.
+    """
+    if not opened.min_known:
+        return np.ones_like(view.known)
+    starts_l0 = [
+        np.clip((np.arange(cells) + 0.5) * side - opened.size_l0 / 2, 0, extent - opened.size_l0)
+        for cells, side, extent in zip(
+            view.known.shape, view.cell[::-1], (opened.slide.height, opened.slide.width)
+        )
+    ]
+    starts_t, stops_t = windows_of(starts_l0, opened.size_l0, view.cell)
+    area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
+    return np.asarray(window_sums(view.known, starts_t, stops_t) >= opened.min_known / 2 * area_t)
 
 
 def _is_small(size_l0: int, cell: tuple[float, float]) -> bool:
@@ -119,7 +140,7 @@ def _point(
     left, top = int(x_t * cell[0]), int(y_t * cell[1])
     right, bottom = np.ceil(((x_t + 1) * cell[0], (y_t + 1) * cell[1])).astype(int)
     width, height = min(right, opened.slide.width) - left, min(bottom, opened.slide.height) - top
-    ys, xs = np.nonzero(opened.label.read_at(left, top, int(width), int(height), 1.0))
+    ys, xs = np.nonzero(shows_tumour(opened.label.read_at(left, top, int(width), int(height), 1.0)))
     if not len(xs):
         return None  # an outline touches the cell, but the centre of no pixel is inside
     chosen = int(rng.integers(len(xs)))

@@ -10,6 +10,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
@@ -24,6 +25,8 @@ Item = tuple[SlidePair, PatchInfo]
 
 def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> list[Item]:
     """Return the patches of a grid that have a lesion, and as many others with tissue (at least 8 per slide).
+
+    A patch must be known enough, as config.min_known says and as far as the thumbnail shows it.
 
     There are at most config.max_validation_patches, taken from the slides in turn and, within a slide, alternately with
     and without lesion. `PatchInfo.tumour` is what the thumbnail shows. Raises DataError if a slide cannot be read or
@@ -56,7 +59,9 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
     starts_t, stops_t = windows_of(starts_l0, size_l0, view.cell)
     area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
     lesion = window_sums(view.tumour, starts_t, stops_t) > 0
-    other = ~lesion & (window_sums(view.tissue, starts_t, stops_t) >= MIN_TISSUE * area_t)
+    known = window_sums(view.known, starts_t, stops_t) >= max(opened.min_known, 1e-9) * area_t
+    other = known & ~lesion & (window_sums(view.tissue, starts_t, stops_t) >= MIN_TISSUE * area_t)
+    lesion &= known
 
     rng = np.random.default_rng((SEED_VALIDATION, config.seed, name_seed(opened.pair.name)))
     lists = []
@@ -91,7 +96,8 @@ class GridSampler:
                 failed[pair.name] = error.reason
                 continue
             images[len(patches)], labels[len(patches)] = image, label
-            patches.append(PatchInfo(patch.slide, *corner, patch.size_l0, bool(label.any())))
+            tumour = bool(shows_tumour(label).any())
+            patches.append(PatchInfo(patch.slide, *corner, patch.size_l0, tumour))
         return patches, failed
 
     def drop(self, slide: str, index: int) -> None:

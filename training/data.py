@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samplers import SamplerConfig
-from samplers.labels.label import LabelMap
+from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
-from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
+from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs, name_some
+from samplers.pairs.partly_annotated import PARTLY_16, UNFIT_16, mark_partly_annotated, read_names, without
 from samplers.pairs.split import patient_of, split_pairs
 from training.resume import read_splits
 from utils.cli import UserError
@@ -29,7 +30,7 @@ def prepare_slides(
     `resumed` is the log_dir of the run that goes on, whose split is taken. UserError on every rank that names every bad
     file; with `--skip_bad_slides` it is a warning.
     """
-    label_map = LabelMap.parse(options.label_map)
+    label_map = LabelMap.parse(options.label_map, options.unannotated)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
     train, val = world.on_rank_0(lambda: _find(options))
     apart = bool(val)  # else they are split off
@@ -40,6 +41,9 @@ def prepare_slides(
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
     """Return training and validation pairs; the latter are empty if they are split off later."""
+    swapped = swapped_classes(LabelMap.parse(options.label_map))
+    if swapped is not None:
+        _say(f"warning: {swapped}")
     train: Found = ([], [])
     val: Found = ([], [])
     formats = options.slide_format, options.label_format, options.unlabelled
@@ -54,7 +58,38 @@ def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]
         val = find_pairs(options.valid_slide_path, options.valid_label_path, *formats)
     for warning in (*train[1], *val[1]):
         sys.stderr.write(f"warning: {warning}\n")
-    return _of_centers(options, train[0], val[0])
+    return _of_centers(options, *_known_faults(options, train[0], val[0]))
+
+
+def _known_faults(
+    options: argparse.Namespace, train: list[SlidePair], val: list[SlidePair]
+) -> tuple[list[SlidePair], list[SlidePair]]:
+    """Mark the slides that are annotated in part, and leave out unfit ones; each is said in one line."""
+    if options.dataset == "16" and options.slide_path is None and not options.all_annotations:
+        train = mark_partly_annotated(train, PARTLY_16)
+        fit = without(val, UNFIT_16)
+        left_out = [pair.name for pair in val if pair not in set(fit)]
+        if left_out:
+            _say(
+                f"left out of validation, as incomplete or a duplicate: {name_some(left_out)} "
+                "(--all_annotations takes them)"
+            )
+        val = fit
+    if options.partly_annotated is not None:
+        names = read_names(options.partly_annotated, [*train, *val])
+        train, val = mark_partly_annotated(train, names), mark_partly_annotated(val, names)
+    partly = [pair.name for pair in (*train, *val) if pair.partly_annotated]
+    if partly:
+        _say(
+            f"{len(partly)} slides are annotated in part, what is not annotated on them is ignored: "
+            f"{name_some(partly)}"
+            + (" (--all_annotations takes it as background)" if options.partly_annotated is None else "")
+        )
+    return train, val
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def _of_centers(
@@ -176,6 +211,7 @@ def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerC
         bb_downsample=options.bb_downsample,
         resolution=options.resolution,
         label_map=label_map,
+        min_known=options.min_known,
         seed=options.seed,
         augment=options.augment,
         stain_jitter=options.stain_jitter,

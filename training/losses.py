@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from samplers.labels.label_map import IGNORED
 from training.choices import LOSSES
 from training.strips import sum_by_strips
 
@@ -15,43 +18,44 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # labels uint8 (B, H, W), lo
 DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor prediction at 1
 
 
-def make_loss(name: str, pos_weight: float = 1.0, neg_weight: float = 1.0) -> Loss:
-    """Return loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, a mean over pixels.
+def make_loss(name: str, class_weights: Sequence[float] = ()) -> Loss:
+    """Return loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → float32 scalar, computed in strips.
 
-    Pixels of class 0 weigh `neg_weight`, all others `pos_weight`. Dice balances the classes itself and takes
-    no weights: ValueError if they differ, rather than an option that does nothing. Computed strip by strip.
+    It is a mean over the pixels that are not IGNORED; without any it is 0. `class_weights` multiply the loss of a
+    pixel by its class; classes beyond them weigh 1. Dice balances the classes itself and takes no weights: ValueError,
+    rather than an option that does nothing.
     """
     if name == "dice":
-        if pos_weight != neg_weight:
-            raise ValueError(
-                f"the Dice loss takes no pixel weights (tumour {pos_weight}, other {neg_weight})"
-            )
+        if any(weight != 1 for weight in class_weights):
+            raise ValueError(f"the Dice loss takes no class weights, here {list(class_weights)}")
         return _dice
     if name not in LOSSES:
         raise ValueError(f"loss {name!r} is unknown; there are {', '.join(LOSSES)}")
     of_pixels = {"cross_entropy": _cross_entropy, "focal": _focal}[name]
+    weights = np.ones(256, np.float32)
+    weights[: len(class_weights)] = class_weights
+    weights[IGNORED] = 0
 
-    def weighted(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(_pixel_weights(labels, pos_weight, neg_weight) * of_pixels(labels, logits))
+    def sums(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        known = labels != IGNORED
+        classes = tf.where(known, tf.cast(labels, tf.int32), 0)
+        loss = tf.gather(tf.constant(weights), tf.cast(labels, tf.int32)) * of_pixels(classes, logits)
+        return tf.stack([tf.reduce_sum(loss), tf.reduce_sum(tf.cast(known, tf.float32))])
 
-    return lambda labels, logits: (
-        sum_by_strips(weighted, labels, logits) / tf.cast(tf.size(labels), tf.float32)
-    )
+    def mean(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        loss, known = tf.unstack(sum_by_strips(sums, labels, logits))
+        return loss / tf.maximum(known, 1.0)
 
-
-def _pixel_weights(labels: tf.Tensor, pos_weight: float, neg_weight: float) -> tf.Tensor:
-    return tf.where(labels == 0, tf.constant(neg_weight, tf.float32), tf.constant(pos_weight, tf.float32))
+    return mean
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the cross-entropy of each pixel (pixels,), from the library's kernel that is fused with softmax."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
-    )
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
 
 
 def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the focal loss (arXiv 1708.02002, γ = 2) of each pixel (pixels,); pixel weights stand for its α."""
+    """Return the focal loss (arXiv 1708.02002, γ = 2) of each pixel (pixels,); class weights stand for its α."""
     one_hot = tf.one_hot(labels, logits.shape[-1])
     return keras.losses.categorical_focal_crossentropy(
         one_hot, tf.cast(logits, tf.float32), alpha=1.0, gamma=2.0, from_logits=True
@@ -59,15 +63,16 @@ def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def _dice(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return 1 - soft Dice (arXiv 1606.04797) per class over the batch, averaged over classes."""
+    """Return 1 - soft Dice (arXiv 1606.04797) per class over the known pixels of the batch, averaged over classes."""
     both, either = tf.unstack(sum_by_strips(_overlaps, labels, logits))
     return 1 - tf.reduce_mean((2 * both + DICE_SMOOTH) / (either + DICE_SMOOTH))
 
 
 def _overlaps(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return for each class the pixels that label and prediction share, and the sum of both: float32 (2, C)."""
-    probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
-    one_hot = tf.one_hot(labels, logits.shape[-1])
+    """Return for each class the known pixels that label and prediction share, and the sum of both: float32 (2, C)."""
+    known = tf.cast(labels != IGNORED, tf.float32)[:, tf.newaxis]
+    probabilities = tf.nn.softmax(tf.cast(logits, tf.float32)) * known
+    one_hot = tf.one_hot(labels, logits.shape[-1])  # 0 in all classes for IGNORED
     return tf.stack(
         [tf.reduce_sum(probabilities * one_hot, axis=0), tf.reduce_sum(probabilities + one_hot, axis=0)]
     )

@@ -1,4 +1,4 @@
-"""Segmentation metrics from counts: summed over batches and ranks, divided once.
+"""Segmentation metrics from counts of the known pixels: summed over batches and ranks, divided once.
 
 A confusion matrix (C, C), rows = label, columns = prediction, gives IoU, Dice, precision and recall;
 two histograms of the tumour probability (1 - p[class 0]) over pixels, one of each label, give the AUC.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from samplers.labels.label_map import IGNORED
 from training.strips import sum_by_strips
 from utils.ranks.single import Ranks
 
@@ -99,13 +100,17 @@ def calibration(histogram: np.ndarray, bins: int = 16) -> tuple[np.ndarray, floa
 
 
 def patch_confusions(labels: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """Return each patch's confusion matrix, int64 (C, C), rows = label, from uint8 labels and classes (B, H, W)."""
+    """Return each patch's confusion matrix, int64 (C, C), rows = label, from uint8 labels and classes (B, H, W).
+
+    Pixels whose label is IGNORED are not counted.
+    """
     cells = num_classes**2
 
     def counted(label: np.ndarray, found: np.ndarray) -> np.ndarray:
-        # Row by row: numpy counts in int64, which of a whole patch of 8192² is a gigabyte.
+        # Row by row: numpy counts in int64, which of a whole patch of 8192² is a gigabyte. IGNORED is behind all cells.
         rows = (
-            np.bincount(a.astype(np.intp) * num_classes + b, minlength=cells) for a, b in zip(label, found)
+            np.bincount(a.astype(np.intp) * num_classes + b, minlength=cells)[:cells]
+            for a, b in zip(label, found)
         )
         return sum(rows, np.zeros(cells, np.int64)).reshape(num_classes, num_classes)
 
@@ -138,14 +143,17 @@ def auc(histogram: np.ndarray) -> float | None:
 
 
 def batch_counts(labels: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Count in a graph: uint8 (B, H, W), float (B, H, W, C) → confusion (C, C), histogram (2, AUC_BINS), int64."""
+    """Count in a graph: uint8 (B, H, W), float (B, H, W, C) → confusion (C, C), histogram (2, AUC_BINS), int64.
+
+    IGNORED pixels fall behind the last cell and the last bin, and `bincount` leaves out what is behind `maxlength`.
+    """
     classes = probabilities.shape[-1]
     label = tf.reshape(tf.cast(labels, tf.int32), [-1])
     predicted = tf.reshape(tf.argmax(probabilities, -1, output_type=tf.int32), [-1])
     confusion = tf.math.bincount(label * classes + predicted, minlength=classes**2, maxlength=classes**2)
     tumour = tf.reshape(1.0 - tf.cast(probabilities[..., 0], tf.float32), [-1])
     bins = tf.clip_by_value(tf.cast(tumour * AUC_BINS, tf.int32), 0, AUC_BINS - 1)
-    bins += AUC_BINS * tf.cast(label > 0, tf.int32)
+    bins += AUC_BINS * (tf.cast(label > 0, tf.int32) + tf.cast(label == IGNORED, tf.int32))
     histogram = tf.math.bincount(bins, minlength=2 * AUC_BINS, maxlength=2 * AUC_BINS)
     return (
         tf.reshape(tf.cast(confusion, tf.int64), [classes, classes]),

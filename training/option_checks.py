@@ -13,8 +13,10 @@ from pathlib import Path
 
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from models.weight_files import WeightsError, find_weights, guess_model
-from samplers.labels.label import LabelMap
+from samplers.labels.label_map import LabelMap, class_names
+from training.class_weights import BALANCED, parse_class_weights
 from training.options import build_parser, given_options
+from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
 from utils.startup import NVIDIA
 
@@ -61,7 +63,14 @@ def _path_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--label_path goes with --slide_path"
     if (options.valid_slide_path is None) != (options.valid_label_path is None):
         yield "--valid_slide_path and --valid_label_path go together"
-    for name in ("data_root", "slide_path", "label_path", "valid_slide_path", "valid_label_path"):
+    for name in (
+        "data_root",
+        "slide_path",
+        "label_path",
+        "valid_slide_path",
+        "valid_label_path",
+        "partly_annotated",
+    ):
         path = getattr(options, name)
         if path is not None and not path.exists():
             yield f"--{name}: there is no {path}"
@@ -69,10 +78,7 @@ def _path_problems(options: argparse.Namespace) -> Iterator[str]:
 
 def _value_problems(options: argparse.Namespace) -> Iterator[str]:
     """Yield values that cannot be used, and options that exclude each other."""
-    try:
-        LabelMap.parse(options.label_map)
-    except ValueError as error:
-        yield f"--label_map: {error}"
+    yield from _label_problems(options)
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         yield f"--val_split {options.val_split} leaves no slides for training or for validation"
     multiple = multiple_of(options.model)
@@ -96,10 +102,25 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--debug always begins anew: take off --resume"
 
 
+def _label_problems(options: argparse.Namespace) -> Iterator[str]:
+    """Yield what is wrong with the label map and the weights of its classes."""
+    try:
+        label_map = LabelMap.parse(options.label_map, options.unannotated)
+    except UserError as error:
+        yield f"--label_map: {error}"
+        return
+    if options.class_weights not in (None, [BALANCED]):
+        try:
+            parse_class_weights(options.class_weights, class_names(options.label_map, label_map.num_classes))
+        except UserError as error:
+            yield str(error)
+
+
 def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
     """Yield options that were typed but would do nothing in this combination."""
     efficientdet = isinstance(lookup(options.model), EfficientDetRow)
     own_slides, own_validation = options.slide_path is not None, options.valid_slide_path is not None
+    weights = "pos_pixel_weight", "neg_pixel_weight", "class_weights"
     rules = [
         (efficientdet, ("output_stride",), f"is DeepLabV3+'s, the model is {options.model}"),
         (
@@ -115,7 +136,18 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
         (own_slides and options.label_path is None, ("label_format",), "goes with --label_path"),
         (not options.augment, ("stain_jitter",), "does not go with --no-augment"),
         (not options.hard_mining, ("hard_mining_threshold", "hard_mining_tries"), "goes with --hard_mining"),
-        (options.loss == "dice", ("pos_pixel_weight", "neg_pixel_weight"), "does nothing with --loss dice"),
+        (
+            options.loss == "dice",
+            ("pos_pixel_weight", "neg_pixel_weight", "class_weights"),
+            "does nothing with --loss dice",
+        ),
+        (
+            options.class_weights is not None,
+            weights[:2],
+            "does nothing beside --class_weights: take one of the two",
+        ),
+        (options.dataset is None or own_slides, ("all_annotations",), "goes with --dataset 16 or 17"),
+        (options.debug, ("resume_force",), "does nothing with --debug, which always begins anew"),
         (options.optimizer == "adam", ("weight_decay",), "does not go with --optimizer adam: take adamw"),
         (
             not options.horovod,

@@ -13,6 +13,7 @@ from typing import Any
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
 from models.from_options import PRECISIONS
 from samplers.augment import JITTERS
+from samplers.labels.label_map import UNANNOTATED
 from training.choices import LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
@@ -101,8 +102,8 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
         "--label_map",
         nargs="+",
         metavar="GROUP:CLASS",
-        help="class of each annotation group or mask value, painted in this order "
-        "(default: tumour of CAMELYON and ASAP is 1, all else 0)",
+        help="class of each annotation group or mask value, painted in this order; GROUP:ignore is not known and "
+        "counts nowhere (default: tumour of CAMELYON and ASAP is 1, all else 0)",
     )
     add("--log_dir", type=Path, help="folder of the run (default: logs/<model>_<img_size>_<time>)")
     add("--log_every", type=positive_int, default=128, help="steps between two logs")
@@ -154,6 +155,31 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         choices=["skip", "normal", "error"],
         default="skip",
         help="what to do with a slide without a label: leave it out with a warning, take it as free of tumour, or stop",
+    )
+    add(
+        "--unannotated",
+        choices=list(UNANNOTATED),
+        default="background",
+        help="what no annotation covers, and the value 0 of masks unless --label_map names it: class 0, or not known, "
+        "so that only annotated pixels teach",
+    )
+    add(
+        "--min_known",
+        type=fraction,
+        default=0.1,
+        help="smallest share of a patch that must be known, where the label has pixels that are not",
+    )
+    add(
+        "--partly_annotated",
+        type=Path,
+        metavar="FILE",
+        help="text file with one slide name per line: on these slides --unannotated is ignore; those of CAMELYON16 "
+        "are known to --dataset 16",
+    )
+    add(
+        "--all_annotations",
+        action="store_true",
+        help="with --dataset, take slides that are known to be doubled, or annotated in part, as they are",
     )
     add(
         "--skip_bad_slides",
@@ -225,7 +251,14 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default=1e-3,
         help="peak learning rate for one rank, see --lr_scaling",
     )
-    add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no pixel weights")
+    add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no class weights")
+    add(
+        "--class_weights",
+        nargs="+",
+        metavar="NAME:WEIGHT",
+        help="weight of classes in the loss by name or number, others weigh 1; or 'balanced', with which all classes "
+        "count alike (default: --pos_pixel_weight and --neg_pixel_weight)",
+    )
     add(
         "--warmup_steps",
         type=int,

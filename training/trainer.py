@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -43,7 +43,13 @@ class StepResult(NamedTuple):
 class Trainer:
     """Owns the variables. All ranks build it alike and call its collective methods in the same order."""
 
-    def __init__(self, options: argparse.Namespace, num_classes: int, world: World) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        num_classes: int,
+        world: World,
+        class_weights: Sequence[float] = (),  # of each class in the loss, 1 for those beyond
+    ) -> None:
         self.world = world
         self.model_name = options.model
         self.num_classes = num_classes
@@ -57,7 +63,7 @@ class Trainer:
         batch_norm = world.batch_norm(options.sync_batch_norm)
         self.model = network_from_options(options, num_classes, batch_norm)
         self.network = training_network(options.model, self.model, options.recompute)
-        self.loss = make_loss(options.loss, options.pos_pixel_weight, options.neg_pixel_weight)
+        self.loss = make_loss(options.loss, class_weights)
         self.optimizer = distributed_optimizer(options, world, self.model.trainable_variables)
         self.frozen = False  # whether batch norm was frozen in the last step
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)

@@ -96,8 +96,11 @@ def validate(
         for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
             name = slide_of_patch(patch.slide) or patch.slide
             slides[name] = slides.get(name, 0) + confusion
+            known = int(confusion.sum())
+            if not known:
+                continue  # the thumbnail showed something that is known, but the patch has no pixel of it
             score = mean_iou(confusion) or 0.0
-            tumour = np.count_nonzero(batch.labels[i]) / batch.labels[i].size
+            tumour = float(confusion[1:].sum() / known)
             keys = {"mixed": tumour * (1 - tumour), "worst": -score}
             if patch.tumour:  # a patch without is right all too easily
                 keys["best"] = score

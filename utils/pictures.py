@@ -5,11 +5,18 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# One colour a class (RGB), class 0 is not painted; repeats after the last.
+from samplers.labels.label_map import IGNORED, shows_tumour
+
+# One colour a class (RGB), class 0 is not painted; repeats after the last. IGNORED pixels are hatched.
 COLOURS = np.array([(0, 200, 83), (41, 98, 255), (255, 171, 0), (213, 0, 249), (0, 184, 212)], np.uint8)
 PARTS = ("patch", "label", "prediction", "outlines")  # of a panel
 GAP = 4  # pixels between them
 OUTLINE_LABEL, OUTLINE_PREDICTION = (0, 0, 0), (255, 234, 0)
+HATCH, HATCH_PERIOD, HATCH_WIDTH = (
+    (120, 120, 120),
+    12,
+    3,
+)  # colour, and pixels from line to line and across a line
 
 
 def colour_of(value: int) -> tuple[int, int, int]:
@@ -18,10 +25,18 @@ def colour_of(value: int) -> tuple[int, int, int]:
 
 
 def paint_classes(classes: np.ndarray) -> np.ndarray:
-    """Return class values uint8 (H, W) as colours: uint8 RGB (H, W, 3), class 0 white."""
+    """Return class values uint8 (H, W) as colours: uint8 RGB (H, W, 3), class 0 white, IGNORED hatched."""
     palette = np.full((256, 3), 255, np.uint8)
-    palette[1:] = COLOURS[np.arange(255) % len(COLOURS)]
-    return palette[classes]
+    palette[1:IGNORED] = COLOURS[np.arange(IGNORED - 1) % len(COLOURS)]
+    return hatch(palette[classes], classes == IGNORED)
+
+
+def hatch(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Return a copy of RGB `image` (H, W, 3) with diagonal lines where the bool `where` (H, W) is set."""
+    rows, columns = np.indices(where.shape, np.int32, sparse=True)
+    result = image.copy()
+    result[where & ((rows + columns) % HATCH_PERIOD < HATCH_WIDTH)] = HATCH
+    return result
 
 
 def draw_outline(
@@ -41,7 +56,7 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
     """Return patch | label | prediction | outlines side by side, each downsized to at most `size` pixels.
 
     `image` uint8 RGB (H, W, 3), `label` and `prediction` uint8 (H, W) class values. Of the outlines the
-    label's outline is black and the prediction's is yellow.
+    label's outline is black and the prediction's is yellow. Where the label is IGNORED, both are hatched.
     """
     scale = min(1.0, size / max(label.shape))
     width, height = round(label.shape[1] * scale), round(label.shape[0] * scale)
@@ -51,8 +66,9 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
 
     small = resized(image, cv2.INTER_AREA)
     truth, predicted = (resized(c.astype(np.uint8), cv2.INTER_NEAREST) for c in (label, prediction))
-    overlay = small
-    for value in range(1, max(int(truth.max()), int(predicted.max())) + 1):
+    overlay = hatch(small, truth == IGNORED)
+    shown = [int(classes[shows_tumour(classes)].max(initial=0)) for classes in (truth, predicted)]
+    for value in range(1, max(shown) + 1):
         overlay = draw_outline(overlay, np.equal(truth, value), OUTLINE_LABEL, 3)
         overlay = draw_outline(overlay, np.equal(predicted, value), OUTLINE_PREDICTION, 2)
     gap = np.full((height, GAP, 3), 128, np.uint8)

@@ -58,7 +58,8 @@ class PolygonLabel(Label):
             )
         if outside:
             self.left_out.append(f"{name}: {len(outside)} annotations are outside of the slide")
-        self._areas = [area for area in used if area.geometry.intersects(slide)]
+        areas = [area for area in used if area.geometry.intersects(slide)]
+        self._areas = _not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
         self._values = [order[area.group][1] for area in self._areas]
         self._edges = [polygons.edges_of(area.geometry) for area in self._areas]
         self._tree = shapely.STRtree([area.geometry for area in self._areas])
@@ -101,9 +102,8 @@ class PolygonLabel(Label):
             visible = shapely.intersection(area.geometry, slide)
             if later:
                 visible = visible.difference(shapely.union_all([self._areas[i].geometry for i in later]))
-            parts = [p for p in shapely.get_parts(visible) if p.geom_type == "Polygon" and p.area > 0]
-            if parts:
-                polygon = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+            polygon = _polygons_of(visible)
+            if polygon is not None:
                 found.append(Annotation(polygon, value, area.group))
         return found
 
@@ -124,6 +124,35 @@ class PolygonLabel(Label):
             if left_px < right_px and top_px < bottom_px:
                 result.append((number, (int(top_px), int(bottom_px), int(left_px), int(right_px))))
         return result
+
+
+def _not_ignored(areas: Sequence[AnnotatedArea], ignored: Sequence[bool]) -> list[AnnotatedArea]:
+    """Return the areas, of the known ones only what no ignored area that is painted later covers.
+
+    So nothing depends on what lies below an ignored area, the thumbnail's pixels along its outline included.
+    """
+    if not any(ignored):
+        return list(areas)
+    tree = shapely.STRtree([area.geometry for area in areas])
+    result = []
+    for number, area in enumerate(areas):
+        later = [int(i) for i in tree.query(area.geometry) if i > number and ignored[i]]
+        if later and not ignored[number]:
+            covering = shapely.union_all([areas[i].geometry for i in later])
+            visible = _polygons_of(shapely.difference(area.geometry, covering))
+            if visible is None:
+                continue
+            area = AnnotatedArea(area.group, visible)
+        result.append(area)
+    return result
+
+
+def _polygons_of(geometry: shapely.Geometry) -> shapely.Geometry | None:
+    """Return the Polygon or MultiPolygon of what has an area in a geometry, None if nothing has."""
+    parts = [p for p in shapely.get_parts(geometry) if p.geom_type == "Polygon" and p.area > 0]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
 
 def open_label(path: Path | None, slide: Slide, label_map: LabelMap) -> Label:

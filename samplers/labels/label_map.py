@@ -35,7 +35,7 @@ class LabelMap:
     @property
     def num_classes(self) -> int:
         """The largest class + 1, at least 2."""
-        return max(2, *(value + 1 for _, value in self.groups if value != IGNORED))
+        return max([2, *(value + 1 for _, value in self.groups if value != IGNORED)])
 
     @property
     def ignores(self) -> bool:
@@ -44,7 +44,7 @@ class LabelMap:
 
     @classmethod
     def parse(cls, items: Sequence[str] | None, unannotated: str = "background") -> LabelMap:
-        """Return the label map that `["_0:1", "_2:0", "blurred:ignore"]` describes, the default one for None or no items.
+        """Return the label map that `["_0:1", "_2:0", "blurred:ignore"]` describes, the default one for no items.
 
         `unannotated` is a key of UNANNOTATED. Raises UserError, which names the wrong item.
         """
@@ -82,9 +82,31 @@ class LabelMap:
         return named
 
 
+def swapped_classes(label_map: LabelMap) -> str | None:
+    """Return a warning if a group that is known to be tumour has class 0; None if none has."""
+    usual = dict(DEFAULT_GROUPS)
+    groups = dict(label_map.groups)
+    as_other = [group for group, value in groups.items() if value == 0 and usual.get(group) == 1]
+    if not as_other:
+        return None
+    as_tumour = [group for group, value in groups.items() if 0 < value < IGNORED and usual.get(group) == 0]
+    also = f", and {', '.join(as_tumour)}, which are not, a class above 0" if as_tumour else ""
+    meant = {**groups, **{group: usual[group] for group in groups if group in usual}}
+    ordered = sorted(meant.items(), key=lambda item: item[1] == 0)  # exclusions are painted last
+    return (
+        f"--label_map gives {', '.join(as_other)}, which are tumour, class 0, which is background{also}. Probably "
+        f"meant: --label_map {' '.join(f'{group}:{_IGNORE if v == IGNORED else v}' for group, v in ordered)}"
+    )
+
+
 def shows_tumour(classes: np.ndarray) -> np.ndarray:
     """Return where uint8 classes are above 0 and known: bool of the same shape."""
     return np.asarray(classes - np.uint8(1) < IGNORED - 1)  # 0 becomes 255, and 255 becomes 254
+
+
+def known_share(classes: np.ndarray) -> float:
+    """Return the share of uint8 classes that are not IGNORED."""
+    return float(np.count_nonzero(classes != IGNORED) / classes.size)
 
 
 def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from samplers.labels.label import LabelMap
+from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.pairs.checks import check_pair
 from samplers.slides.errors import DataError
 
@@ -24,14 +24,23 @@ _SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
 
 @dataclass(frozen=True)
 class SlidePair:
-    """A slide and its label; None means that the slide has no tumour."""
+    """A slide and its label; None means that the slide has no tumour.
+
+    What no annotation covers is not known on a slide that is annotated in part.
+    """
 
     slide: Path
     label: Path | None
+    partly_annotated: bool = False
 
     @property
     def name(self) -> str:
         return self.slide.stem
+
+
+def map_of(pair: SlidePair, label_map: LabelMap) -> LabelMap:
+    """Return the label map for the label of a pair."""
+    return replace(label_map, unannotated=IGNORED) if pair.partly_annotated else label_map
 
 
 def find_pairs(
@@ -105,15 +114,16 @@ def check_pairs(
 
     `progress` is the name of a progress bar; without a name there is none.
     """
+
+    def check(pair: SlidePair) -> list[str]:
+        return check_pair(pair.slide, pair.label, map_of(pair, label_map), img_size, resolution)
+
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        results = pool.map(lambda p: check_pair(p.slide, p.label, label_map, img_size, resolution), pairs)
+        results = pool.map(check, pairs)
         reasons = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
     # libvips has one error buffer for all threads, so one slide's error may be taken for another's: a pair that was
     # found bad is checked again on its own.
-    return {
-        pair: check_pair(pair.slide, pair.label, label_map, img_size, resolution) if bad else []
-        for pair, bad in zip(pairs, reasons)
-    }
+    return {pair: check(pair) if bad else [] for pair, bad in zip(pairs, reasons)}
 
 
 def files_of(folder: str | Path, format: str) -> list[Path]:
@@ -160,7 +170,7 @@ def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> 
     return {name: same[0] for name, same in found.items()}
 
 
-def name_some(files: Iterable[Path]) -> str:
+def name_some(files: Iterable[Path | str]) -> str:
     """Return the first ten names, and how many more there are."""
     files = list(files)
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""

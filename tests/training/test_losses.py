@@ -20,12 +20,12 @@ def test_cross_entropy_of_even_odds():
 
 
 def test_pixels_weigh_by_class():
-    loss = make_loss("cross_entropy", pos_weight=5.0, neg_weight=2.0)(LABELS, EVEN)
+    loss = make_loss("cross_entropy", [2.0, 5.0, 5.0])(LABELS, EVEN)
     assert loss.numpy() == pytest.approx(np.log(3) * (2 + 5 + 5 + 2) / 4)
 
 
 def test_focal_discounts_by_the_square_of_what_is_missing():
-    loss = make_loss("focal", pos_weight=5.0, neg_weight=2.0)(LABELS, EVEN)
+    loss = make_loss("focal", [2.0, 5.0, 5.0])(LABELS, EVEN)
     assert loss.numpy() == pytest.approx((2 / 3) ** 2 * np.log(3) * 14 / 4, rel=1e-5)
 
 
@@ -56,5 +56,36 @@ def test_gradients_go_through_float32(name):
 def test_what_is_no_loss_is_refused():
     with pytest.raises(ValueError, match=r"hinge.*there are cross_entropy"):
         make_loss("hinge")
-    with pytest.raises(ValueError, match="takes no pixel weights"):
-        make_loss("dice", pos_weight=2.0)
+    with pytest.raises(ValueError, match="takes no class weights"):
+        make_loss("dice", [1.0, 2.0])
+
+
+def test_each_class_has_its_weight():
+    loss = make_loss("cross_entropy", [2.0, 5.0, 0.5])(LABELS, EVEN)
+    assert loss.numpy() == pytest.approx(np.log(3) * (2 + 5 + 0.5 + 2) / 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_are_as_if_they_were_not_there(name):
+    """The loss is that of the other pixels, and the gradient is 0 where the label is ignored, to the bit."""
+    logits = tf.constant(noise(1, 2, 3, 3))
+    labels = np.array([[[0, 1, 255], [2, 0, 255]]], np.uint8)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        loss = make_loss(name)(labels, logits)
+        others = make_loss(name)(labels[:, :, :2], logits[:, :, :2])
+    gradient, expected = (tape.gradient(value, logits).numpy() for value in (loss, others))
+    assert loss.numpy() == pytest.approx(others.numpy(), rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+    assert gradient[:, :, :2].all()
+    assert not gradient[:, :, 2].any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_where_nothing_is_known_nothing_is_learnt(name):
+    logits = tf.constant(noise(1, 2, 2, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = make_loss(name)(np.full((1, 2, 2), 255, np.uint8), logits)
+    assert loss.numpy() == 0
+    assert not tape.gradient(loss, logits).numpy().any()

@@ -84,3 +84,15 @@ def test_confusions_of_patches_sum_to_the_batchs():
     labels, probabilities = batch(np.random.default_rng(5), 4)
     parts = patch_confusions(labels, probabilities.argmax(-1).astype(np.uint8), 3)
     np.testing.assert_array_equal(sum(parts), batch_counts(labels, probabilities)[0])
+
+
+def test_ignored_pixels_are_not_counted():
+    labels, probabilities = batch(np.random.default_rng(6), 4)
+    ignored = np.random.default_rng(7).random(labels.shape) < 0.3
+    masked = np.where(ignored, 255, labels).astype(np.uint8)
+    confusion, histogram = batch_counts(masked, probabilities)
+    predicted = probabilities.argmax(-1).astype(np.uint8)
+    np.testing.assert_array_equal(confusion, confusion_matrix(labels[~ignored], predicted[~ignored]))
+    np.testing.assert_array_equal(sum(patch_confusions(masked, predicted, 3)), confusion)
+    known = labels[~ignored] > 0
+    assert histogram.numpy().sum(1).tolist() == [(~known).sum(), known.sum()]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from utils.pictures import OUTLINE_PREDICTION, draw_outline, panel, split_panel
+from utils.pictures import HATCH, OUTLINE_LABEL, OUTLINE_PREDICTION, draw_outline, panel, split_panel
 
 
 def test_panel_is_downsized_and_shows_the_prediction():
@@ -31,3 +31,17 @@ def test_panel_is_split_into_its_parts():
     assert [part.shape for part in parts] == [(60, 100, 3)] * 4
     np.testing.assert_array_equal(parts[0], image)
     assert (parts[1] == 255).all()
+
+
+def test_what_is_not_known_is_hatched_and_has_no_outline():
+    image = np.full((60, 100, 3), 200, np.uint8)
+    label = np.zeros((60, 100), np.uint8)
+    label[20:40, 10:60] = 255
+    patch, truth, predicted, outlines = split_panel(panel(image, label, np.zeros_like(label)))
+    for part in (truth, outlines):
+        hatched = (part == HATCH).all(-1)
+        assert 0.15 < hatched[20:40, 10:60].mean() < 0.4
+        assert hatched.sum() == hatched[20:40, 10:60].sum()
+    assert not (outlines == OUTLINE_LABEL).all(-1).any()
+    np.testing.assert_array_equal(patch, image)
+    assert (predicted == 255).all()
