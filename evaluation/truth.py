@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from samplers.labels.annotations import AnnotatedArea, read_asap, read_geojson
 from samplers.labels.label import MASK_SUFFIXES, LabelMap, PolygonLabel, open_label
+from samplers.labels.mask_levels import checked_levels
+from samplers.labels.mask_values import MaskValues
 from samplers.pairs.pairing import listed
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
@@ -103,14 +104,17 @@ def _outlines(path: Path) -> list[AnnotatedArea]:
 
 
 def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
-    values = label_map.values()
+    values, levels = MaskValues(label_map, mask), checked_levels(mask)
+    for reason in values.reasons(levels.counts):
+        raise DataError(reason)
     for level, real in enumerate(mask.downsamples):
         if abs(real / downsample - 1) < _SAME_LEVEL:
             pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
-            if pixels.max() == 255 and values[1:].all():
+            if pixels.max() == 255 and values.classes[1:].all():
                 # Averages of a 0/255 mask: for the organisers only 255 is tumour.
                 return np.asarray(pixels == 255)
-            return np.asarray(cv2.LUT(pixels, values) > 0)
+            if level in levels.exact:
+                return np.asarray(values.of(pixels) > 0)
     columns, rows = (
         np.minimum(np.arange(count) * downsample + downsample // 2, limit - 1)
         for count, limit in zip(_grid((mask.width, mask.height), downsample), (mask.width, mask.height))
@@ -119,7 +123,7 @@ def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
     for part in np.array_split(rows, max(1, mask.height // _STRIP_ROWS)):
         top, bottom = int(part[0]), int(part[-1]) + 1
         strips.append(mask.read_level(0, top, mask.width, bottom - top, 0)[np.ix_(part - top, columns)])
-    return np.asarray(cv2.LUT(np.concatenate(strips), values) > 0)
+    return np.asarray(values.of(np.concatenate(strips)) > 0)
 
 
 def _size_of(slide: Path) -> tuple[int, int]:

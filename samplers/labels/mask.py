@@ -11,7 +11,7 @@ from samplers.labels import polygons
 from samplers.labels.base import Annotation, Label
 from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
 from samplers.labels.mask_levels import checked_levels
-from samplers.labels.mask_values import MaskValues
+from samplers.labels.mask_values import MaskValues, count_values
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 
@@ -55,13 +55,13 @@ class MaskLabel(Label):
         if small and not reasons:
             pixels = self.mask.read_level(0, 0, *sizes[small[0]], small[0])
             where = f" at level {small[0]}" if small[0] else ""
-            reasons = self._values.reasons(np.bincount(pixels.ravel(), minlength=256), where)
+            reasons = self._values.reasons(count_values(pixels), where)
         others = sorted(set(range(len(sizes))) - set(exact))
         if others and not reasons:
             self.left_out.append(
-                f"{self.mask.path}: the levels {', '.join(map(str, others))} have values that level 0 does not have "
-                "there (averages, probably): they are not used, which takes longer. Make the levels without "
-                "interpolation"
+                f"{self.mask.path}: levels with values that level 0 does not have there (averages, probably), or that "
+                f"are too small to tell, are not used, which takes longer: {', '.join(map(str, others))}. Make the "
+                "levels without interpolation"
             )
         return reasons
 

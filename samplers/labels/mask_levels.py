@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from samplers.labels.mask_values import count_values
 from samplers.slides.slide import Slide
 
 _PLACES = 12  # that are compared
@@ -44,7 +45,7 @@ def _known(path: Path, size: int, time: int) -> list[CheckedLevels]:
 
 
 def _compare(mask: Slide) -> CheckedLevels:
-    bad: set[int] = set()
+    good, bad = {0}, set[int]()
     counts = np.zeros(256, np.int64)
     sides = [min(_BLOCK, side) for side in (mask.width, mask.height)]
     for x, y in _places(mask):
@@ -52,7 +53,7 @@ def _compare(mask: Slide) -> CheckedLevels:
             int(np.clip(c - s // 2, 0, f - s)) for c, s, f in zip((x, y), sides, (mask.width, mask.height))
         )
         block = mask.read_level(left, top, sides[0], sides[1], 0)
-        counts += np.bincount(block.ravel(), minlength=256)
+        counts += count_values(block)
         finer, corner, finer_downsample = block, (float(left), float(top)), 1.0
         for level in range(1, len(mask.level_sizes)):
             downsample = mask.downsamples[level]
@@ -67,11 +68,12 @@ def _compare(mask: Slide) -> CheckedLevels:
             scale = downsample / finer_downsample
             offset = [f * scale - c / finer_downsample for f, c in zip(first, corner)]
             if _has_values_of(window, finer, scale, offset):
+                good.add(level)
                 finer, finer_downsample = window, downsample
                 corner = (first[0] * downsample, first[1] * downsample)
             else:
                 bad.add(level)
-    return CheckedLevels(tuple(level for level in range(len(mask.level_sizes)) if level not in bad), counts)
+    return CheckedLevels(tuple(sorted(good - bad)), counts)
 
 
 def _has_values_of(window: np.ndarray, finer: np.ndarray, scale: float, offset: list[float]) -> bool:
@@ -80,17 +82,15 @@ def _has_values_of(window: np.ndarray, finer: np.ndarray, scale: float, offset: 
     `scale`: finer pixels per pixel; `offset` (x, y): the window's corner in finer pixels. The margin of half a pixel
     is for levels whose sizes are rounded.
     """
-    margin = max(1.0, scale / 2)
-    bounds = []
+    centres = []
     for start, count, limit in zip(offset, window.shape[::-1], finer.shape[::-1]):
-        places = start + np.arange(count) * scale
-        low, high = np.floor(places - margin), np.ceil(places + scale + margin)
-        bounds.append((np.clip(low, 0, limit).astype(int), np.clip(high, 0, limit).astype(int)))
-    (left, right), (top, bottom) = bounds
-    for value in np.unique(window)[:_MAX_VALUES]:
-        sums = cv2.integral((finer == value).view(np.uint8))
-        inside = sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)]
-        if ((inside + sums[np.ix_(top, left)] == 0) & (window == value)).any():
+        centres.append(np.clip(start + (np.arange(count) + 0.5) * scale, 0, limit - 1).astype(int))
+    grid = np.ix_(*reversed(centres))
+    others = window != finer[grid]
+    side = int(scale + 2 * max(1.0, scale / 2)) | 1
+    for value in np.flatnonzero(np.bincount(window[others]))[:_MAX_VALUES]:
+        near = cv2.dilate((finer == value).view(np.uint8), np.ones((side, side), np.uint8))
+        if (others & (window == value) & (near[grid] == 0)).any():
             return False
     return True
 
@@ -107,7 +107,7 @@ def _places(mask: Slide) -> list[tuple[float, float]]:
     level = levels[0]
     view = mask.read_level(0, 0, *mask.level_sizes[level], level)
     chosen = []
-    counts = np.bincount(view.ravel(), minlength=256)
+    counts = count_values(view)
     rare = [value for value in np.argsort(counts, kind="stable") if counts[value]][:-1]
     for value in rare[: _PLACES // 2]:
         chosen.append(rng.choice(np.argwhere(view == value)))

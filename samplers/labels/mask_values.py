@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -47,7 +49,7 @@ class MaskValues:
         classes = cv2.LUT(values, self._table)
         if not np.any(classes == _LOOK_CLOSER):
             return classes
-        reasons = self.reasons(np.bincount(values.ravel(), minlength=256))
+        reasons = self.reasons(count_values(values))
         if reasons:
             raise ReadError(reasons[0])
         return cv2.LUT(values, self.classes)
@@ -80,6 +82,12 @@ class MaskValues:
                 f"{_listed(present, counts)}{where}. Save the mask without both, or name the values in --label_map"
             ]
         return []
+
+
+def count_values(pixels: np.ndarray) -> np.ndarray:
+    """Return how often each value occurs in uint8 (h, w): int (256,). NumPy takes ten times as long."""
+    image: Any = np.ascontiguousarray(pixels)
+    return np.asarray(cv2.calcHist([image], [0], None, [256], [0, 256])[:, 0], np.int64)
 
 
 def _listed(values: np.ndarray, counts: np.ndarray) -> str:

@@ -133,6 +133,8 @@ def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str
     name = f"{path}: {'tile' if page.is_tiled else 'strip'}"
     if len(offsets) != len(counts) or len(offsets) == 0:
         return [f"{name}s of image {page.index}: {len(offsets)} offsets, but {len(counts)} sizes"]
+    if not counts.any():
+        return [f"{path}: image {page.index} has no pixels, its {len(counts)} tiles or strips are empty"]
     behind = np.flatnonzero((offsets + counts > file_size) & (counts > 0))
     if not len(behind):
         return []

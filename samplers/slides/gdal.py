@@ -5,15 +5,18 @@ That is the indices of a palette, compression with Zstandard, and 64-bit numbers
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 _CACHE_MB = 64  # for all files together; by default GDAL takes a twentieth of the memory in each process
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # slides have no place on earth
 
 
 class GdalHandle:

@@ -38,6 +38,7 @@ class VipsHandle:
         self._type = _TYPES.get(image.format)
         if self._type is None:
             raise DataError(f"has {image.format} pixels")
+        self._image = image  # may own the pixels
         self._region = pyvips.Region.new(image)
         self.tiles = 0.0  # estimate of how many libvips keeps decoded
         self.held_bytes = 0

@@ -100,6 +100,12 @@ def _open_tiff(path: Path) -> MaskFile:
     pages = tiff_pages.pages_of(path)
     first, levels = levels_of(pages)
     _check_page(path, first)
+    alike = sum(page.size == first.size for page in pages)
+    if alike > 1:
+        raise DataError(
+            f"{path}: has {alike} images of {first.width} × {first.height} pixels. A mask is one, whose values are the "
+            "classes, not one for each class"
+        )
     alpha = len(first.extra) == 1
     gdal = (
         first.photometric == tiff_pages.PALETTE

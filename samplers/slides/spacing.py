@@ -12,7 +12,8 @@ from samplers.slides.tiff_pages import Page
 
 PLAUSIBLE_SPACING = (0.05, 20.0)  # µm/px; outside, the resolution is for print (72 dpi) or was forgotten
 
-_MPP = re.compile(r"\bmpp(?:[ _.-]?x)?[\"']?\s*[:=]\s*[\"']?([0-9.,eE+-]+)", re.IGNORECASE)
+_NUMBER = r"(-?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?)(?![0-9]|[.,][0-9])"
+_MPP = re.compile(rf"\bmpp(?:[ _.-]?x)?[\"']?\s*[:=]\s*[\"']?{_NUMBER}", re.IGNORECASE)
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)>")
 _ATTRIBUTE = re.compile(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 _IMAGEJ_UNIT = re.compile(r"^unit=(.*)$", re.MULTILINE)
