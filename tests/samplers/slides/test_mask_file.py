@@ -72,7 +72,7 @@ def test_the_indices_of_a_palette_are_the_classes(
 
 
 def test_pixels_that_pillow_decoded_live_as_long_as_the_slide(tmp_path: Path, classes: np.ndarray) -> None:
-    paletted(classes, [0, 0, 0, 255, 0, 0]).save(tmp_path / "m.png")
+    paletted(classes, [0, 0, 0, 255, 0, 0, 0, 255, 0]).save(tmp_path / "m.png")
     with Slide(tmp_path / "m.png", kind="label") as mask:
         mask.read(0, 0, 1, 1)
         others = [np.full((HEIGHT, WIDTH), 77, np.uint8) for _ in range(100)]
