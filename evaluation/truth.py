@@ -9,7 +9,6 @@ from math import ceil
 from pathlib import Path
 from typing import Union
 
-import cv2
 import numpy as np
 
 from evaluation.each import spared
@@ -17,6 +16,8 @@ from evaluation.froc import SPACING
 from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
 from samplers.labels.label import MASK_SUFFIXES, Label, LabelMap, PolygonLabel, open_label
 from samplers.labels.label_map import IGNORED, UNANNOTATED, shows_tumour
+from samplers.labels.mask_levels import checked_levels
+from samplers.labels.mask_values import MaskValues
 from samplers.pairs.checks import check_label
 from samplers.pairs.folders import is_file, listed
 from samplers.pairs.names import is_normal, plain_key, slide_key
@@ -219,16 +220,17 @@ def _reach(areas: Iterable[AnnotatedArea]) -> tuple[int, int]:
 
 
 def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
-    values = label_map.values()
-    numbers = [int(group) for group, _ in label_map.groups if group.isdecimal()]
+    values, levels = MaskValues(label_map, mask), checked_levels(mask)
+    for reason in values.reasons(levels.counts):
+        raise DataError(reason)
     for level, real in enumerate(mask.downsamples):
         if abs(real / downsample - 1) < _SAME_LEVEL:
             pixels = mask.read_level(0, 0, *mask.level_sizes[level], level)
-            if pixels.max() == 255 and not numbers:
+            if pixels.max() == 255 and values.classes[1:].all():
                 # Averages of a 0/255 mask: for the organisers only 255 is tumour.
-                return np.where(pixels == 255, values[255], values[0])
-            if not numbers or np.isin(np.unique(pixels), [0, *numbers]).all():  # no averages of classes
-                return cv2.LUT(pixels, values)
+                return np.where(pixels == 255, values.classes[255], values.classes[0])
+            if level in levels.exact:
+                return values.of(pixels)
     columns, rows = (
         np.minimum(np.arange(count) * downsample + downsample // 2, limit - 1)
         for count, limit in zip(_grid((mask.width, mask.height), downsample), (mask.width, mask.height))
@@ -237,7 +239,7 @@ def _mask_at(mask: Slide, downsample: int, label_map: LabelMap) -> np.ndarray:
     for part in np.array_split(rows, max(1, mask.height // _STRIP_ROWS)):
         top, bottom = int(part[0]), int(part[-1]) + 1
         strips.append(mask.read_level(0, top, mask.width, bottom - top, 0)[np.ix_(part - top, columns)])
-    return cv2.LUT(np.concatenate(strips), values)
+    return values.of(np.concatenate(strips))
 
 
 def _grid(size: tuple[int, int], downsample: int) -> tuple[int, int]:

@@ -9,19 +9,19 @@ CAMELYON16).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import shapely
 
 from samplers.labels import polygons
 from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, not_ignored, polygons_of, read_areas
-from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, NO_GROUP, LabelMap, shows_tumour
+from samplers.labels.base import Annotation, Label
+from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, NO_GROUP, LabelMap
+from samplers.labels.mask import MaskLabel
 from samplers.slides.errors import DataError
-from samplers.slides.frame import SlideFrame, mask_scale
-from samplers.slides.slide import Slide, inside
+from samplers.slides.frame import SlideFrame
+from samplers.slides.slide import Slide
 
 __all__ = [
     "DEFAULT_GROUPS",
@@ -35,62 +35,6 @@ __all__ = [
 ]
 
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
-_REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
-_MAX_MASK_PIXELS = 64 << 20  # of the level that a mask's thumbnail is made from
-_MAX_STRIP_PIXELS = 16 << 20  # that are read of it at once
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """The visible part of an annotated area: inside the slide and not painted over by another class."""
-
-    polygon: shapely.Geometry  # Polygon or MultiPolygon, in level-0 pixels
-    value: int  # class
-    group: str  # for a mask its class
-
-
-class Label:
-    """The label of a slide. The base class is the label of a slide without tumour: all pixels are class 0."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size  # (width, height) of the slide at level 0
-        self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
-
-    def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
-
-        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
-        not inside the slide, ReadError if a mask cannot be decoded.
-        """
-        for start, size, limit in ((x_l0, width, self.size[0]), (y_l0, height, self.size[1])):
-            inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
-        return self._read(x_l0, y_l0, width, height, downsample)
-
-    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        return np.zeros((height, width), np.uint8)
-
-    def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """Return the classes of the whole slide: uint8 (height, width).
-
-        A pixel shows the largest class that covers any part of it, so that no lesion is too small to be seen. It shows
-        IGNORED only if no part of it has a known class.
-        """
-        return np.zeros((height, width), np.uint8)
-
-    def annotations(self) -> list[Annotation]:
-        """Return all annotations whose class is known, in the order of painting."""
-        return []
-
-    @property
-    def held_bytes(self) -> int:
-        """The estimated bytes of decoded tiles that libvips keeps in memory."""
-        return 0
-
-    def release(self) -> None:
-        """Free the memory of tiles that can be decoded again."""
-
-    def close(self) -> None:
-        """Close the file, if one is open."""
 
 
 class PolygonLabel(Label):
@@ -195,71 +139,6 @@ class PolygonLabel(Label):
             if left_px < right_px and top_px < bottom_px:
                 result.append((number, (int(top_px), int(bottom_px), int(left_px), int(right_px))))
         return result
-
-
-class MaskLabel(Label):
-    """A mask image of the whole slide, of its size or shrunk, see `mask_scale`."""
-
-    def __init__(self, path: Path, slide: Slide | SlideFrame, label_map: LabelMap) -> None:
-        super().__init__((slide.width, slide.height))
-        self.mask = Slide(path, kind="label")
-        self._scale = mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
-        self._values = label_map.values()
-        self._unannotated = label_map.unannotated
-
-    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        pixels = self.mask.read_grid(
-            x_l0 / self._scale, y_l0 / self._scale, width, height, downsample / self._scale
-        )
-        return cv2.LUT(pixels, self._values)
-
-    def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """Return the whole slide, each pixel the largest class that it covers, from a level of at most 64 Mpx."""
-        sizes = self.mask.level_sizes
-        level = next((i for i, (w, h) in enumerate(sizes) if w * h <= _MAX_MASK_PIXELS), len(sizes) - 1)
-        level_width, level_height = sizes[level]
-        width_px, height_px = min(width, level_width), min(height, level_height)
-        columns = np.arange(width_px) * level_width // width_px
-        rows = np.arange(height_px) * level_height // height_px
-        # How many pixels of the level a pixel of the thumbnail meets at most.
-        ratios = (level_height / height_px, level_width / width_px)
-        span = tuple(int(ratio) if ratio == int(ratio) else int(ratio) + 2 for ratio in ratios)
-        result = np.empty((height_px, width_px), np.uint8)
-        step = max(1, int(_MAX_STRIP_PIXELS / level_width / span[0]))
-        for first in range(0, height_px, step):
-            part = rows[first : first + step]
-            bottom = min(int(part[-1]) + span[0], level_height)
-            strip = self.mask.read_level(0, int(part[0]), level_width, bottom - int(part[0]), level)
-            shifted = cv2.LUT(strip, self._values + np.uint8(1))  # IGNORED becomes 0, less than every class
-            classes = cv2.dilate(shifted, np.ones(span, np.uint8), anchor=(0, 0))
-            result[first : first + step] = classes[np.ix_(part - part[0], columns)] - np.uint8(1)
-        if (width_px, height_px) == (width, height):
-            return result
-        return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-
-    def annotations(self) -> list[Annotation]:
-        """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side.
-
-        Class 0 has regions only where unannotated pixels are ignored: else it is what no region covers.
-        """
-        shrink = max(1.0, max(self.size) / _REGION_SIDE)
-        width, height = (max(1, round(side / shrink)) for side in self.size)
-        classes = self.thumbnail(width, height)
-        scale = (self.size[0] / width, self.size[1] / height)
-        shown = classes != IGNORED if self._unannotated == IGNORED else shows_tumour(classes)
-        return [
-            Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, shown, scale)
-        ]
-
-    @property
-    def held_bytes(self) -> int:
-        return self.mask.held_bytes
-
-    def release(self) -> None:
-        self.mask.release()
-
-    def close(self) -> None:
-        self.mask.close()
 
 
 def open_label(path: Path | None, slide: Slide | SlideFrame, label_map: LabelMap) -> Label:

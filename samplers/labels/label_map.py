@@ -80,6 +80,13 @@ class LabelMap:
             table[pixel_value] = value
         return table
 
+    def named(self) -> np.ndarray:
+        """Return which values of a mask have a class: bool (256,). All, unless a group is a number; 0 always."""
+        numbers = [int(group) for group, _ in self.groups if group.isdecimal()]
+        named = np.full(256, not any(number < 256 for number in numbers))
+        named[[0, *(number for number in numbers if number < 256)]] = True
+        return named
+
 
 def swapped_classes(label_map: LabelMap) -> str | None:
     """Return a warning if a group that is known to be tumour has class 0; None if none has."""

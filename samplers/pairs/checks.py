@@ -18,9 +18,9 @@ import tifffile
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.pairs.folders import broken_link
 from samplers.slides.errors import DataError
-from samplers.slides.formats import TIFF_ERRORS
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
+from samplers.slides.tiff_pages import TIFF_ERRORS
 from samplers.tissue import tissue_mask
 from utils.failures import failure_of
 
@@ -63,9 +63,9 @@ def _reasons(
         reasons = _check_slide(slide, img_size, resolution)
         label = open_label(label_path, slide, label_map)
         try:
+            reasons += check_label(label)
             for reason in label.left_out:
                 logging.getLogger(__name__).warning("%s", reason)
-            reasons += check_label(label)
         finally:
             label.close()
         return reasons
@@ -93,7 +93,7 @@ def check_label(label: Label) -> list[str]:
     """Return the reasons why a label cannot be used. Raises ReadError if a region of a mask cannot be decoded."""
     if isinstance(label, MaskLabel):  # an empty mask is valid: the slide has no tumour
         decode_samples(label.mask)
-        return []
+        return label.check()
     if isinstance(label, PolygonLabel):
         values = {annotation.value for annotation in label.annotations()}
         # If only exclusions are left because the group of the lesions is unknown, the slide is not tumour-free.
@@ -146,6 +146,8 @@ def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str
     name = f"{path}: {'tile' if page.is_tiled else 'strip'}"
     if len(offsets) != len(counts) or len(offsets) == 0:
         return [f"{name}s of image {page.index}: {len(offsets)} offsets, but {len(counts)} sizes"]
+    if not counts.any():
+        return [f"{path}: image {page.index} has no pixels, its {len(counts)} tiles or strips are empty"]
     behind = np.flatnonzero((offsets + counts > file_size) & (counts > 0))
     if not len(behind):
         return []

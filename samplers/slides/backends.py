@@ -7,7 +7,7 @@ and, whatever `fail_on` says, only leaves a message in its error buffer, so we l
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import openslide
 import pyvips
 
 from samplers.slides.errors import DataError, ReadError
-from samplers.slides.formats import Level, missing_tiles, one_line, vips_image
+from samplers.slides.handle import one_line
+from samplers.slides.levels import Level
+from samplers.slides.tiff_pages import missing_tiles
 from samplers.slides.vips_errors import vips_faults
 
 # libvips keeps rows of decoded tiles for each level, 300 MB for a width of 100 000 pixels. Above this limit the level
@@ -27,23 +29,25 @@ _CACHED_ROWS = 3.5  # measured: 37 MB (3 MB of it the region's own) with 12 tile
 OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
 
 
-class _Handle:
-    """A level opened by one thread, because libvips regions belong to the thread that made them."""
-
-    def __init__(self, image: Any) -> None:
-        self.bands = image.bands
-        self.region = pyvips.Region.new(image)
-        self.tiles = 0.0  # estimate of how many libvips keeps decoded
-        self.held_bytes = 0
-
-
 class VipsReader:
-    """Reads the levels of a file with libvips. Several threads may read at once."""
+    """Reads the levels of a file with libvips (some masks with GDAL). Several threads may read at once.
 
-    def __init__(self, path: Path, kind: str, levels: Sequence[Level]) -> None:
+    `open_level` opens a level: a handle with `fetch`. `finish` makes uint8 (h, w, 3), or of a label (h, w), of what a
+    handle fetches, and raises DataError if it cannot be that.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        levels: Sequence[Level],
+        open_level: Callable[[Level], Any],
+        finish: Callable[[np.ndarray, bool], np.ndarray],
+    ) -> None:
         self.path, self.kind, self._levels = path, kind, levels
+        self._open_level, self._finish = open_level, finish
         self._threads = threading.local()
-        self._handles: list[dict[int, _Handle]] = []  # of all threads
+        self._handles: list[dict[int, Any]] = []  # of all threads
         self._missing: dict[
             int, np.ndarray
         ] = {}  # by level: tiles that are not in the file, looked up after an error
@@ -55,7 +59,7 @@ class VipsReader:
             try:
                 return self._fetch(x, y, width, height, level)
             except ReadError:
-                missing = missing_tiles(self.path, self._levels[level])
+                missing = missing_tiles(self.path, self._levels[level].options)
                 if missing is None or not missing.any():
                     raise
                 self._missing[level] = missing
@@ -77,19 +81,17 @@ class VipsReader:
         handles = self._thread_handles()
         try:
             if level not in handles:
-                handles[level] = _Handle(vips_image(self.path, self.kind, self._levels[level].options))
+                handles[level] = self._open_level(self._levels[level])
             handle = handles[level]
             with vips_faults.watched():
-                data = handle.region.fetch(x, y, width, height)
+                pixels = handle.fetch(x, y, width, height)
+            pixels = self._finish(pixels, handle.alpha)
         except (pyvips.Error, DataError, RuntimeError) as error:
             handles.pop(level, None)  # it may keep the damaged tile, and return it without an error next time
             region = region_name(x, y, width, height, level)
             raise ReadError(f"{self.path}: {region}: {one_line(error)}") from error
         self._count(handles, level, width, height)
-        pixels = np.frombuffer(data, np.uint8).reshape(height, width, handle.bands)
-        if self.kind == "label":
-            return pixels[:, :, 0]
-        return pixels if handle.bands == 3 else np.repeat(pixels, 3, axis=2)
+        return pixels
 
     def _fetch_sparse(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
         """Read tile by tile, white (a label: 0) where a tile is missing: TIFFs may leave out what was not scanned."""
@@ -106,15 +108,15 @@ class VipsReader:
                     pixels[top - y : bottom - y, left - x : right - x] = part
         return pixels
 
-    def _thread_handles(self) -> dict[int, _Handle]:
-        handles: dict[int, _Handle] | None = getattr(self._threads, "handles", None)
+    def _thread_handles(self) -> dict[int, Any]:
+        handles: dict[int, Any] | None = getattr(self._threads, "handles", None)
         if handles is None:
             handles = self._threads.handles = {}
             with self._lock:
                 self._handles.append(handles)
         return handles
 
-    def _count(self, handles: dict[int, _Handle], level: int, width: int, height: int) -> None:
+    def _count(self, handles: dict[int, Any], level: int, width: int, height: int) -> None:
         """Add the tiles that a read leaves in libvips' cache; a level with too many is opened anew next time."""
         spec, handle = self._levels[level], handles[level]
         if spec.tile is None:
@@ -130,12 +132,12 @@ class VipsReader:
 
 
 class OpenSlideReader:
-    """Reads the levels of a file with OpenSlide. Several threads may read at once."""
+    """Reads the levels of a slide with OpenSlide. Several threads may read at once."""
 
     held_bytes = 0  # one cache serves all slides
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock = threading.Lock()
         self._open()
 
@@ -156,8 +158,6 @@ class OpenSlideReader:
             with self._lock:
                 self._open()  # after an error OpenSlide refuses every further read
             raise ReadError(f"{self.path}: {region_name(x, y, width, height, level)}: {error}") from error
-        if self.kind == "label":
-            return np.ascontiguousarray(rgba[:, :, 0])
         pixels = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
         pixels[rgba[:, :, 3] == 0] = 255  # never scanned
         return pixels

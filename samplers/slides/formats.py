@@ -5,39 +5,41 @@ libvips reads tiled JPEG about three times as fast as OpenSlide, so it reads all
 
 from __future__ import annotations
 
-import re
-import struct
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import openslide
-import pyvips
-import tifffile
 
+from samplers.slides import tiff_pages
 from samplers.slides.errors import DataError
-from samplers.slides.vips_errors import vips_faults
+from samplers.slides.handle import open_image
+from samplers.slides.levels import Level, downsample_of, levels_of
+from samplers.slides.spacing import plausible, png_spacing, tiff_spacing
+from samplers.slides.tiff_pages import Page
+
+__all__ = ["downsample_of"]  # evaluation/ takes it from here
+
+log = logging.getLogger(__name__)
 
 # Formats that libvips reads correctly (None: OpenSlide does not know the format, for example PNG). Files of other
 # vendors are often TIFF as well, but with overlapping tiles, several scenes or giant JPEG strips.
 VIPS_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips", "trestle")
-PLAUSIBLE_SPACING = (0.05, 20.0)  # µm/px; outside, the resolution is for print (72 dpi) or was forgotten
 
 _JPEG_2000 = (33003, 33005)  # Aperio's TIFF compressions
-# The errors that tifffile raises for a damaged file.
-TIFF_ERRORS = (tifffile.TiffFileError, struct.error, OSError, ValueError, LookupError, TypeError)
-
-# Otherwise libvips would keep files and their tiles after we have closed them.
-pyvips.cache_set_max(0)
 
 
-class Level(NamedTuple):
-    """The place of a level in the file and its size in pixels."""
+class NotForVipsError(DataError):
+    """A file that only OpenSlide may read."""
 
-    options: dict[str, int]  # for the libvips loader: the page or the SubIFD
-    width: int
-    height: int
-    tile: tuple[int, int] | None  # (width, height); None: the first read decodes the whole level
+
+class SlideFile(NamedTuple):
+    """The levels of a slide, its spacing in µm/px (None: not known), and whether libvips reads it, else OpenSlide."""
+
+    levels: list[Level]
+    spacing: float | None
+    by_vips: bool
+    extra_band: bool = False  # that has no meaning
 
 
 def vendor_of(path: Path) -> str | None:
@@ -49,66 +51,44 @@ def vendor_of(path: Path) -> str | None:
     return vendor
 
 
-def vips_image(path: Path, kind: str, options: dict[str, int]) -> Any:
-    """Open a level as a libvips image: 8-bit RGB or grey, for a label one band. Raises DataError if it cannot."""
-    try:
-        # Random access: sequential reading refuses to go back.
-        with vips_faults.opening():
-            image = pyvips.Image.new_from_file(str(path), access="random", fail_on="error", **options)
-    except pyvips.Error as error:
-        raise DataError(f"{path}: cannot be opened: {one_line(error)}") from error
-    if kind == "label":
-        return _one_band(image)
+def rgb_image(path: Path, image: Any, extra_band: bool) -> Any:
+    """Return an image of libvips as 8-bit RGB or grey, transparent pixels white. Raises DataError if it is neither.
+
+    `extra_band`: the last band has no meaning; otherwise it is opacity.
+    """
     if image.format != "uchar":
         raise DataError(f"{path}: has {image.format} pixels, 8 bits per channel are needed")
-    if image.hasalpha():
-        image = image.flatten(background=255)
-    return image if image.bands in (1, 3) else image.colourspace("srgb")
+    colours = {"srgb": 3, "b-w": 1}.get(image.interpretation, 0)
+    if not colours or image.bands - colours not in (0, 1):
+        raise DataError(f"{path}: has {image.bands} bands ({image.interpretation}), RGB is needed")
+    if image.bands == colours:
+        return image
+    return image.extract_band(0, n=colours) if extra_band else image.flatten(background=255)
 
 
-def _one_band(image: Any) -> Any:
-    """Return the values of a mask as one band, of a colour image the largest: grey saved as RGB has equal bands."""
-    band = image[0]
-    for number in range(1, image.bands - (1 if image.hasalpha() else 0)):
-        band = (band > image[number]).ifthenelse(band, image[number])
-    return band if band.format == "uchar" else band.cast("uchar")
+def vips_slide(path: Path, vendor: str | None) -> SlideFile:
+    """Return what a slide holds that libvips reads, perhaps with OpenSlide's help.
 
-
-def vips_levels(path: Path, kind: str, vendor: str | None) -> tuple[list[Level], float | None]:
-    """Return the levels of an image that libvips reads, and its spacing in µm/px if known."""
-    if vendor == "aperio" and _compression(path) in _JPEG_2000:
-        raise DataError(f"{path}: libvips is built without JPEG 2000")
-    image = vips_image(path, kind, {})
-    levels = [Level({}, image.width, image.height, _tile(image))]
-    # Pyramids are tiled; pages in strips are the scanner's thumbnail, label and macro images.
-    subifds, pages = _field(image, "n-subifds", 0), _field(image, "n-pages", 1)
-    others = [{"subifd": i} for i in range(subifds)] or [{"page": i} for i in range(1, pages)]
-    slack = max(_tile(image) or (2,)) if vendor == "philips" else 2  # its pages are padded to whole tiles
-    for options in others if levels[0].tile else []:
-        page = vips_image(path, kind, options)
-        size = (page.width, page.height)
-        if kind == "image" and image.bands == 1 and size == (image.width, image.height):
-            raise DataError(f"{path}: has one colour per page, RGB is needed")
-        if _tile(page) and _is_level(size, levels, slack):
-            levels.append(Level(options, *size, _tile(page)))
-    spacing = described_spacing(_field(image, "image-description", ""))
-    if vendor == "philips":
-        with openslide.OpenSlide(path) as slide:
-            true, spacing = openslide_levels(slide)
-        if len(true) != len(levels):
-            raise DataError(f"{path}: OpenSlide finds {len(true)} levels, libvips {len(levels)}")
-        levels = [level._replace(width=t.width, height=t.height) for level, t in zip(levels, true)]
-    loader = image.get("vips-loader")
-    if spacing is None and loader.startswith(("tiffload", "pngload", "jpegload")) and image.xres > 0:
-        spacing = _plausible(1000 / image.xres)  # xres: pixels per millimetre
-    return levels, spacing
+    Raises DataError if it is no RGB, NotForVipsError if OpenSlide may read it.
+    """
+    if tiff_pages.is_tiff(path):
+        return _tiff_slide(path, vendor)
+    image = rgb_image(path, open_image(path, {}), extra_band=False)
+    loader = str(image.get("vips-loader"))
+    spacing = None
+    if loader.startswith("pngload"):
+        spacing = png_spacing(path)
+    elif loader.startswith("jpegload") and image.xres > 0:
+        spacing = plausible(1000 / image.xres)  # xres: pixels per millimetre
+    _warn_of_grey(path, image.bands)
+    return SlideFile([Level({}, image.width, image.height, None)], spacing, by_vips=True)
 
 
 def openslide_levels(slide: openslide.OpenSlide) -> tuple[list[Level], float | None]:
     """Return the levels as OpenSlide finds them, and the spacing in µm/px if known."""
     mpp = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
     levels = [Level({}, width, height, None) for width, height in slide.level_dimensions]
-    return levels, _plausible(mpp) if mpp else None
+    return levels, plausible(mpp) if mpp else None
 
 
 def bounds_origin(slide: openslide.OpenSlide) -> tuple[int, int]:
@@ -118,79 +98,52 @@ def bounds_origin(slide: openslide.OpenSlide) -> tuple[int, int]:
     return x, y
 
 
-def missing_tiles(path: Path, level: Level) -> np.ndarray | None:
-    """Return which tiles of a TIFF level are not in the file (0 bytes: never scanned): bool (rows, columns).
-
-    None if the level has no tiles or the file is damaged.
-    """
-    if level.tile is None:
-        return None
+def _tiff_slide(path: Path, vendor: str | None) -> SlideFile:
+    pages = tiff_pages.pages_of(path)
+    # Philips' pages are padded to whole tiles. The others' first image is level 0 by definition.
+    slack = max(pages[0].tile or (2,)) if vendor == "philips" else 2
+    first, levels = levels_of(pages, slack, from_first=vendor not in (None, "generic-tiff"))
+    if first.samples == 1 and any(page is not first and page.size == first.size for page in pages):
+        raise DataError(f"{path}: has one colour per page, RGB is needed")
+    spacing = tiff_spacing(pages, first)
+    if vendor is not None and not _vips_decodes(first):
+        if (
+            first.bits != 8
+            or first.samples != 3
+            or first.photometric not in (tiff_pages.RGB, tiff_pages.YCBCR)
+        ):
+            raise DataError(
+                f"{path}: has {first.samples} bands of {first.bits} bits, RGB of 8 bits is needed"
+            )
+        with openslide.OpenSlide(path) as slide:
+            levels, mpp = openslide_levels(slide)
+        return SlideFile(levels, mpp if spacing is None else spacing, by_vips=False)
+    if vendor == "aperio" and first.compression in _JPEG_2000:
+        raise NotForVipsError(f"{path}: libvips is built without JPEG 2000")
+    extra_band = first.extra == (tiff_pages.UNSPECIFIED,) or (first.samples == 4 and not first.extra)
     try:
-        with tifffile.TiffFile(path) as tiff:
-            page: Any = tiff.pages[level.options.get("page", 0)]
-            if "subifd" in level.options:
-                page = page.pages[level.options["subifd"]]
-            shape = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
-            return np.array(page.databytecounts).reshape(shape) == 0
-    except TIFF_ERRORS:
-        return None
+        image = open_image(path, first.options)
+    except DataError as error:
+        raise NotForVipsError(str(error)) from error
+    image = rgb_image(path, image, extra_band)
+    _warn_of_grey(path, image.bands)
+    if vendor == "philips":
+        with openslide.OpenSlide(path) as slide:
+            true, spacing = openslide_levels(slide)
+        if len(true) != len(levels):
+            raise NotForVipsError(f"{path}: OpenSlide finds {len(true)} levels, libvips {len(levels)}")
+        levels = [level._replace(width=t.width, height=t.height) for level, t in zip(levels, true)]
+    return SlideFile(levels, spacing, by_vips=True, extra_band=extra_band)
 
 
-def _compression(path: Path) -> int:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return int(tiff.pages[0].tags["Compression"].value)  # type: ignore[union-attr]
-    except TIFF_ERRORS as error:
-        raise DataError(f"{path}: cannot be read as TIFF: {error}") from error
+def _vips_decodes(page: Page) -> bool:
+    raw_ycbcr = page.photometric == tiff_pages.YCBCR and page.compression not in (
+        *(tiff_pages.JPEG, tiff_pages.OLD_JPEG, tiff_pages.WEBP, *_JPEG_2000),
+    )
+    known = page.compression in (*tiff_pages.VIPS_COMPRESSIONS, *_JPEG_2000)
+    return known and not raw_ycbcr and not (page.separate and page.tile)
 
 
-def downsample_of(full: tuple[int, int], size: tuple[int, int]) -> float:
-    """Return the level-0 pixels per pixel of a level of this size, a whole number if rounding explains the rest."""
-    real = (full[0] / size[0] + full[1] / size[1]) / 2
-    whole = max(1, round(real))
-    return float(whole) if all(abs(f / whole - s) < 1 for f, s in zip(full, size)) else real
-
-
-def described_spacing(description: str) -> float | None:
-    """Return the spacing in µm/px from Aperio's or OME's image description, None if it has none."""
-    aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", description)
-    ome = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', description)
-    unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', description)
-    if not aperio and unit and unit.group(1) not in ("µm", "μm", "um", "&#181;m", "&#xB5;m"):
-        return None
-    found = aperio or ome
-    return _plausible(found.group(1)) if found else None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _plausible(text: str | float) -> float | None:
-    """Return the spacing that a file states, None if it is not a number or cannot be a slide's."""
-    try:
-        spacing = float(text)
-    except ValueError:
-        return None
-    low, high = PLAUSIBLE_SPACING
-    return spacing if low <= spacing <= high else None
-
-
-def _field(image: Any, name: str, default: Any) -> Any:
-    return image.get(name) if image.get_typeof(name) else default
-
-
-def _tile(image: Any) -> tuple[int, int] | None:
-    width = _field(image, "tile-width", None)
-    return width and (width, image.get("tile-height"))
-
-
-def _is_level(size: tuple[int, int], levels: list[Level], slack: int) -> bool:
-    """Return whether a page is smaller than the last level and, to `slack` pixels, of level 0's shape.
-
-    The slack is for rounding or padding.
-    """
-    first, last = levels[0], levels[-1]
-    scale = max(first.width, first.height) / max(size)
-    fits = all(abs(full / scale - part) <= slack for full, part in zip((first.width, first.height), size))
-    return fits and size[0] < last.width and size[1] < last.height
+def _warn_of_grey(path: Path, bands: int) -> None:
+    if bands == 1:
+        log.warning("%s: has no colours, its grey is taken as red, green and blue alike", path)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tifffile
 
 from samplers.slides.errors import DataError
-from samplers.slides.formats import TIFF_ERRORS
+from samplers.slides.tiff_pages import TIFF_ERRORS
 from samplers.slides.slide import DEFAULT_SPACING, Slide
 
 _KEY = "frame_of_slide"  # of the JSON object in the image description

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -20,13 +21,16 @@ from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
 from samplers.slides.errors import DataError
 from samplers.slides.formats import (
     VIPS_VENDORS,
-    Level,
+    NotForVipsError,
     bounds_origin,
-    downsample_of,
     openslide_levels,
+    rgb_image,
     vendor_of,
-    vips_levels,
+    vips_slide,
 )
+from samplers.slides.handle import VipsHandle, open_image
+from samplers.slides.levels import Level, downsample_of
+from samplers.slides.mask_file import class_values, open_mask
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +52,22 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.frombuffer(reduced.write_to_memory(), np.uint8).reshape(height, width, 3)
 
 
+def _open_level(path: Path, extra_band: bool, level: Level) -> VipsHandle:
+    return VipsHandle(rgb_image(path, open_image(path, level.options), extra_band))
+
+
+def _as_rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+
+
 class Slide:
     """An open slide (uint8 RGB) or label mask (uint8, one band). A context manager; several threads may read at once.
 
     Attributes: `path`; `width` and `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the real
     ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed (with a
-    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`. Raises
-    DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError if a region is not
-    inside the slide.
+    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`; of a
+    mask also `bits` (per pixel) and `nodata` (a value, see `MaskFile`). Raises DataError if the file cannot be opened,
+    ReadError if a region cannot be decoded and ValueError if a region is not inside the slide.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
@@ -66,7 +78,10 @@ class Slide:
             raise DataError(f"{self.path}: no such file")
         if self.path.stat().st_size == 0:
             raise DataError(f"{self.path}: the file is empty (0 bytes)")
-        levels, spacing = self._open()
+        self.nodata: int | None = None
+        self.bits = 8
+        self.origin = (0, 0)
+        levels, spacing = self._open_mask() if kind == "label" else self._open()
         self.width, self.height = levels[0].width, levels[0].height
         self.level_sizes = tuple((level.width, level.height) for level in levels)
         self.downsamples = tuple(downsample_of(self.level_sizes[0], size) for size in self.level_sizes)
@@ -76,20 +91,31 @@ class Slide:
             log.warning("%s: no spacing in its metadata, assuming %g µm/px", self.path, DEFAULT_SPACING)
 
     def _open(self) -> tuple[list[Level], float | None]:
-        self.origin = (0, 0)
-        vendor = vendor_of(self.path)
         self._reader: VipsReader | OpenSlideReader
+        vendor = vendor_of(self.path)
         if vendor in VIPS_VENDORS:
             try:
-                levels, spacing = vips_levels(self.path, self.kind, vendor)
-                self._reader = VipsReader(self.path, self.kind, levels)
-                return levels, spacing
-            except DataError:
+                file = vips_slide(self.path, vendor)
+                if file.by_vips:
+                    open_level = partial(_open_level, self.path, file.extra_band)
+                    self._reader = VipsReader(self.path, self.kind, file.levels, open_level, _as_rgb)
+                else:
+                    self._reader = by_openslide = OpenSlideReader(self.path)
+                    self.origin = bounds_origin(by_openslide.slide)
+                return file.levels, file.spacing
+            except NotForVipsError:
                 if vendor in (None, "generic-tiff"):  # other formats may have what only OpenSlide reads
                     raise
-        self._reader = reader = OpenSlideReader(self.path, self.kind)
+        self._reader = reader = OpenSlideReader(self.path)
         self.origin = bounds_origin(reader.slide)
         return openslide_levels(reader.slide)
+
+    def _open_mask(self) -> tuple[list[Level], float | None]:
+        mask = open_mask(self.path)
+        finish = partial(class_values, step=mask.step)
+        self._reader = VipsReader(self.path, self.kind, mask.levels, mask.open_level, finish)
+        self.nodata, self.bits = mask.nodata, mask.bits
+        return mask.levels, mask.spacing
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Return a region of `width` × `height` pixels of `level`: uint8 (h, w, 3), of a label (h, w).
@@ -123,12 +149,16 @@ class Slide:
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         return _shrink(pixels, width, height)
 
-    def read_grid(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+    def read_grid(
+        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, level: int | None = None
+    ) -> np.ndarray:
         """Return values of a label at the points of a grid, without interpolation: uint8 (h, w).
 
-        A value is that of the pixel of the next finer level in which the point (x_l0 + (i + 0.5) · downsample, …) lies.
+        A value is that of the pixel of `level` in which the point (x_l0 + (i + 0.5) · downsample, …) lies; None means
+        the next finer level.
         """
-        level = self.level_at_least(downsample)
+        if level is None:
+            level = self.level_at_least(downsample)
         places = []
         for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level]):
             inside(

@@ -235,7 +235,7 @@ def test_regions_of_a_large_mask_are_right_to_a_pixel(
 ) -> None:
     mask = blobs() > 0
     label = open_label(write_levels(tmp_path / "m.tif", [mask.astype(np.uint8)]), slide, LabelMap())
-    monkeypatch.setattr("samplers.labels.label._REGION_SIDE", 30)
+    monkeypatch.setattr("samplers.labels.mask._REGION_SIDE", 30)
     area = shapely.union_all([a.polygon for a in label.annotations()])
     y, x = np.nonzero(mask)
     assert shapely.contains_xy(area.buffer(1e-6), x + 0.5, y + 0.5).all()

@@ -10,7 +10,7 @@ import pytest
 import pyvips
 import tifffile
 
-from samplers.slides import backends, formats, slide
+from samplers.slides import backends, slide
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 from tests.helpers.tiny_slides import shrink, texture, write_levels, write_philips
@@ -94,22 +94,6 @@ def test_levels_may_be_subifds(tmp_path: Path, array: np.ndarray) -> None:
         assert np.abs(s.read(0, 0, 166, 125, 1) - half).mean() < 12
 
 
-@pytest.mark.parametrize(
-    ("description", "spacing"),
-    [
-        ("Aperio Image Library\n1x1 |AppMag = 20|MPP = 0.4990|x", 0.499),
-        ('<OME><Pixels PhysicalSizeX="0.25" PhysicalSizeXUnit="µm"/></OME>', 0.25),
-        ('<OME><Pixels PhysicalSizeX="0.00025" PhysicalSizeXUnit="mm"/></OME>', None),
-        ("MPP = 0.0", None),
-        ("MPP = 0.2.5", None),
-        ('<OME><Pixels PhysicalSizeX="1e" PhysicalSizeXUnit="µm"/></OME>', None),
-        ("nothing", None),
-    ],
-)
-def test_spacing_out_of_the_description(description: str, spacing: float | None) -> None:
-    assert formats.described_spacing(description) == spacing
-
-
 @pytest.mark.parametrize("written", [None, 352.8])
 def test_missing_or_absurd_spacing_is_assumed_with_a_warning(
     tmp_path: Path, written: float | None, caplog: pytest.LogCaptureFixture
@@ -133,3 +117,100 @@ def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
     path = write_levels(tmp_path / "deep.tif", [texture(100, 100).astype(np.uint16) * 100])
     with pytest.raises(DataError, match=r"deep\.tif.*8 bits"):
         Slide(path)
+
+
+def write_bands(path: Path, array: np.ndarray, photometric: str, **options: object) -> Path:
+    common = {"tile": (64, 64), "compression": "zlib", "metadata": None}
+    tifffile.imwrite(path, array, photometric=photometric, **common, **options)
+    return path
+
+
+@pytest.mark.parametrize("value", [0, 9, 255])
+def test_an_extra_band_without_meaning_is_ignored(tmp_path: Path, value: int) -> None:
+    rgb = texture(100, 90)
+    rgbx = np.dstack([rgb, np.full((90, 100), value, np.uint8)])
+    path = write_bands(tmp_path / "s.tif", rgbx, "rgb", extrasamples=["unspecified"])
+    with Slide(path) as s:
+        np.testing.assert_array_equal(s.read(0, 0, 100, 90), rgb)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    rgb = texture(100, 90)
+    alpha = np.full((90, 100), 255, np.uint8)
+    alpha[:, 50:] = 0
+    path = write_bands(tmp_path / "s.tif", np.dstack([rgb, alpha]), "rgb", extrasamples=["unassalpha"])
+    with Slide(path) as s:
+        found = s.read(0, 0, 100, 90)
+    np.testing.assert_array_equal(found[:, :50], rgb[:, :50])
+    assert (found[:, 50:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "photometric", "dtype", "reason"),
+    [
+        (5, "rgb", np.uint8, "5 bands"),
+        (3, "minisblack", np.uint8, "3 bands"),  # three stains of fluorescence
+        (4, "minisblack", np.uint8, "4 bands"),
+        (4, "separated", np.uint8, "cmyk"),
+        (3, "rgb", np.uint16, "8 bits"),
+        (3, "rgb", np.float32, "8 bits"),
+        (3, "cielab", np.uint8, "s.tif"),
+    ],
+)
+def test_what_is_no_rgb_is_refused(
+    tmp_path: Path, bands: int, photometric: str, dtype: type, reason: str
+) -> None:
+    array = np.dstack([texture(100, 90)[:, :, :2]] * 3)[:, :, :bands].astype(dtype)
+    path = write_bands(tmp_path / "s.tif", array, photometric, planarconfig="contig")
+    with pytest.raises(DataError, match=rf"s\.tif.*{reason}|{reason}"):
+        Slide(path)
+
+
+def test_grey_is_taken_as_it_is_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grey = texture(100, 90)[:, :, 0]
+    with Slide(write_bands(tmp_path / "s.tif", grey, "minisblack")) as s:
+        np.testing.assert_array_equal(s.read(0, 0, 100, 90), np.dstack([grey] * 3))
+    assert "s.tif: has no colours" in caplog.text
+
+
+def test_separate_planes_are_read_by_openslide(tmp_path: Path) -> None:
+    array = texture(200, 150)
+    path = write_bands(
+        tmp_path / "s.tif", np.ascontiguousarray(array.transpose(2, 0, 1)), "rgb",
+        planarconfig="separate", description="MPP = 0.3",
+    )  # fmt: skip
+    with Slide(path) as s:
+        assert (s.spacing, s.spacing_known) == (0.3, True)
+        np.testing.assert_array_equal(s.read(10, 20, 130, 120), array[20:140, 10:140])
+
+
+def test_raw_ycbcr_is_not_taken_for_rgb(tmp_path: Path) -> None:
+    neutral = np.full((100, 100, 3), 128, np.uint8)  # as RGB the same
+    neutral[:, :, 2] = 200
+    with Slide(write_bands(tmp_path / "s.tif", neutral, "ycbcr")) as s:
+        red, _, blue = s.read(0, 0, 50, 50)[10, 10].astype(int)
+    assert red - blue > 80
+
+
+def test_separate_planes_with_an_extra_one_are_refused(tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(
+        np.dstack([texture(100, 90), texture(100, 90)[:, :, :1]]).transpose(2, 0, 1)
+    )
+    path = write_bands(tmp_path / "s.tif", planes, "rgb", planarconfig="separate")
+    with pytest.raises(DataError, match=r"s\.tif: has 4 bands"):
+        Slide(path)
+
+
+def test_the_largest_image_is_level_0(tmp_path: Path) -> None:
+    array = texture(400, 300)
+    label = np.ascontiguousarray(texture(90, 120, seed=1))
+    path = write_levels(tmp_path / "s.tif", [label, shrink(array, 4), array, shrink(array, 2)])
+    with Slide(path) as s:
+        assert s.level_sizes == ((400, 300), (200, 150), (100, 75))
+        np.testing.assert_array_equal(s.read(8, 4, 60, 50, 2), shrink(array, 4)[1:51, 2:62])
+
+
+def test_an_image_of_other_pixels_is_no_level(tmp_path: Path) -> None:
+    array = texture(400, 300)
+    path = write_levels(tmp_path / "s.tif", [array, shrink(array, 2)[:, :, 0], shrink(array, 4)])
+    assert Slide(path).level_sizes == ((400, 300), (100, 75))

@@ -1,0 +1,67 @@
+"""The interface of all labels.
+
+Positions are in level-0 pixels of the *slide*, sizes in pixels at a downsample of it, values are classes (uint8), or
+IGNORED where the class is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from samplers.slides.slide import inside
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The visible part of an annotated area: inside the slide and not painted over by another class."""
+
+    polygon: shapely.Geometry  # Polygon or MultiPolygon, in level-0 pixels
+    value: int  # class
+    group: str  # for a mask its class
+
+
+class Label:
+    """The label of a slide. The base class is the label of a slide without tumour: all pixels are class 0."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size  # (width, height) of the slide at level 0
+        self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
+
+    def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+        """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
+
+        A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
+        not inside the slide, ReadError if a mask cannot be decoded.
+        """
+        for start, size, limit in ((x_l0, width, self.size[0]), (y_l0, height, self.size[1])):
+            inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
+        return self._read(x_l0, y_l0, width, height, downsample)
+
+    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+        return np.zeros((height, width), np.uint8)
+
+    def thumbnail(self, width: int, height: int) -> np.ndarray:
+        """Return the classes of the whole slide: uint8 (height, width).
+
+        A pixel shows the largest class that covers any part of it, so that no lesion is too small to be seen. It shows
+        IGNORED only if no part of it has a known class.
+        """
+        return np.zeros((height, width), np.uint8)
+
+    def annotations(self) -> list[Annotation]:
+        """Return all annotations whose class is known, in the order of painting."""
+        return []
+
+    @property
+    def held_bytes(self) -> int:
+        """The estimated bytes of decoded tiles that libvips keeps in memory."""
+        return 0
+
+    def release(self) -> None:
+        """Free the memory of tiles that can be decoded again."""
+
+    def close(self) -> None:
+        """Close the file, if one is open."""
