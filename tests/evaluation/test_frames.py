@@ -94,7 +94,7 @@ def test_predictions_of_another_spacing(
 
 
 def test_tiles_make_no_difference_at_a_fraction_of_a_pixel(case: Path) -> None:
-    write_prediction(case / "out/a_prediction.tif", case / "slides/a.tif", 7 / 3)
+    write_prediction(case / "out/a_prediction.tif", case / "slides/a.tif", 0.25 / 0.243)
     words = (case / "out/a_prediction.tif", case / "truth/a.xml", None, LabelMap())
     whole = segmentation.count_slide(*words, tile=2048)
     for tile in (100, 331):
