@@ -17,7 +17,6 @@ if __name__ == "__main__":  # first, as what follows takes seconds to import
     end_quietly()
 
 import argparse
-import glob
 import os
 import sys
 import time
@@ -26,15 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
-from evaluation.tables import SLIDE_SUFFIXES
 from models.catalog import MODELS, multiple_of
 from models.from_options import PRECISIONS
 from prediction import store
+from prediction.find import find_slides
 from prediction.model import ModelSource, Predictor, find_model
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
 from samplers.labels.label_map import class_names
-from samplers.pairs.pairing import listed
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -48,8 +46,10 @@ from utils.cli import (
     report_user_error,
     show_warnings,
 )
+from utils.failures import write_failures_to
 from utils.files import OutputError
 from utils.ranks import killed_rank
+from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
 from utils.startup import configure_environment
@@ -62,7 +62,6 @@ OUT_OF_MEMORY = (
     "out of memory with --batch_size {0.batch_size} and --img_size {0.img_size}. A smaller --batch_size gives the same "
     "result, so the same command goes on with it; a smaller --img_size needs another --output"
 )
-NO_SLIDES = ("_mask", "_probability", "_prediction")  # endings of files that lie beside slides but are none
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         help="log_dir of a training run, a checkpoint, or an exported model",
+    )
+    add(
+        "--trust_weights",
+        action="store_true",
+        help="load an exported model even if its graph can write files or run code: give it if you know who made it",
     )
     add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
     add("--output", type=Path, required=True, help="folder for the results")
@@ -129,7 +133,7 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
         )
     try:
         source = find_model(options.model_path, options.mixed_precision)
-        slides = find_slides(options.slide_path)
+        slides, warnings = find_slides(options.slide_path)
     except UserError as error:
         parser.error(str(error))
     options.img_size = options.img_size or source.options.get("img_size", 1024)
@@ -140,31 +144,9 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
         )
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output {options.output} is a file")
+    if launcher_rank()[0] == 0:
+        sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     return options, source, slides
-
-
-def find_slides(words: list[str]) -> list[Path]:
-    """Return the slides of folders, files and patterns, largest first.
-
-    UserError: one of them has no slides or cannot be listed, or two slides have the same name.
-    """
-    found: dict[str, Path] = {}
-    for word in words:
-        if Path(word).is_dir():
-            files = [path for path in listed(Path(word)) if _is_slide(path)]
-        else:
-            files = [Path(name) for name in ([word] if Path(word).exists() else sorted(glob.glob(word)))]
-        if not files:
-            raise UserError(f"--slide_path {word}: no slides are there")
-        for path in files:
-            if found.setdefault(path.stem, path).resolve() != path.resolve():
-                raise UserError(f"--slide_path: {found[path.stem]} and {path} have the same name")
-    return sorted(found.values(), key=lambda path: (-path.stat().st_size, path.stem))
-
-
-def _is_slide(path: Path) -> bool:
-    hidden = path.name.startswith(".") or path.stem.lower().endswith(NO_SLIDES)
-    return path.is_file() and path.suffix.lower() in SLIDE_SUFFIXES and not hidden
 
 
 def settings_of(options: argparse.Namespace, source: ModelSource) -> PredictionSettings:
@@ -209,8 +191,9 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
     # 2. Slides that are not finished yet.
     settings = world.on_rank_0(lambda: settings_of(options, source))
     world.on_rank_0(lambda: store.prepare(options.output, settings))
+    write_failures_to(options.output)
     pending = world.on_rank_0(
-        lambda: [path for path in slides if not store.record_of(options.output, path.stem).exists()]
+        lambda: [path for path in slides if not store.is_finished(options.output, path.stem)]
     )
     if world.is_first:
         print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)
@@ -219,7 +202,9 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
     outcome, start = PredictionOutcome(), time.monotonic()
     if pending:
         predictor = world.all_or_none(
-            lambda: Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
+            lambda: Predictor(
+                source, options.mixed_precision, settings.img_size, settings.tta, options.trust_weights
+            )
         )
         several = predictor.classes > 2
         if several and options.threshold is not None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from CAMELYON17_PREPROCESSING import store
-from CAMELYON17_PREPROCESSING.cut import Cut, cut, draw, plan, start_worker
+from CAMELYON17_PREPROCESSING.cut import Cut, UnexpectedError, cut, draw, guarded, plan, start_worker
 from CAMELYON17_PREPROCESSING.grid import Place
 from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
 from samplers.reader import BadSlideError
+from utils.failures import keep
 from utils.interrupt import interrupt_deferred
 
 CHUNK_PIXELS = 8 << 20  # pixels of the patches of one task
@@ -91,7 +92,7 @@ class _Schedule:
 
     def _submit(self, job: _Job, step: str, function: Callable[..., Any], *arguments: Any) -> None:
         with interrupt_deferred():  # this may start a worker
-            future = self.pool.submit(function, *arguments)
+            future = self.pool.submit(guarded, function, *arguments)
         job.waiting.add(future)
         self.jobs[future] = (job, step)
 
@@ -100,8 +101,8 @@ class _Schedule:
             return
         try:
             result = future.result()
-        except BadSlideError as error:
-            job.error = job.error or error.reason
+        except (BadSlideError, UnexpectedError) as error:
+            job.error = job.error or _reason_of(error, f"{step} of {job.source.pair.slide}")
             for other in job.waiting:
                 other.cancel()
             return
@@ -144,3 +145,9 @@ class _Schedule:
             self.outcome.patches[kind] += len(rows)
         for reason, count in discarded.items():
             self.outcome.discarded[reason] = self.outcome.discarded.get(reason, 0) + count
+
+
+def _reason_of(error: BadSlideError | UnexpectedError, what: str) -> str:
+    if isinstance(error, BadSlideError):
+        return error.reason
+    return keep(error.kind, error.message, what, error.trace)

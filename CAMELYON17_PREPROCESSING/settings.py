@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from samplers.labels.label_map import LabelMap
 from samplers.pairs.camelyon import center_of
+from samplers.pairs.names import patient_of
 from samplers.pairs.pairing import SlidePair
-from samplers.pairs.split import patient_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class PatchSettings:
     spacing: float | None = None  # µm/px; None: that of level 0
     min_tumor: float = 0.01  # smallest share of tumour in a positive patch
     min_tissue: float = 0.5  # smallest share of tissue in a negative patch
+    label_map: tuple[str, ...] | None = None  # of GROUP:CLASS
+    unannotated: str = "background"  # a key of UNANNOTATED
+    min_known: float = 0.5  # smallest share of a patch whose class is known
+    all_annotations: bool = False  # take CAMELYON16's partly annotated slides as they are
     max_patches: int | None = None  # per kind and slide
     save_neg: bool = False
     save_png: bool = False
@@ -28,7 +33,17 @@ class PatchSettings:
     seed: int = 0  # of the random choice of max_patches
 
     def values(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the settings as JSON has them."""
+        return {**asdict(self), "label_map": self.label_map and list(self.label_map)}
+
+    @functools.cached_property
+    def classes(self) -> LabelMap:
+        return LabelMap.parse(self.label_map, self.unannotated)
+
+    @property
+    def masks_hold_classes(self) -> bool:
+        """Whether masks have the classes, and 255 where they are not known. Otherwise tumour is 255, all else 0."""
+        return self.classes.ignores or self.classes.num_classes > 2
 
 
 class Folders(NamedTuple):
@@ -50,8 +65,9 @@ class PatchRow:
     y: int
     size: int
     spacing: float
-    tumor_fraction: float
+    tumor_fraction: float  # of the pixels whose class is known
     tissue_fraction: float
+    known_fraction: float = 1.0
 
 
 COLUMNS = tuple(field.name for field in fields(PatchRow))
@@ -72,7 +88,10 @@ class SourceSlide:
         """Name, size and time of the label file, by which a changed label is noticed. Empty if there is none."""
         if self.pair.label is None:
             return []
-        status = self.pair.label.stat()
+        try:
+            status = self.pair.label.stat()
+        except OSError:  # a link to nothing: it is named when it is opened
+            return [self.pair.label.name]
         return [self.pair.label.name, status.st_size, int(status.st_mtime)]
 
     @functools.cached_property

@@ -26,7 +26,7 @@ import numpy as np
 import pyvips
 
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
-from samplers.pairs.split import slide_of_patch
+from samplers.pairs.names import slide_of_patch
 from samplers.slides.errors import DataError
 from utils.cli import UserError
 from utils.files import differences, output_errors, write_atomically
@@ -66,7 +66,7 @@ def _empty_mask(height: int, width: int) -> bytes:
 def save_patch(
     folder: Path, name: str, image: np.ndarray, mask: np.ndarray, format: str, spacing: float
 ) -> None:
-    """Save a patch and its mask (PNG, 0 and 255), the mask first, so that a patch that is there has one."""
+    """Save a patch and its mask (PNG, uint8), the mask first, so that a patch that is there has one."""
     content = encode_mask(mask) if mask.any() else _empty_mask(*mask.shape)
     write(folder / f"mask_{name}.png", content)
     write(folder / f"{name}.{format}", encode(image, format, spacing))
@@ -87,8 +87,11 @@ def prepare(folders: Folders, settings: PatchSettings) -> None:
         values["save_tumor_negative_path"] = os.path.relpath(negative, positive)
     if note.exists() and any((folders.positive / "slides").glob("*.json")):
         try:
-            before = dict(json.loads(note.read_text()))
-        except (OSError, ValueError) as error:
+            before = {
+                **PatchSettings().values(),
+                **json.loads(note.read_text()),
+            }  # earlier versions had fewer options
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{note} cannot be read: {error}") from error
         changed = differences(before, values)
         if changed:

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     select_devices(World(), options.no_cuda)
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
-    predictor = Predictor(source, options.mixed_precision, settings.img_size, settings.tta)
+    predictor = Predictor(
+        source, options.mixed_precision, settings.img_size, settings.tta, options.trust_weights
+    )
     names = predict.outline_names(source, predictor.classes)
     batch = settings.batch_size, settings.img_size
     bare(predictor, *batch)  # the first batches are slow

@@ -3,8 +3,9 @@
     python -m evaluation.camelyon16 --predictions out/lesions --ground_truth masks --slide_scores out/slides.csv
 
 Predictions are one CSV per slide, `<slide>.csv`, with rows `confidence,X,Y` in level-0 pixels. It is empty for a slide
-without detections. A slide without mask or annotation is tumour-free. Writes froc.csv, froc.png, lesions.csv and
-camelyon16.json. Exit code 2: something cannot be used.
+without detections. `normal_*` slides, and of CAMELYON16's test set those without mask or annotation, are tumour-free.
+Writes froc.csv, froc.png, lesions.csv and camelyon16.json. Exit codes: 1 some slides could not be evaluated; 2
+something cannot be used.
 """
 
 from __future__ import annotations
@@ -22,23 +23,26 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from evaluation import froc
-from evaluation.froc import SlideResult, UndefinedScoreError
+from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared, warn_of_others
+from evaluation.froc import Detection, SlideResult, UndefinedScoreError
 from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import (
+    TRUTH_SUFFIXES,
     add_label_options,
     find_files,
     find_truth,
-    has_tumour,
+    frame_of_detections,
     ignored_at,
     is_mask,
-    slide_key,
+    slide_labels,
     tumour_at,
 )
 from samplers.labels.label_map import IGNORED, LabelMap
+from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
-from samplers.slides.frame import SlideFrame, described_frame, frame_of_file
-from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed, show_warnings
+from utils.cli import HelpFormatter, non_negative_int, random_seed
+from utils.failures import write_failures_to
 from utils.files import output_errors
 
 LESION_COLUMNS = (
@@ -53,13 +57,13 @@ def evaluate(
     truth: dict[str, Path],
     label_map: LabelMap,
     slides: dict[str, Path],
-    progress: bool = False,
+    failed: dict[str, str],
 ) -> tuple[list[SlideResult], list[str]]:
-    """Return the result of each slide that has a CSV, and warnings. DataError: a file cannot be used."""
+    """Return the result of each slide that has a CSV, and warnings. Slides that cannot be used are noted in `failed`.
+
+    DataError: a CSV is wrong, or no slide is left.
+    """
     warnings = []
-    lacking = [key for key in predictions if key.startswith("tumor") and key not in truth]
-    if lacking:
-        raise DataError(f"{len(lacking)} tumor slides have no ground truth: {', '.join(lacking)}")
     unpredicted = sorted(set(truth) - set(predictions))
     if unpredicted:
         names = ", ".join(unpredicted)
@@ -67,58 +71,41 @@ def evaluate(
             f"{len(unpredicted)} slides of the ground truth have no CSV and do not count: {names}"
         )
     results = []
-    for key, path in tqdm(
-        sorted(predictions.items()), "slides", unit="slide", disable=None if progress else True
-    ):
-        detections = read_detections(path)
-        tumour = ignored = frame = None
-        if key in truth:
-            frame = _frame_of(path, slides.get(key))
-            tumour = tumour_at(truth[key], pow(2, froc.LEVEL), label_map, frame)
-            if label_map.ignores:
-                ignored = ignored_at(truth[key], pow(2, froc.LEVEL), label_map, frame)
-                if ignored.all():
-                    warnings.append(f"{truth[key]}: no pixel of the slide is known, so it does not count")
-                    continue
-        size_known = frame is not None or (key in truth and is_mask(truth[key]))
-        known_beyond = size_known or key not in truth or label_map.unannotated != IGNORED
-        result = froc.match(path.stem, detections, tumour, ignored, known_beyond)
-        if result.outside and size_known:
-            warnings.append(
-                f"{path}: {result.outside} of {len(detections)} detections are not on the slide and count as false "
-                "positives; are X and Y in level-0 pixels?"
+    tables = {key: read_detections(path) for key, path in sorted(predictions.items())}
+    for key, detections in tqdm(tables.items(), "slides", unit="slide", disable=None):
+        with spared(failed, key):
+            result, remark = _of_slide(
+                predictions[key], detections, truth.get(key), label_map, slides.get(key)
             )
-        results.append(result)
+            results += [result] if result else []
+            warnings += [remark] if remark else []
+    refuse_nothing(results, failed)
     if not results:
         raise DataError("no slide has a pixel that is known")
     return results, warnings
 
 
-def _frame_of(detections: Path, slide: Path | None) -> SlideFrame | None:
-    """Return the frame of a slide, or as predict.py has written it beside its CSV; None if neither is there."""
-    said = described_frame(detections.parent.parent / f"{detections.stem}_prediction.tif")
-    if slide is None:
-        return said[0] if said else None
-    frame = frame_of_file(slide)
-    if said and (said[0].width, said[0].height) != (frame.width, frame.height):
-        raise DataError(
-            f"{detections}: predicted on a slide of {said[0].width} × {said[0].height} pixels, but {slide} is "
-            f"{frame.width} × {frame.height}"
-        )
-    return frame
-
-
-def slide_labels(
-    scores: dict[str, float], truth: dict[str, Path], label_map: LabelMap
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return whether each slide has tumour, and its score: bool (n,), float64 (n,); and the slides left out.
-
-    These show no tumour, but have pixels that are not known, so that they may have some. A normal_* slide has none.
-    """
-    found = {key: has_tumour(truth[key], label_map) if key in truth else False for key in scores}
-    unknown = [key for key, tumour in found.items() if tumour is None and not key.startswith("normal_")]
-    kept = [key for key in scores if key not in unknown]
-    return np.array([bool(found[key]) for key in kept]), np.array([scores[key] for key in kept]), unknown
+def _of_slide(
+    path: Path, detections: Sequence[Detection], truth: Path | None, label_map: LabelMap, slide: Path | None
+) -> tuple[SlideResult | None, str]:
+    """Return the result of a slide, None if nothing on it is known, and a warning or ""."""
+    tumour = ignored = frame = None
+    if truth is not None:
+        frame = frame_of_detections(path, slide)
+        tumour = tumour_at(truth, pow(2, froc.LEVEL), label_map, frame)
+        if label_map.ignores:
+            ignored = ignored_at(truth, pow(2, froc.LEVEL), label_map, frame)
+            if ignored.all():
+                return None, f"{truth}: no pixel of the slide is known, so it does not count"
+    size_known = frame is not None or (truth is not None and is_mask(truth))
+    known_beyond = size_known or truth is None or label_map.unannotated != IGNORED
+    result = froc.match(path.stem, detections, tumour, ignored, known_beyond)
+    if not result.outside or not size_known:
+        return result, ""
+    return result, (
+        f"{path}: {result.outside} of {len(detections)} detections are not on the slide and count as false "
+        "positives; are X and Y in level-0 pixels?"
+    )
 
 
 def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
@@ -234,6 +221,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
     add_label_options(parser)
     parser.add_argument(
+        "--unlabelled",
+        choices=("error", "normal"),
+        default="error",
+        help="what to do with a slide without ground truth: stop, or take it as free of tumour; normal_* are, and "
+        "CAMELYON16's test_*",
+    )
+    parser.add_argument(
         "--exclude",
         nargs="+",
         default=[],
@@ -250,8 +244,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, write the results, print a summary and return the exit code. UserError: something cannot be used."""
     folder, slide_scores = options.predictions, options.slide_scores
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -265,11 +259,18 @@ def run(options: argparse.Namespace) -> None:
     truth = {key: path for key, path in find_truth(options.ground_truth).items() if key not in left_out}
     slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
     label_map = LabelMap.parse(options.label_map, options.unannotated)
-    results, warnings = evaluate(predictions, truth, label_map, slides, progress=True)
+    values = read_slide_scores(slide_scores) if slide_scores else {}
+    values = {key: value for key, value in values.items() if key not in left_out}
+    refuse_unpaired({*predictions, *values}, truth, options.unlabelled)
+    warn_of_others(options.ground_truth, find_truth(options.ground_truth), TRUTH_SUFFIXES)
+    warn_of_others(options.slide_path, slides, SLIDE_SUFFIXES)
+    output = options.output or folder / "scores"
+    write_failures_to(output)
+    failed: dict[str, str] = {}
+    results, warnings = evaluate(predictions, truth, label_map, slides, failed)
     scores = None
     if slide_scores:
-        values = {key: v for key, v in read_slide_scores(slide_scores).items() if key not in left_out}
-        tumour, probabilities, unknown = slide_labels(values, truth, label_map)
+        tumour, probabilities, unknown = slide_labels(values, truth, label_map, failed)
         scores = (tumour, probabilities) if len(tumour) else None
         if unknown:
             warnings.append(
@@ -278,22 +279,15 @@ def run(options: argparse.Namespace) -> None:
             )
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    summary = summarise(results, scores, options.bootstrap, options.seed)
-    output = options.output or folder / "scores"
+    summary = {**summarise(results, scores, options.bootstrap, options.seed), "failed": failed}
     with output_errors(output):
         write(output, results, summary)
     print(f"{report(summary)}\nwritten to {output}")
+    return report_failed(failed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    show_warnings()
-    try:
-        run(options)
-    except UserError as error:
-        print(f"evaluation.camelyon16: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("evaluation.camelyon16", run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

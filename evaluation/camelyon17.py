@@ -5,7 +5,7 @@
 Predictions are a CSV `patient,stage` with rows `patient_100.zip,pN1` and `patient_100_node_0.tif,macro`, whose stages
 are derived from the nodes if it has only these. They may also be a folder of `<slide>_probability.tif`, from which the
 nodes' labels are derived as well. A node whose label is `unknown` is not taken as negative. Writes submission.csv,
-confusion.csv and camelyon17.json. Exit code 2: something cannot be used.
+confusion.csv and camelyon17.json. Exit codes: 1 some slides could not be evaluated; 2 something cannot be used.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix
 from tqdm import tqdm
 
 from evaluation import lesions
+from evaluation.each import exit_code, refuse_nothing, report_failed, spared
 from evaluation.froc import UndefinedScoreError, bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, UNKNOWN, read_stages, stages_of_nodes
+from evaluation.truth import find_files
 from samplers.slides.errors import DataError
 from samplers.slides.frame import described_frame
 from samplers.slides.slide import Slide
-from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed, show_warnings
+from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from utils.failures import write_failures_to
 from utils.files import output_errors
 
 log = logging.getLogger(__name__)
@@ -43,32 +46,46 @@ _MAP_UM = 8.0  # µm/px at which lesions are measured: CAMELYON's level 5
 _PROBABILITY = "_probability"
 
 
-def nodes_of_maps(folder: Path, threshold: float, merge: float, min_diameter: float) -> dict[str, str]:
+def nodes_of_maps(
+    folder: Path, threshold: float, merge: float, min_diameter: float, failed: dict[str, str]
+) -> dict[str, str]:
     """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar.
 
-    DataError: there are none, or one of them does not say its spacing, without which nothing can be measured.
+    Those that cannot be used are noted in `failed`, by slide. DataError: there are none.
     """
-    paths = sorted(folder.glob(f"*{_PROBABILITY}.tif"))
+    paths = find_files(folder, (".tif",), _PROBABILITY)
     if not paths:
         raise DataError(f"{folder}: no *{_PROBABILITY}.tif in it")
     nodes = {}
-    for path in tqdm(paths, "slides", unit="slide", disable=None):
-        said = described_frame(path)
-        with Slide(path, kind="label") as slide:
-            if not slide.spacing_known:
-                raise DataError(f"{path}: does not say its spacing, so lesions cannot be measured")
-            finest = slide.spacing
-            if said and said[0].spacing_known:  # exactly; the TIFF's resolution is rounded
-                finest = said[0].spacing * said[1]
-            elif said:
-                log.warning("%s: its slide does not say its spacing, %g µm/px was assumed", path, finest)
-            level = slide.level_at_least(_MAP_UM / finest)
-            pixels = slide.read_level(0, 0, *slide.level_sizes[level], level)
-            spacing = finest * slide.downsamples[level]
-        found, _ = find_lesions(pixels, spacing, threshold=threshold, merge=merge, min_diameter=min_diameter)
-        largest = max((lesion.diameter for lesion in found), default=0.0)
-        nodes[path.stem[: -len(_PROBABILITY)].casefold()] = node_label(largest / 1000)
+    for key, path in tqdm(paths.items(), "slides", unit="slide", disable=None):
+        node = key.removesuffix(_PROBABILITY)
+        with spared(failed, node):
+            pixels, spacing = _map_of(path)
+            found, _ = find_lesions(
+                pixels, spacing, threshold=threshold, merge=merge, min_diameter=min_diameter
+            )
+            largest = max((lesion.diameter for lesion in found), default=0.0)
+            nodes[node] = node_label(largest / 1000)
+    refuse_nothing(nodes, failed)
     return nodes
+
+
+def _map_of(path: Path) -> tuple[np.ndarray, float]:
+    """Return the probabilities of a slide at about _MAP_UM and their spacing in µm/px.
+
+    DataError: the file does not say its spacing, without which nothing can be measured.
+    """
+    said = described_frame(path)
+    with Slide(path, kind="label") as slide:
+        if not slide.spacing_known:
+            raise DataError(f"{path}: does not say its spacing, so lesions cannot be measured")
+        finest = slide.spacing
+        if said and said[0].spacing_known:  # exactly; the TIFF's resolution is rounded
+            finest = said[0].spacing * said[1]
+        elif said:
+            log.warning("%s: its slide does not say its spacing, %g µm/px was assumed", path, finest)
+        level = slide.level_at_least(_MAP_UM / finest)
+        return slide.read_level(0, 0, *slide.level_sizes[level], level), finest * slide.downsamples[level]
 
 
 def pairs_of(truth: Mapping[str, str], predicted: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -231,8 +248,8 @@ def derived_stages(nodes: Mapping[str, str], true_nodes: Mapping[str, str]) -> d
 
     DataError: the ground truth has nodes of these patients that were not predicted. They are not negative for that.
     """
-    counts = Counter(node.partition("_node_")[0] for node in nodes)
-    lacking = sorted(n for n in true_nodes if n.partition("_node_")[0] in counts and n not in nodes)
+    counts = Counter(_patient(node) for node in nodes)
+    lacking = sorted(n for n in true_nodes if _patient(n) in counts and n not in nodes)
     if lacking:
         raise DataError(
             f"{len(lacking)} nodes of the ground truth are not in the predictions: {', '.join(lacking)}"
@@ -247,30 +264,34 @@ def derived_stages(nodes: Mapping[str, str], true_nodes: Mapping[str, str]) -> d
     return stages
 
 
-def run(options: argparse.Namespace) -> None:
-    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, write the results, print a summary and return the exit code. UserError: something cannot be used."""
     path, measures = options.predictions, measures_of(options)
     true_stages, true_nodes = read_stages(options.ground_truth)
-    stages, nodes = ({}, nodes_of_maps(path, *measures)) if path.is_dir() else read_stages(path)
+    failed: dict[str, str] = {}
+    output = options.output or (path if path.is_dir() else path.parent) / "scores"
+    write_failures_to(output)
+    stages, nodes = ({}, nodes_of_maps(path, *measures, failed)) if path.is_dir() else read_stages(path)
+    for patient in {_patient(node) for node in failed}:  # without one of its nodes its stage is not known
+        true_stages.pop(patient, None)
+        true_nodes = {node: label for node, label in true_nodes.items() if _patient(node) != patient}
+        nodes = {node: label for node, label in nodes.items() if _patient(node) != patient}
     if not stages:
         stages = derived_stages(nodes, true_nodes)
     summary = summarise(*pairs_of(true_stages, stages), options.bootstrap, options.seed)
-    summary["nodes"] = compare_nodes(true_nodes, nodes)
-    output = options.output or (path if path.is_dir() else path.parent) / "scores"
+    summary["nodes"], summary["failed"] = compare_nodes(true_nodes, nodes), failed
     with output_errors(output):
         write(output, stages, nodes, summary)
     print(f"{report(summary)}\nwritten to {output}")
+    return report_failed(failed)
+
+
+def _patient(node: str) -> str:
+    return node.partition("_node_")[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    show_warnings()
-    try:
-        run(options)
-    except UserError as error:
-        print(f"evaluation.camelyon17: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("evaluation.camelyon17", run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

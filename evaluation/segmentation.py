@@ -4,7 +4,7 @@
 
 Predictions are `<slide>_prediction.tif`, or masks with the names of the slides. They are read tile by tile and compared
 at their own pixels. For all slides together the counts are summed and then divided. Writes segmentation.csv and
-segmentation.json. Exit code 2: something cannot be used.
+segmentation.json. Exit codes: 1 some slides could not be evaluated; 2 something cannot be used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation import boundary
+from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared, warn_of_others
 from evaluation.tables import SLIDE_SUFFIXES
-from evaluation.truth import add_label_options, checked, find_files, find_truth, is_mask
+from evaluation.truth import TRUTH_SUFFIXES, add_label_options, checked, find_files, find_truth, is_mask
 from samplers.labels.label import MASK_SUFFIXES, open_label
 from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
+from samplers.pairs.names import is_normal
 from samplers.slides.errors import DataError
 from samplers.slides.frame import SlideFrame, described_frame, frame_of_file, mask_scale
 from samplers.slides.slide import Slide
-from utils.cli import HelpFormatter, UserError, positive_int, show_warnings
+from utils.cli import HelpFormatter, UserError, positive_int
+from utils.failures import write_failures_to
 from utils.files import output_errors
 
 log = logging.getLogger(__name__)
@@ -154,8 +157,10 @@ def pairs_of(
     predictions: dict[str, Path], truth: dict[str, Path], unlabelled: str
 ) -> tuple[dict[str, tuple[Path, Path | None]], list[str]]:
     """Return prediction and ground truth of each slide, and warnings. `unlabelled`: the option of train.py."""
-    lacking = [key for key in predictions if key not in truth and not key.startswith("normal_")]
+    lacking = [key for key in predictions if key not in truth and not is_normal(key)]
     messages = []
+    if unlabelled == "normal":
+        refuse_unpaired(predictions, truth, unlabelled)
     if lacking and unlabelled != "normal":
         messages.append(f"{len(lacking)} predictions have no ground truth: {', '.join(lacking)}")
         if unlabelled == "error":
@@ -187,12 +192,16 @@ def report(slides: dict[str, dict[str, Any]]) -> str:
 
 
 def write(
-    folder: Path, slides: dict[str, dict[str, Any]], counts: dict[str, SegmentationCounts], tolerance: float
+    folder: Path,
+    slides: dict[str, dict[str, Any]],
+    counts: dict[str, SegmentationCounts],
+    tolerance: float,
+    failed: dict[str, str],
 ) -> None:
     """Write segmentation.json and segmentation.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     confusion = {name: counts[name].confusion.tolist() for name in slides}
-    found = {"tolerance_um": tolerance, "slides": slides, "confusion": confusion}
+    found = {"tolerance_um": tolerance, "slides": slides, "confusion": confusion, "failed": failed}
     (folder / "segmentation.json").write_text(json.dumps(found, indent=2) + "\n")
     with (folder / "segmentation.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -241,8 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Evaluate, write the results and print a summary. UserError: the user has to change something."""
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, write the results, print a summary and return the exit code. UserError: something cannot be used."""
     if not 0 <= options.tolerance < boundary.REACH_UM:
         raise UserError(f"--tolerance must be at least 0 and less than {boundary.REACH_UM:g}")
     label_map = LabelMap.parse(options.label_map, options.unannotated)
@@ -251,35 +260,38 @@ def run(options: argparse.Namespace) -> None:
     if not predictions:
         raise DataError(f"{folder}: no *_prediction.tif and no other masks in it")
     slides = find_files(options.slide_path, SLIDE_SUFFIXES) if options.slide_path else {}
-    pairs, messages = pairs_of(predictions, find_truth(options.ground_truth), options.unlabelled)
+    truths = find_truth(options.ground_truth)
+    pairs, messages = pairs_of(predictions, truths, options.unlabelled)
+    warn_of_others(options.ground_truth, truths, TRUTH_SUFFIXES)
+    warn_of_others(options.slide_path, slides, SLIDE_SUFFIXES)
+    output = options.output or folder / "scores"
+    write_failures_to(output)
+    failed: dict[str, str] = {}
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
     for key, (prediction, truth) in pairs.items():  # all of them before the first is read
-        _frame(prediction, truth, slides.get(key))
+        with spared(failed, key):
+            _frame(prediction, truth, slides.get(key))
     counts = {}
     pooled = SegmentationCounts.empty(label_map.num_classes)
-    for key, (prediction, truth) in tqdm(pairs.items(), "slides", unit="slide", disable=None):
-        counts[key] = count_slide(prediction, truth, slides.get(key), label_map, options.tile)
-        pooled += counts[key]
-        if not counts[key].confusion.any():
-            log.warning("%s: no pixel of the slide is known, so it does not count", truth)
+    usable = {key: pair for key, pair in pairs.items() if key not in failed}
+    for key, (prediction, truth) in tqdm(usable.items(), "slides", unit="slide", disable=None):
+        with spared(failed, key):
+            counts[key] = count_slide(prediction, truth, slides.get(key), label_map, options.tile)
+            pooled += counts[key]
+            if not counts[key].confusion.any():
+                log.warning("%s: no pixel of the slide is known, so it does not count", truth)
+    refuse_nothing(counts, failed)
     counts["all slides"] = pooled
     results = {name: summarise(count, options.tolerance) for name, count in counts.items()}
-    output = options.output or folder / "scores"
     with output_errors(output):
-        write(output, results, counts, options.tolerance)
+        write(output, results, counts, options.tolerance, failed)
     print(f"{report(results)}\nwritten to {output}")
+    return report_failed(failed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    show_warnings()
-    try:
-        run(options)
-    except UserError as error:
-        print(f"evaluation.segmentation: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("evaluation.segmentation", run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

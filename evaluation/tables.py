@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from evaluation.froc import Detection
-from evaluation.truth import slide_key
+from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
 
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms")

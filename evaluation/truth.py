@@ -12,14 +12,16 @@ from typing import Union
 import cv2
 import numpy as np
 
+from evaluation.each import spared
 from evaluation.froc import SPACING
 from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
 from samplers.labels.label import MASK_SUFFIXES, Label, LabelMap, PolygonLabel, open_label
 from samplers.labels.label_map import IGNORED, UNANNOTATED, shows_tumour
 from samplers.pairs.checks import check_label
-from samplers.pairs.pairing import listed
+from samplers.pairs.folders import is_file, listed
+from samplers.pairs.names import is_normal, plain_key, slide_key
 from samplers.slides.errors import DataError
-from samplers.slides.frame import SlideFrame, frame_of_file
+from samplers.slides.frame import SlideFrame, described_frame, frame_of_file
 from samplers.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,8 @@ _LEVEL_0 = 1.5  # a mask whose spacing is further from CAMELYON16's than by this
 _SIDE = 1024  # of the picture in which tumour is looked for
 _DOWNSAMPLE = 32  # of the picture in which pixels that are not known are looked for
 
+TRUTH_SUFFIXES = (*MASK_SUFFIXES, *OUTLINE_SUFFIXES)
 SlideOrFrame = Union[Path, SlideFrame]
-
-
-def slide_key(name: str) -> str:
-    """Return the slide that a file's stem is about: without `_mask`, `mask_`, `_prediction`, in lower case."""
-    return name.casefold().removeprefix("mask_").removesuffix("_mask").removesuffix("_prediction")
 
 
 def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[str, Path]:
@@ -51,7 +49,11 @@ def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[
     wanted = tuple(suffixes)
     found: dict[str, Path] = {}
     for path in listed(folder):
-        if path.suffix.lower() not in wanted or path.name.startswith(".") or not path.stem.endswith(ending):
+        if (
+            path.suffix.lower() not in wanted
+            or not is_file(path)
+            or not plain_key(path.stem).endswith(ending)
+        ):
             continue
         other = found.setdefault(slide_key(path.stem), path)
         if other != path:
@@ -60,8 +62,8 @@ def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[
 
 
 def find_truth(folder: Path) -> dict[str, Path]:
-    """Return the masks and annotations of a folder by slide. A slide without one is tumour-free. DataError: none."""
-    found = find_files(folder, (*MASK_SUFFIXES, *OUTLINE_SUFFIXES))
+    """Return the masks and annotations of a folder by slide. DataError: there are none."""
+    found = find_files(folder, TRUTH_SUFFIXES)
     if not found:
         raise DataError(f"{folder}: no masks ({', '.join(MASK_SUFFIXES)}) or annotations (.xml, .geojson)")
     return found
@@ -87,6 +89,20 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 def is_mask(path: Path) -> bool:
     """Return whether a label is a mask; else it is a file of outlines."""
     return path.suffix.lower() in MASK_SUFFIXES
+
+
+def frame_of_detections(detections: Path, slide: Path | None) -> SlideFrame | None:
+    """Return the frame of a slide, or as predict.py has written it beside its CSV; None if neither is there."""
+    said = described_frame(detections.parent.parent / f"{detections.stem}_prediction.tif")
+    if slide is None:
+        return said[0] if said else None
+    frame = frame_of_file(slide)
+    if said and (said[0].width, said[0].height) != (frame.width, frame.height):
+        raise DataError(
+            f"{detections}: predicted on a slide of {said[0].width} × {said[0].height} pixels, but {slide} is "
+            f"{frame.width} × {frame.height}"
+        )
+    return frame
 
 
 def tumour_at(
@@ -124,6 +140,22 @@ def has_tumour(path: Path, label_map: LabelMap) -> bool | None:
         tumour = any(annotation.value > 0 for annotation in outlines.annotations())
         ignored = outlines.ignores or label_map.unannotated == IGNORED
     return True if tumour else None if ignored else False
+
+
+def slide_labels(
+    scores: dict[str, float], truth: dict[str, Path], label_map: LabelMap, failed: dict[str, str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return whether each slide has tumour, and its score: bool (n,), float64 (n,); and the slides left out.
+
+    These show no tumour, but have pixels that are not known, so that they may have some. A normal_* slide has none.
+    """
+    found: dict[str, bool | None] = {}
+    for key in scores:
+        with spared(failed, key):
+            found[key] = has_tumour(truth[key], label_map) if key in truth else False
+    unknown = [key for key, tumour in found.items() if tumour is None and not is_normal(key)]
+    kept = [key for key in found if key not in unknown]
+    return np.array([bool(found[key]) for key in kept]), np.array([scores[key] for key in kept]), unknown
 
 
 def checked(label: Label, say: bool = False) -> None:

@@ -9,30 +9,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
-import h5py
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-import models.deeplab  # noqa: F401  (registers the layers that a .keras file may name)
-from models.weight_files import WeightsError, find_weights, guess_model
-from models.weight_names import CLASS_LAYERS, block_of, common_names
+from models.catalog import MODELS, EfficientDetRow
+from models.efficientnet import STAGES, block_plan, round_repeats
+from models.keras_files import LayerPath, counted, kind_of, open_keras
+from models.weight_files import Stored, WeightsError, find_weights, guess_model
+from models.weight_matches import match
+from models.weight_names import BACKBONE, common_names
 
 SHOWN = 5  # names in a message
 EMA = "/ExponentialMovingAverage"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A variable in a file."""
-
-    key: str  # in the file; a variable can have more than one name
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,15 +34,21 @@ class LoadReport:
     path: Path
     loaded: tuple[str, ...]
     random: tuple[str, ...]  # keep the values they had
+    other_classes: tuple[str, ...]  # those of `random` that the file has for another number of classes
     unused: tuple[str, ...]
+    backbone: int  # number of variables in it, which are all loaded
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.random)
         text = f"{self.path}: loaded {len(self.loaded)} of {total} variables"
-        if self.random:
-            text += f"; random stay {_summary(self.random)}"
+        text += f", among them all {self.backbone} of the backbone" if self.backbone else ""
+        new = [name for name in self.random if name not in self.other_classes]
+        if self.other_classes:
+            text += f"; random stay {_summary(self.other_classes)}: the file has another number of classes"
+        if new:
+            text += f"; random stay {_summary(new)}: {len(new)} variables of which the file has none"
         if self.unused:
-            text += f"; not used of the file: {_summary(self.unused)}"
+            text += f"; not used of the file: {_summary(self.unused)}, for which the model has no place"
         return text
 
 
@@ -58,55 +56,43 @@ def load_weights(model: keras.Model, path: str | Path) -> LoadReport:
     """Sets the model's variables from `path`: a file, a checkpoint's prefix, or a folder that holds one.
 
     Takes the Keras .h5 of DeepLabV3+, the published EfficientDet checkpoints (their moving averages if there
-    are any), Keras-applications EfficientNet .h5 for the backbone, and our own checkpoints, .h5, .keras and
-    exported models. A BiFPN may start at another level than the file's: levels are matched by stride. The
-    layer of the classes stays random if the number of classes differs.
+    are any), EfficientNet files of Keras 2's and 3's applications for the backbone, and our own checkpoints, .h5,
+    .keras and exported models. A BiFPN may start at another level than the file's: levels are matched by stride.
+    The layer of the classes stays random if the number of classes differs. Files are read as data: no code that
+    one may hold is run.
 
-    WeightsError if nothing fits, if a shape disagrees, or if the file has more backbone than the model.
+    WeightsError if nothing fits, if a shape disagrees, if the backbone is not there whole, or see `match`.
     """
     weights = find_weights(path)
-    with _errors_name(weights):
-        if _is_positional(weights):
-            model.load_weights(weights)
-            return LoadReport(weights, tuple(variable.name for variable in model.variables), (), ())
-        stored = _read_keras(weights) if weights.is_file() else _read_checkpoint(weights)
     variables = {variable.name: variable for variable in model.variables}
-    matches, wrong = _match(stored, variables)
-    if wrong or not matches:
-        raise WeightsError(_explain(weights, model.name, wrong))
-    with _errors_name(weights):
-        values = {name: value.read() for name, value in matches.items()}
+    with _errors_name(weights), _opened(weights) as stored:
+        stored = _named_by_place(stored, model)
+        matches = match(stored, {name: tuple(variable.shape) for name, variable in variables.items()})
+        if matches.wrong or not matches.values:
+            raise WeightsError(_explain(weights, model.name, matches.wrong, stored))
+        values = {name: _numbers(value) for name, value in matches.values.items()}
     for name, value in values.items():
         variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype))
-    used = {value.key for value in matches.values()}
+    used = {value.key for value in matches.values.values()}
+    used |= {stored[name].key for name in matches.other_classes.values()}
     unused = {value.key: name for name, value in stored.items() if value.key not in used}
     return LoadReport(
         weights,
-        loaded=tuple(name for name in variables if name in matches),
-        random=tuple(name for name in variables if name not in matches),
+        loaded=tuple(name for name in variables if name in values),
+        random=tuple(name for name in variables if name not in values),
+        other_classes=tuple(name for name in variables if name in matches.other_classes),
         unused=tuple(sorted(unused.values())),
+        backbone=len(matches.backbone),
     )
 
 
-def _match(
-    stored: dict[str, Stored], variables: dict[str, tf.Variable]
-) -> tuple[dict[str, Stored], list[str]]:
-    """Match the file's variables to the model's by name; also return what disagrees."""
-    in_file, in_model = common_names(stored), common_names(variables)
-    matches: dict[str, Stored] = {}
-    wrong = []
-    for common in in_file.keys() & in_model.keys():
-        name, value = in_model[common], stored[in_file[common]]
-        shape = tuple(variables[name].shape)
-        if value.shape == shape:
-            matches[name] = value
-        elif not common.startswith(CLASS_LAYERS):
-            wrong.append(f"{in_file[common]} is {value.shape}, the model's {shape}")
-    blocks = {block_of(common) for common in in_model}
-    wrong += [
-        f"{in_file[c]} is of a block that the model lacks" for c in in_file if block_of(c) not in blocks
-    ]
-    return matches, sorted(wrong)
+@contextlib.contextmanager
+def _opened(weights: Path) -> Iterator[dict[str, Stored]]:
+    if not weights.is_file():
+        yield _read_checkpoint(weights)
+        return
+    with open_keras(weights) as stored:
+        yield stored
 
 
 @contextlib.contextmanager
@@ -114,67 +100,96 @@ def _errors_name(weights: Path) -> Iterator[None]:
     """Errors of the libraries that read `weights`, as an error that names it."""
     try:
         yield
-    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+    except WeightsError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, tf.errors.OpError) as error:
         raise WeightsError(f"{weights}: cannot be read as weights of this model ({error})") from error
 
 
-def _explain(weights: Path, model_name: str, wrong: list[str]) -> str:
-    model = guess_model(weights)
-    hint = f" (its names are those of {model})" if model and model != model_name else ""
-    if not wrong:
-        return f"{weights}: fits nothing of {model_name}{hint}"
-    return f"{weights}: {len(wrong)} variables do not fit {model_name}{hint}: {_first(wrong, '; ')}"
+def _numbers(value: Stored) -> np.ndarray:
+    array = value.read()
+    if array.dtype == object:  # TensorFlow's strings
+        raise ValueError(f"{value.key} holds no numbers")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{value.key} has values that are infinite or not a number")
+    return array
 
 
-def _read_keras(file: Path) -> dict[str, Stored]:
-    """Variables of an .h5 or .keras file by "<layer>/<variable>"."""
-    if file.suffix == ".keras":
-        return _of_layers(keras.models.load_model(file, compile=False))
-    stored: dict[str, Stored] = {}
-    with h5py.File(file) as content:
-        root = content.get("model_weights", content)
-        for layer in _strings(root, "layer_names"):
-            weights = _strings(root[layer], "weight_names")
-            # By layer name, as files count variables their own way; in a model within a model endings repeat.
-            endings = [weight.rpartition("/")[2] for weight in weights]
-            plain = len(set(endings)) == len(endings)
-            for weight, ending in zip(weights, endings):
-                value = np.asarray(root[layer][weight])
-                stored[f"{layer}/{ending}" if plain else weight] = Stored(
-                    weight, value.shape, functools.partial(np.asarray, value)
-                )
-    return stored
+def _explain(weights: Path, model_name: str, wrong: list[str], stored: dict[str, Stored]) -> str:
+    models = [model] if (model := guess_model(weights)) else _models_of_backbone(stored)
+    hint = f" (its names and shapes are those of {' and '.join(models)})" if models else ""
+    if model_name in models:
+        hint = ""
+    if wrong:
+        return f"{weights}: {len(wrong)} variables do not fit {model_name}{hint}: {_first(wrong, '; ')}"
+    if any(name.startswith("layers/") for name in stored):
+        hint += (
+            ". Its layers have no names and are not those of this model: Keras 3.6 and later write the names"
+        )
+    return f"{weights}: fits nothing of {model_name}{hint}"
 
 
-def _is_positional(file: Path) -> bool:
-    """Return whether this .h5 holds variables by place only (.weights.h5), so that Keras has to load it."""
-    if not file.is_file() or file.suffix == ".keras":
-        return False
-    with h5py.File(file) as content:
-        return "layers" in content and "layer_names" not in content.attrs
+def _models_of_backbone(stored: dict[str, Stored]) -> list[str]:
+    """Return the models whose EfficientNet is as deep and as wide as that of the file."""
+    names = common_names(stored)
+    blocks = len({match[0] for name in names if (match := re.match(rf"{BACKBONE}blocks_\d+/", name))})
+    last = names.get(f"{BACKBONE}blocks_{blocks - 1}/conv2d_1/kernel")
+    plans = {
+        name: block_plan(row.width, row.depth)
+        for name, row in MODELS.items()
+        if isinstance(row, EfficientDetRow)
+    }
+    return [
+        name
+        for name, plan in plans.items()
+        if last and len(plan) == blocks and stored[last[0]].shape[-1:] == (plan[-1].filters,)
+    ]
 
 
-def _strings(group: h5py.Group, key: str) -> list[str]:
-    """Return a list of names; Keras spreads those above 64 kB over `<key>0`, `<key>1`, …"""
-    chunks = [key] if key in group.attrs else sorted(k for k in group.attrs if re.fullmatch(rf"{key}\d+", k))
-    if not chunks:
-        raise KeyError(f"no {key} in {group.name}: not a file of Keras weights with layer names")
-    chunks.sort(key=lambda chunk: int(re.sub(r"\D", "", chunk) or 0))
-    names = [name for chunk in chunks for name in group.attrs[chunk]]
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+def _named_by_place(stored: dict[str, Stored], model: keras.Model) -> dict[str, Stored]:
+    """Name the layers that have only a place in the file, "layers/conv2d_3", if they are of this model or EfficientNet.
+
+    They are if the file has as many layers of each class as that network. Others keep their places.
+    """
+    places: dict[
+        str, Counter[str]
+    ] = {}  # of each model in the file: its place and the number of layers of each class
+    for path in {name.rpartition("/")[0] for name in stored if name.startswith("layers/")}:
+        places.setdefault(path.rpartition("/")[0], Counter())[kind_of(path)] += 1
+    own = counted((type(layer).__name__, layer.name) for layer in model.layers)
+    with_variables = {layer.name for layer in model.layers if layer.weights}
+    networks = [{path: name for path, name in own.items() if name in with_variables}, *_efficientnets()]
+    names: dict[LayerPath, str] = {}
+    for place, found in places.items():
+        for network in networks:
+            kinds = Counter(kind_of(path) for path in network)
+            if all(found[kind] == number for kind, number in kinds.items()):
+                names.update({f"{place}/{path.rpartition('/')[2]}": name for path, name in network.items()})
+                break
+    return {
+        f"{names.get(path, path)}{slash}{variable}": value
+        for name, value in stored.items()
+        for path, slash, variable in [name.rpartition("/")]
+    }
 
 
-def _of_layers(model: keras.Model) -> dict[str, Stored]:
-    """Go layer by layer, since a variable that Keras rebuilds from a .keras file may lack its layer's name."""
-    stored: dict[str, Stored] = {}
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            stored.update(_of_layers(layer))
-            continue
-        for variable in layer.weights:
-            name = f"{layer.name}/{variable.name.rpartition('/')[2]}"
-            stored[name] = Stored(name, tuple(variable.shape), variable.numpy)
-    return stored
+def _efficientnets() -> Iterator[dict[LayerPath, str]]:
+    """Yield the layers of each EfficientNet of Keras applications, as far as a backbone has them, by their places."""
+    for depth in sorted({row.depth for row in MODELS.values() if isinstance(row, EfficientDetRow)}):
+        convs, depthwise, norms = ["stem_conv"], [], ["stem_bn"]
+        for number, stage in enumerate(STAGES, 1):
+            for j in range(round_repeats(stage.repeats, depth)):
+                block, expands = f"block{number}{chr(ord('a') + j)}", stage.expand != 1
+                convs += [f"{block}_expand_conv"] * expands
+                convs += [f"{block}_{layer}" for layer in ("se_reduce", "se_expand", "project_conv")]
+                depthwise.append(f"{block}_dwconv")
+                norms += [f"{block}_expand_bn"] * expands + [f"{block}_bn", f"{block}_project_bn"]
+        layers = {
+            "Conv2D": [*convs, "top_conv"],
+            "DepthwiseConv2D": depthwise,
+            "BatchNormalization": [*norms, "top_bn"],
+        }
+        yield counted((kind, name) for kind, names in layers.items() for name in names)
 
 
 def _read_checkpoint(prefix: Path) -> dict[str, Stored]:

@@ -5,16 +5,35 @@ from __future__ import annotations
 import mmap
 import re
 import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Callable
 
 from models.catalog import MODELS
 from utils.cli import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # members of a .keras archive
+# A member of an archive may be this many times as long as its compressed bytes. Weights hardly become shorter by
+# compression, but an optimizer's zeros do.
+MAX_EXPANSION = 50
 
 
 class WeightsError(UserError):
     """Weights that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A variable in a file."""
+
+    key: str  # in the file; a variable can have more than one name
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def find_weights(path: str | Path) -> Path:
@@ -50,17 +69,45 @@ def guess_model(path: str | Path) -> str | None:
     """
     weights = find_weights(path)
     for file in [weights] if weights.is_file() else sorted(weights.parent.glob(f"{weights.name}.*")):
-        if zipfile.is_zipfile(file):  # .keras
-            with zipfile.ZipFile(file) as archive:
-                found = _model_in(archive.read("config.json"))
-        elif file.stat().st_size == 0:  # mmap wants a byte at least
-            continue
-        else:
-            with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = _model_in(content)
+        try:
+            found = _model_of_file(file)
+        except OSError as error:
+            raise WeightsError(f"{file}: cannot be read ({error})") from error
         if found is not None:
             return found
     return None
+
+
+def read_member(file: Path, name: str) -> bytes:
+    """Return a member of a zip archive, read into memory: nothing is unpacked to a path that the archive names.
+
+    WeightsError: there is no such member, it is damaged or encrypted, or it becomes too long when unpacked.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = min(archive.getinfo(name).compress_size, file.stat().st_size)  # the archive may claim more
+            with archive.open(name) as member:
+                content = member.read(MAX_EXPANSION * size + 1)
+    except KeyError as error:
+        raise WeightsError(f"{file}: is a zip archive without {name}, so it is no .keras file") from error
+    # zipfile raises the last two for encryption and for ways of compression that it does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise WeightsError(f"{file}: {name} in it cannot be read ({error})") from error
+    if len(content) > MAX_EXPANSION * size:
+        raise WeightsError(
+            f"{file}: {name} in it has {size} bytes, which unpack to more than {MAX_EXPANSION} times as many: "
+            "weights do not, so it is not read"
+        )
+    return content
+
+
+def _model_of_file(file: Path) -> str | None:
+    if zipfile.is_zipfile(file):  # .keras
+        return _model_in(read_member(file, CONFIG))
+    if file.stat().st_size == 0:  # mmap wants a byte at least
+        return None
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _model_in(content)
 
 
 def _model_in(content: bytes | mmap.mmap) -> str | None:

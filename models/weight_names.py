@@ -13,13 +13,18 @@ from models.catalog import FPN_MAX_LEVEL
 
 CLASS_LAYERS = ("logits_semantic/", "segmentation_head/classes_")  # as wide as there are classes
 BACKBONE = "backbone/"
+_XCEPTION = re.compile(r"(?:entry|middle|exit)_flow_")
 
 _EFFICIENTDET = re.compile(r"(?:^|/)((?:efficientnet-b\d|resample_p\d|fpn_cells|segmentation_head)/.+)$")
 _FNODE = re.compile(r"fpn_cells/(cell_\d+)/fnode(\d+)/(.+)$")
 _COMBINE = re.compile(r"fpn_cells/cell_\d+/fnode(\d+)/op_after_combine(\d+)/")
 _UP_CONV = re.compile(r"segmentation_head/conv2d_transpose(?:_(\d+))?/(.+)$")
-_KERAS_BLOCK = re.compile(r"block(\d)([a-z])_(.+)/(.+)$")
-_KERAS_STEM = {"stem_conv": "stem/conv2d", "stem_bn": "stem/tpu_batch_normalization"}
+# Of Keras applications, also as a model within a model.
+_KERAS_BLOCK = re.compile(r"(?:^|.*/)block(\d)([a-z])_([^/]+)/([^/]+)$")
+_KERAS_STEM = re.compile(r"(?:^|.*/)(stem_conv|stem_bn)/([^/]+)$")
+_KERAS_STEM_LAYERS = {"stem_conv": "stem/conv2d", "stem_bn": "stem/tpu_batch_normalization"}
+# Keras 3 calls this variable of a depthwise convolution "kernel", Keras 2 "depthwise_kernel".
+_DEPTHWISE = re.compile(r"((?:_depthwise|/depthwise_conv2d|_dwconv)/)kernel$")
 _KERAS_LAYERS = {
     "dwconv": "depthwise_conv2d",
     "se_reduce": "se/conv2d",
@@ -32,27 +37,35 @@ _KERAS_COUNTED = {
 }
 
 
-def common_names(names: Iterable[str]) -> dict[str, str]:
-    """Return {common name: name} of the variables of one file or model; of names that mean the same the shortest.
+def common_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return {common name: names} of the variables of a file or model; of names that mean the same the shortest first.
 
-    So a model's weights win over an optimizer's averages of them ("Adam/m/<name>").
+    So a model's weights come before an optimizer's averages of them ("Adam/m/<name>").
     """
-    plain = {name: re.sub(r":\d+$", "", name) for name in names}
+    plain = {name: _DEPTHWISE.sub(r"\1depthwise_kernel", re.sub(r":\d+$", "", name)) for name in names}
     plain = {name: (match[1] if (match := _EFFICIENTDET.search(p)) else p) for name, p in plain.items()}
     levels = _level_count(plain.values())
     first_up = min((int(m[1] or 0) for p in plain.values() if (m := _UP_CONV.match(p))), default=0)
     blocks = sorted({(m[1], m[2]) for p in plain.values() if (m := _KERAS_BLOCK.match(p))})
-    result: dict[str, str] = {}
+    result: dict[str, list[str]] = {}
     for name in sorted(plain, key=lambda name: (len(name), name)):
         common = _common_name(plain[name], levels, first_up, blocks)
-        result.setdefault(common, name)
+        result.setdefault(common, []).append(name)
     return result
 
 
-def block_of(common: str) -> str:
-    """Return the backbone's block that a variable's common name belongs to, "" for all else."""
-    match = re.match(rf"{BACKBONE}blocks_\d+/", common)
-    return match[0] if match else ""
+def unit_of(common: str) -> str:
+    """Return what a variable is a part of that a file holds either whole or not at all.
+
+    This is the backbone, a node of a BiFPN cell, a step of the head, or a convolution with its batch normalization.
+    """
+    if common.startswith(BACKBONE) or _XCEPTION.match(common):
+        return BACKBONE
+    if match := re.match(r"(fpn_cells/cell_\d+/[^/]+|resample_p\d+)/", common):
+        return match[1]
+    if match := re.match(r"segmentation_head/(?:up|bn)_(\d+)/", common):
+        return f"segmentation_head/{match[1]}"
+    return re.sub(r"_BN$", "", common.rpartition("/")[0])
 
 
 def _common_name(name: str, levels: int, first_up: int, blocks: list[tuple[str, str]]) -> str:
@@ -71,9 +84,8 @@ def _common_name(name: str, levels: int, first_up: int, blocks: list[tuple[str, 
     if match := _KERAS_BLOCK.match(name):
         layer = _keras_layer(match[3], expands=match[1] != "1")
         return f"{BACKBONE}blocks_{blocks.index((match[1], match[2]))}/{layer}/{match[4]}"
-    layer, _, variable = name.rpartition("/")
-    if layer in _KERAS_STEM:
-        return f"{BACKBONE}{_KERAS_STEM[layer]}/{variable}"
+    if match := _KERAS_STEM.match(name):
+        return f"{BACKBONE}{_KERAS_STEM_LAYERS[match[1]]}/{match[2]}"
     return name.replace("custom_logits_semantic/", "logits_semantic/")
 
 

@@ -118,17 +118,18 @@ class Predictor:
 
     With two classes there is one plane, that of the second class; with more classes there is a plane for each.
     `classes` is their number. `tta` averages over flips and turns. UserError: the model cannot be loaded, or does not
-    take patches of `size` pixels.
+    take patches of `size` pixels, or is exported and does more than compute and there is no `trust` in it.
     """
 
-    def __init__(self, source: ModelSource, precision: str | None, size: int, tta: bool) -> None:
+    def __init__(
+        self, source: ModelSource, precision: str | None, size: int, tta: bool, trust: bool = False
+    ) -> None:
         import tensorflow as tf
 
+        from prediction.exported import load_exported
+
         if source.is_exported:
-            try:
-                model: Callable[[Any], Any] = tf.saved_model.load(str(source.path))
-            except (OSError, ValueError, tf.errors.OpError) as error:
-                raise UserError(f"{source.path} cannot be loaded: {error}") from error
+            model = load_exported(source.path, trust)
         else:
             model = _load_checkpoint(source, precision or source.options["mixed_precision"])
 

@@ -58,6 +58,17 @@ def record_of(output: Path, slide: str) -> Path:
     return output / RECORDS / f"{slide}.json"
 
 
+def is_finished(output: Path, slide: str) -> bool:
+    """Return whether a slide has been predicted."""
+    path = record_of(output, slide)
+    return path.exists() and _was_seen(_read(path))
+
+
+def _was_seen(record: dict[str, Any]) -> bool:
+    """Return whether the slide was looked at. Earlier versions called a slide negative of which they saw no patch."""
+    return record.get("patches") != 0
+
+
 def prepare(output: Path, settings: PredictionSettings) -> None:
     """Make the folder; only rank 0 calls it.
 
@@ -103,7 +114,8 @@ def remove(output: Path, slide: str) -> None:
 
 def write_table(output: Path) -> int:
     """Write slides.csv, with the finished slides of this and of earlier runs, and return their number."""
-    records = [_read(path) for path in sorted((output / RECORDS).glob("*.json"))]
+    found = [_read(path) for path in sorted((output / RECORDS).glob("*.json"))]
+    records = [record for record in found if _was_seen(record)]
 
     def write(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:

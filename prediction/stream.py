@@ -15,13 +15,14 @@ import numpy as np
 
 from prediction.grid import Frame, Grid
 from prediction.raster import Raster
-from samplers.slides.errors import ReadError
+from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 
 READERS = min(4, len(os.sched_getaffinity(0)))  # threads; libvips and OpenCV do not hold Python's lock
 AHEAD = 2  # batches that are read while one is predicted, and batches that may wait to be blended
 ATTEMPTS = 3  # libvips reports faults by process, not by thread: see samplers/slides/vips_errors.py
 GLASS = 255  # fills a patch beyond the end of a slide that is smaller than it
+_ROUNDING = 0.01  # probabilities in half precision may be this far beyond 0 and 1
 _ROWS = 64  # pixel rows that are written at once
 
 Forward = Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, 3) → float32 (B, planes, H, W)
@@ -126,8 +127,8 @@ def predict_band(
 ) -> None:
     """Predict all patches that contain a pixel of the band (pixel rows [first, stop)).
 
-    Calls `advance` with the number of patches of each batch. ReadError: the slide cannot be read. OutputError: a raster
-    cannot be written.
+    Calls `advance` with the number of patches of each batch. ReadError: the slide cannot be read. DataError: the model
+    does not give probabilities on it, NaN say. OutputError: a raster cannot be written.
     """
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as blender:
         reading: deque[tuple[int, np.ndarray, list[Future[np.ndarray]]]] = deque()
@@ -136,6 +137,13 @@ def predict_band(
         def predict_next() -> None:
             row, columns, patches = reading.popleft()
             probabilities = forward(np.stack([patch.result() for patch in patches]))
+            if not (
+                probabilities.min() >= -_ROUNDING and probabilities.max() <= 1 + _ROUNDING
+            ):  # NaN is neither
+                raise DataError(
+                    f"{slide.path}: the model's output is no probability (between {probabilities.min():g} and "
+                    f"{probabilities.max():g}) at pixel {grid.xs[columns[0]]}, {grid.ys[row]}"
+                )
             blending.append(blender.submit(canvas.add, row, columns, probabilities))
             if len(blending) > AHEAD:
                 blending.popleft().result()

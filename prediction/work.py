@@ -23,6 +23,7 @@ from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
 from samplers.slides.frame import description_of
 from samplers.slides.slide import Slide
+from utils.failures import failure_of
 from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
 
@@ -51,6 +52,10 @@ class Opened:
                 _, found, cell = tissue_of(self.slide, settings.bb_downsample)
                 tissue = grown(found, self.slide.spacing * cell[0])
             self.grid = Grid(frame, settings.img_size, settings.overlap, tissue, cell)
+            if not self.grid.chosen.any():
+                raise DataError(
+                    f"{path}: no tissue was found on it, so it was not looked at; --no-tissue_only predicts all of it"
+                )
             size = frame.width, frame.height
             files = (output / store.WORK / f"{self.name}.{kind}" for kind in ("probability", "classes"))
             self.rasters = tuple(Raster(file, *size) for file in files)
@@ -122,10 +127,10 @@ class Worker:
             if not error:
                 opened = Opened(path, self.output, self.settings)
                 self._predict_band(opened)
-        except DataError as failure:
-            bad = str(failure)
         except OutputError as failure:
             error = str(failure)
+        except Exception as failure:
+            bad = _reason_of(failure, path)
         found = self.team.gather((bad, error))
         bad, error = (next((part[i] for part in found if part[i]), "") for i in (0, 1))
         if not bad and not error:
@@ -169,13 +174,18 @@ class Worker:
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
             store.finish(self.output, opened.name, record)
             self.outcome.slides += 1
-        except DataError as failure:
-            self._note(opened.name, str(failure), "")
         except OutputError as failure:
             self._note(opened.name, "", str(failure))
+        except Exception as failure:
+            self._note(opened.name, _reason_of(failure, opened.slide.path), "")
         finally:
             opened.discard()
             trim_memory()
+
+
+def _reason_of(error: Exception, slide: Path) -> str:
+    """Return why a slide has failed. Raises what is not the slide's fault alone: the memory is used up."""
+    return str(error) if isinstance(error, DataError) else failure_of(error, f"prediction of {slide}")
 
 
 def write_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_weights_are_loaded(started, tmp_path, capsys):
     )
     for found, expected in zip(trainer.model.variables, stored.variables):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_that_are_cut_short_are_the_users_error_in_one_line(started, tmp_path):
+    file = tmp_path / "a.h5"
+    pixelwise("effdetd0", None, 2).save_weights(file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=re.escape(f"{file}: cannot be read as weights")) as caught:
+        started("--weights_path", str(file))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("program", [train, predict])

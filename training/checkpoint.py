@@ -82,9 +82,16 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / STATE).read_text())
         files = state["files"]
+        there = {file.name for file in path.glob(f"{VARIABLES}.*")} | {f"{VARIABLES}.index"}
+        if other := sorted(there ^ set(files)):
+            raise CheckpointError(
+                f"{path}: the folder and its {STATE} do not hold the same files: {', '.join(other)}"
+            )
         for name, (size, crc) in files.items():
             if (path / name).stat().st_size != size or _crc32(path / name) != crc:
                 raise CheckpointError(f"{path}: {name} is not what was written")
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error!r}") from error
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
-from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs, name_some
+from samplers.pairs.names import name_some, patient_of, patient_pattern, slide_of_patch
+from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
 from samplers.pairs.partly_annotated import PARTLY_16, UNFIT_16, mark_partly_annotated, read_names, without
-from samplers.pairs.split import patient_of, split_pairs
+from samplers.pairs.split import split_pairs
 from training.resume import read_splits
 from utils.cli import UserError
-from utils.ranks.launcher import terminal_columns
+from utils.failures import write_failures_to
+from utils.ranks.launcher import launcher_rank, terminal_columns
 
 if TYPE_CHECKING:
     from utils.ranks.world import World
@@ -30,6 +33,7 @@ def prepare_slides(
     `resumed` is the log_dir of the run that goes on, whose split is taken. UserError on every rank that names every bad
     file; with `--skip_bad_slides` it is a warning.
     """
+    write_failures_to(options.log_dir or Path("logs"))
     label_map = LabelMap.parse(options.label_map, options.unannotated)
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
     train, val = world.on_rank_0(lambda: _find(options))
@@ -152,17 +156,29 @@ def _split(
     resumed: Path | None,
     apart: bool,
 ) -> tuple[list[SlidePair], list[SlidePair]]:
+    pattern = options.patient_pattern and patient_pattern(options.patient_pattern)
     if resumed is not None:
         train, val = _split_as_before(resumed, [*train, *val])
     elif not apart:
-        train, val = split_pairs(train, options.val_split, options.seed)
+        train, val = split_pairs(train, options.val_split, options.seed, pattern)
     both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
     if both:
         raise UserError(f"{len(both)} slides are in training and validation, {min(both)} first")
-    patients = _patients(train) & _patients(val)
+    patients = _patients(train, pattern) & _patients(val, pattern)
     if patients:
         raise UserError(
-            f"{len(patients)} patients are in training and validation: {', '.join(sorted(patients))}"
+            f"{len(patients)} patients are in training and validation: {name_some(sorted(patients))}"
+        )
+    shared = _shared_slides(train, val)
+    if shared:
+        raise UserError(
+            f"{len(shared)} slides have patches in training and in validation: {name_some(shared)}"
+        )
+    unknown = [pair for pair in (*train, *val) if pattern and patient_of(pair.name, pattern) is None]
+    if unknown and launcher_rank()[0] == 0:
+        sys.stderr.write(
+            f"warning: {len(unknown)} of {len(train) + len(val)} slides do not match --patient_pattern, so each is a "
+            f"patient of its own: {name_some(pair.name for pair in unknown)}\n"
         )
     for name, pairs in (("training", train), ("validation", val)):
         if not pairs:
@@ -170,8 +186,17 @@ def _split(
     return train, val
 
 
-def _patients(pairs: list[SlidePair]) -> set[str]:
-    return {patient for patient in (patient_of(pair.name) for pair in pairs) if patient is not None}
+def _patients(pairs: list[SlidePair], pattern: re.Pattern[str] | None) -> set[str]:
+    return {patient for patient in (patient_of(pair.name, pattern) for pair in pairs) if patient is not None}
+
+
+def _shared_slides(train: list[SlidePair], val: list[SlidePair]) -> list[str]:
+    """Return the slides that one side has patches of, and the other side patches, or the whole slide."""
+    patches = [
+        {slide for slide in (slide_of_patch(pair.name) for pair in pairs) if slide} for pairs in (train, val)
+    ]
+    whole = [{pair.name for pair in pairs} for pairs in (train, val)]
+    return sorted((patches[0] & (patches[1] | whole[1])) | (patches[1] & whole[0]))
 
 
 def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlidePair], list[SlidePair]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.labels.label_map import LabelMap, class_names
+from samplers.pairs.names import patient_pattern
 from training.class_weights import BALANCED, parse_class_weights
 from training.options import build_parser, given_options
 from utils.cli import UserError
@@ -79,6 +80,10 @@ def _path_problems(options: argparse.Namespace) -> Iterator[str]:
 def _value_problems(options: argparse.Namespace) -> Iterator[str]:
     """Yield values that cannot be used, and options that exclude each other."""
     yield from _label_problems(options)
+    try:
+        _ = options.patient_pattern is None or patient_pattern(options.patient_pattern)
+    except ValueError as error:
+        yield f"--patient_pattern: {error}"
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         yield f"--val_split {options.val_split} leaves no slides for training or for validation"
     multiple = multiple_of(options.model)

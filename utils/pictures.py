@@ -7,7 +7,7 @@ import numpy as np
 
 from samplers.labels.label_map import IGNORED, shows_tumour
 
-# One colour a class (RGB), class 0 is not painted; repeats after the last. IGNORED pixels are hatched.
+# The RGB colours of classes 1, 2, …, which begin again after the last one. Class 0 is not painted, IGNORED is hatched.
 COLOURS = np.array([(0, 200, 83), (41, 98, 255), (255, 171, 0), (213, 0, 249), (0, 184, 212)], np.uint8)
 PARTS = ("patch", "label", "prediction", "outlines")  # of a panel
 GAP = 4  # pixels between them

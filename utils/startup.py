@@ -19,10 +19,10 @@ def configure_environment(options: argparse.Namespace) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if not options.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        for name in ("tensorflow", "absl"):  # absl: a line for each swish of an exported model
+        for name in ("tensorflow", "absl"):  # absl prints a line for each swish of an exported model
             logging.getLogger(name).setLevel(logging.ERROR)
-    # Horovod's ranks negotiate every millisecond by default, and MPI waits by spinning: on CPUs that is a third
-    # of a core. Steps take long here, 20 ms are nothing; but not where each batch norm waits for them.
+    # By default Horovod's ranks negotiate every millisecond and MPI waits by spinning, which costs a third of a core.
+    # A step takes so long on CPUs that 20 ms do not matter, unless each batch norm waits for the other ranks.
     if options.no_cuda or not NVIDIA.exists():
         waiting = getattr(options, "sync_batch_norm", False)  # predict.py has no such option
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "1" if waiting else "20")
@@ -36,8 +36,9 @@ def configure_environment(options: argparse.Namespace) -> None:
 def limit_malloc(recompute: str) -> None:
     """Tell glibc, before TensorFlow starts, to keep less of the memory that is freed.
 
-    Each thread keeps its own, in which the next tensors do not fit: 5 to 10 % of the peak. Given back at once it is up
-    to a third less, but new pages take a third of the time.
+    glibc keeps freed memory apart for each thread, and the next tensors do not fit into it: one place for all threads
+    saves 5 to 10 % of the peak. With "full", large blocks go back to the system at once, which saves up to a third of
+    the peak, but a third of the time is then spent on new pages.
     """
     libc = ctypes.CDLL(None)
     if recompute != "none" and hasattr(libc, "mallopt"):

@@ -7,11 +7,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from samplers.pairs.pairing import SlidePair, files_of, listed, name_some, pair_files
-from samplers.pairs.split import patient_of
+from samplers.pairs.folders import files_below, files_of, left_out
+from samplers.pairs.names import name_some, patient_of, plain_key, slide_key
+from samplers.pairs.pairing import SlidePair, pair_files
 from samplers.slides.errors import DataError
 
 PATIENTS_PER_CENTRE = 20  # CAMELYON17: 100 training patients from 5 centres
+BY_STAGES = (
+    "stages"  # beside the choices of --unlabelled: tumour-free where stage_labels.csv calls a slide negative
+)
 
 # Folders below the root in all known layouts. Those that exist are searched.
 _TRAIN_16 = ("TrainingData/Train_Tumor", "TrainingData/Train_Normal", "training/tumor", "training/normal")
@@ -28,6 +32,19 @@ _SLIDES_17 = ("training/center_*", "training/patients")
 _LABELS_17 = ("training/lesion_annotations", "training/annotations", "lesion_annotations", "annotations")
 _STAGES_17 = ("stage_labels.csv", "stages.csv", "training/stage_labels.csv", "training/stages.csv")
 
+_REFERENCE_16 = (
+    "evaluation/reference.csv",
+    "testing/reference.csv",
+    "Testset/reference.csv",
+    "reference.csv",
+)
+
+# The public bucket has all slides in one folder. Their names say which part of the challenge they belong to.
+BUCKET = "images"
+_BUCKET_LABELS = {"xml": "annotations", "mask": "masks"}
+_PARTS_16 = {"training": re.compile("(?:tumor|normal)_"), "test": re.compile("test_")}
+_PARTS_17 = {"training": re.compile(r"patient_0\d\d_node_"), "test": re.compile(r"patient_1\d\d_node_")}
+
 Found = tuple[list[SlidePair], list[str]]  # and warnings
 
 
@@ -37,54 +54,119 @@ def camelyon16(root: Path, slide_format: str, label_format: str, unlabelled: str
     The test part is empty if its slides or its labels are missing. Raises DataError if there are no training slides
     or no labels of that format.
     """
-    kind = "xml" if label_format.lstrip(".").lower() == "xml" else "mask"
+    root = _top(root, "CAMELYON16")
+    kind = _kind(label_format)
+    parts, warnings = _bucket(root, slide_format, _PARTS_16)
     train_folders = [root / name for name in _TRAIN_16]
-    train = _files(train_folders, slide_format)
+    train = files_below(train_folders, slide_format) + parts["training"]
     if not train:
-        raise DataError(_nothing(f"CAMELYON16 slides (.{slide_format})", train_folders))
-    labels = _labels(root, _TRAIN_LABELS_16[kind], label_format)
-    test = _files([root / name for name in _TEST_16], slide_format)
+        raise DataError(_nothing(f"CAMELYON16 slides (.{slide_format})", [*train_folders, root / BUCKET]))
+    warnings += _others([*train_folders, *(root / name for name in _TEST_16)], slide_format)
+
+    def labels(names: Sequence[str], part: str) -> list[Path]:
+        folders, shared = [root / name for name in names], root / _BUCKET_LABELS[kind]
+        of_part = [file for file in _files([shared], label_format) if _is_of(file, _PARTS_16[part])]
+        found = files_below(folders, label_format) + of_part
+        if not found:
+            raise DataError(_nothing(f"{part} labels (--label_format {label_format})", [*folders, shared]))
+        return found
+
+    pairs, more = _paired(train, labels(_TRAIN_LABELS_16[kind], "training"), unlabelled)
+    test = files_below([root / name for name in _TEST_16], slide_format) + parts["test"]
     if not test:
-        return _paired(train, labels, unlabelled), ([], [])
+        return (pairs, warnings + more), ([], [])
     try:
-        test_labels = _labels(root, _TEST_LABELS_16[kind], label_format)
+        test_labels = labels(_TEST_LABELS_16[kind], "test")
     except DataError as error:
-        return _paired(train, labels, unlabelled), ([], [f"left out, {len(test)} test slides: {error}"])
-    return _paired(train, labels, unlabelled), _paired(test, test_labels, "normal")
+        return (pairs, warnings + more), ([], [f"left out, {len(test)} test slides: {error}"])
+    return (pairs, warnings + more), _known_free(root, *_paired(test, test_labels, "normal"))
+
+
+def _known_free(root: Path, pairs: list[SlidePair], warnings: list[str]) -> Found:
+    """Leave out test slides without a label of which the challenge's reference.csv says that they have tumour."""
+    path = next((root / name for name in _REFERENCE_16 if (root / name).is_file()), None)
+    classes = _stages(path) if path else {}
+    wrong = [pair for pair in pairs if pair.label is None and classes.get(plain_key(pair.name)) == "tumor"]
+    if wrong:
+        named = name_some(pair.slide for pair in wrong)
+        warnings = [
+            *warnings,
+            f"left out, {len(wrong)} slides without a label that {path} calls tumor: {named}",
+        ]
+    return [pair for pair in pairs if pair not in wrong], warnings
 
 
 def camelyon17(root: Path, slide_format: str, label_format: str, unlabelled: str) -> Found:
     """Return all training pairs.
 
-    With `unlabelled` "normal" a slide without annotation is tumour-free if stage_labels.csv calls it negative, or if
-    there is no such file: only 50 of the 500 slides are annotated.
+    Only 50 of the 500 slides are annotated. With `unlabelled` "normal" a slide without annotation is tumour-free if
+    stage_labels.csv calls it negative, or if there is no such file; with BY_STAGES only if the file does.
     """
+    root = _top(root, "CAMELYON17")
     folders = [folder for pattern in _SLIDES_17 for folder in sorted(root.glob(pattern))]
-    slides = files_below(folders, slide_format)
+    parts, warnings = _bucket(root, slide_format, _PARTS_17)
+    slides = files_below(folders, slide_format) + parts["training"]
     if not slides:
-        raise DataError(
-            _nothing(f"CAMELYON17 slides (.{slide_format})", [root / pattern for pattern in _SLIDES_17])
+        patterns = [root / pattern for pattern in (*_SLIDES_17, BUCKET)]
+        raise DataError(_nothing(f"CAMELYON17 slides (.{slide_format})", patterns))
+    if parts["test"]:
+        warnings.append(
+            f"left out, {len(parts['test'])} slides of the test patients 100 to 199 in {root / BUCKET}"
         )
-    pairs, warnings = _paired(slides, _labels(root, _LABELS_17, label_format), unlabelled)
-    if unlabelled != "normal":
-        return pairs, warnings
+    warnings += _others(folders, slide_format)
+    names = (*_LABELS_17, *(("training/masks", "masks") if _kind(label_format) == "mask" else ()))
+    label_folders = [root / name for name in names]
+    labels = files_below(label_folders, label_format)
+    if not labels:
+        raise DataError(_nothing(f"labels (--label_format {label_format})", label_folders))
+    by_stages = unlabelled in ("normal", BY_STAGES)
+    pairs, more = _paired(slides, labels, "normal" if by_stages else unlabelled)
+    warnings += more
+    remark = (
+        f"CAMELYON17: {sum(pair.label is not None for pair in pairs)} of {len(slides)} slides have outlines (of the "
+        "challenge's 500 training slides 50 have); isolated tumour cells are not annotated exhaustively, so what no "
+        "outline covers may have some"
+    )
+    if not by_stages:
+        return pairs, [*warnings, remark]
+    doubtful, reason = _not_negative(root, pairs, unlabelled)
+    if doubtful:
+        named = name_some(pair.slide for pair in doubtful)
+        warnings.append(f"left out, {len(doubtful)} slides without annotation that {reason}: {named}")
+    elif reason:
+        warnings.append(reason)
+    gone = set(doubtful)
+    return [pair for pair in pairs if pair not in gone], [*warnings, remark]
+
+
+def _not_negative(root: Path, pairs: Sequence[SlidePair], unlabelled: str) -> tuple[list[SlidePair], str]:
+    """Return the slides without a label of which it is not known that they are tumour-free, and why, or a remark."""
     lacking = [pair for pair in pairs if pair.label is None]
     path = next((root / name for name in _STAGES_17 if (root / name).is_file()), None)
-    if path is None:
-        if lacking:
-            warnings.append(
-                f"{len(lacking)} slides have no annotation and are taken as tumour-free, because there is no "
-                f"stage_labels.csv in {root} that could say otherwise"
-            )
-        return pairs, warnings
-    stages = _stages(path)
-    doubtful = [pair for pair in lacking if stages.get(pair.name) != "negative"]
-    if doubtful:
-        warnings.append(
-            f"left out, {len(doubtful)} slides without annotation that {path} does not call negative: "
-            f"{name_some(pair.slide for pair in doubtful)}"
+    if path is not None:
+        stages = _stages(path)
+        doubtful = [pair for pair in lacking if stages.get(plain_key(pair.name)) != "negative"]
+        return doubtful, f"{path} does not call negative"
+    if not lacking:
+        return [], ""
+    if unlabelled == BY_STAGES:
+        return (
+            lacking,
+            f"may have tumour, as there is no stage_labels.csv in {root} that says which are negative",
         )
-    return [pair for pair in pairs if pair not in doubtful], warnings
+    return [], (
+        f"{len(lacking)} slides have no annotation and are taken as tumour-free, because there is no "
+        f"stage_labels.csv in {root} that could say otherwise"
+    )
+
+
+def is_camelyon17(root: Path) -> bool:
+    """Return whether a folder has CAMELYON17's layout: centres, patients, or the bucket's slides of patients."""
+    root = _top(root, "CAMELYON17")
+    training = root / "training"
+    if any(training.glob("center_*")) or (training / "patients").is_dir():
+        return True
+    return any((root / BUCKET).glob("patient_*"))
 
 
 def center_of(path: Path) -> int | None:
@@ -94,7 +176,7 @@ def center_of(path: Path) -> int | None:
         if found:
             return int(found.group(1))
     patient = patient_of(path.stem)
-    return None if patient is None else int(patient) // PATIENTS_PER_CENTRE
+    return int(patient) // PATIENTS_PER_CENTRE if patient and patient.isdecimal() else None
 
 
 def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[SlidePair]:
@@ -110,21 +192,42 @@ def of_centers(pairs: Sequence[SlidePair], centers: Iterable[int]) -> list[Slide
     return [pair for pair in pairs if found[pair] in wanted]
 
 
-def files_below(folders: Sequence[Path], format: str) -> list[Path]:
-    """Return the files of the folders and of their subfolders, such as center_0 or patient_000."""
-    inner = [path for folder in folders for path in listed(folder) if path.is_dir()]
-    return _files([*folders, *inner], format)
+def _top(root: Path, name: str) -> Path:
+    """Return the challenge's folder in a copy of the whole bucket, else the folder itself."""
+    return root / name if (root / name).is_dir() else root
+
+
+def _kind(label_format: str) -> str:
+    return "xml" if label_format.lstrip(".").lower() == "xml" else "mask"
+
+
+def _is_of(file: Path, part: re.Pattern[str]) -> bool:
+    return part.match(slide_key(file.stem)) is not None
+
+
+def _bucket(
+    root: Path, slide_format: str, parts: dict[str, re.Pattern[str]]
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the slides of the bucket's folder by part, and warnings about those of no part."""
+    files = _files([root / BUCKET], slide_format)
+    found = {name: [file for file in files if _is_of(file, pattern)] for name, pattern in parts.items()}
+    if not files:
+        return found, []
+    of_parts = [file for part in found.values() for file in part]
+    return found, left_out(root / BUCKET, of_parts, [slide_format], f"the slides' format is {slide_format}")
+
+
+def _others(folders: Iterable[Path], slide_format: str) -> list[str]:
+    """Return warnings about the files of another format in the folders of slides and in their subfolders."""
+    asked, there = f"the slides' format is {slide_format}", [folder for folder in folders if folder.is_dir()]
+    found = [
+        left_out(folder, files_below([folder], slide_format), [slide_format], asked, 1) for folder in there
+    ]
+    return [line for lines in found for line in lines]
 
 
 def _files(folders: Sequence[Path], format: str) -> list[Path]:
     return [file for folder in folders if folder.is_dir() for file in files_of(folder, format)]
-
-
-def _labels(root: Path, names: Sequence[str], format: str) -> list[Path]:
-    files = _files([root / name for name in names], format)
-    if not files:
-        raise DataError(_nothing(f"labels (--label_format {format})", [root / name for name in names]))
-    return files
 
 
 def _paired(slides: list[Path], labels: list[Path], unlabelled: str) -> Found:
@@ -140,10 +243,10 @@ def _nothing(what: str, folders: Iterable[Path]) -> str:
 
 
 def _stages(path: Path) -> dict[str, str]:
-    """Return the stage of each slide (`patient_000_node_0`)."""
+    """Return the second column by slide (`patient_000_node_0`): its stage, of CAMELYON16 its class."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if len(row) >= 2]
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    return {Path(row[0].strip()).stem: row[1].strip().casefold() for row in rows}
+    return {plain_key(row[0].strip()): row[1].strip().casefold() for row in rows}

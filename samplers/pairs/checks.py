@@ -16,11 +16,13 @@ import numpy as np
 import tifffile
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
+from samplers.pairs.folders import broken_link
 from samplers.slides.errors import DataError
 from samplers.slides.formats import TIFF_ERRORS
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
+from utils.failures import failure_of
 
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # formats without a spacing
 _GRID = 4  # 4 × 4 regions are decoded at level 0
@@ -41,24 +43,32 @@ def check_pair(
     """Return the reasons why a slide and its label cannot be used for patches of `img_size`; none if they can.
 
     `resolution` is the spacing of the patches in µm/px, None means level 0. Only with a resolution must the spacing
-    of a slide be known.
+    of a slide be known. An error that nobody expected is one of the reasons, so that all slides are checked.
     """
+    try:
+        return _reasons(slide_path, label_path, label_map, img_size, resolution)
+    except (DataError, OSError) as error:
+        return [str(error)]
+    except Exception as error:
+        return [failure_of(error, f"check of {slide_path} with {label_path}")]
+
+
+def _reasons(
+    slide_path: Path, label_path: Path | None, label_map: LabelMap, img_size: int, resolution: float | None
+) -> list[str]:
     damage = [reason for path in (slide_path, label_path) if path is not None for reason in check_tiff(path)]
     if damage:
         return damage
-    try:
-        with Slide(slide_path) as slide:
-            reasons = _check_slide(slide, img_size, resolution)
-            label = open_label(label_path, slide, label_map)
-            try:
-                for reason in label.left_out:
-                    logging.getLogger(__name__).warning("%s", reason)
-                reasons += check_label(label)
-            finally:
-                label.close()
-            return reasons
-    except (DataError, OSError) as error:
-        return [str(error)]
+    with Slide(slide_path) as slide:
+        reasons = _check_slide(slide, img_size, resolution)
+        label = open_label(label_path, slide, label_map)
+        try:
+            for reason in label.left_out:
+                logging.getLogger(__name__).warning("%s", reason)
+            reasons += check_label(label)
+        finally:
+            label.close()
+        return reasons
 
 
 def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[str]:
@@ -107,10 +117,13 @@ def decode_samples(slide: Slide) -> None:
 
 
 def check_tiff(path: Path) -> list[str]:
-    """Return the reasons why a TIFF file is not complete; none for files of other formats.
+    """Return the reasons why a TIFF file is not complete, or a link leads nowhere; none for files of other formats.
 
     libvips takes a file whose later levels are cut off for one with fewer levels.
     """
+    broken = broken_link(path)
+    if broken:
+        return [broken]
     try:
         file_size = path.stat().st_size
         with path.open("rb") as file:

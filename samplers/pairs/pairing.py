@@ -1,13 +1,13 @@
 """Finds slides and the labels that belong to them, and checks them all.
 
-A slide and its label belong together if their file stems agree, without CAMELYON's decorations (`_mask`, `mask_`,
-case). Nothing is guessed: files without a partner are named.
+A slide and its label belong together if their file names agree, see `samplers.pairs.names`. Nothing is guessed: files
+without a partner are named, and a slide whose label was not found is not taken as tumour-free.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,22 @@ from tqdm import tqdm
 
 from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.pairs.checks import check_pair
+from samplers.pairs.folders import files_of, left_out, listed, same_format
+from samplers.pairs.names import (
+    is_challenge_name,
+    is_decorated,
+    is_normal,
+    is_tumour,
+    name_some,
+    plain_key,
+    slide_key,
+)
 from samplers.slides.errors import DataError
 
-_NAMED = 10  # files that a message names; the others are counted
-_SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
+__all__ = ["SlidePair", "check_pairs", "files_of", "find_pairs", "listed", "name_some", "pair_files"]
+
+UNLABELLED = ("skip", "normal", "error")  # the choices of --unlabelled
+_LABEL_FORMATS = {"xml", "geojson", "tif", "png", "jpg", "bmp"}
 
 
 @dataclass(frozen=True)
@@ -54,20 +66,51 @@ def find_pairs(
 
     `unlabelled` decides about a slide without a label: "skip" leaves it out with a warning, "normal" takes it as
     tumour-free, "error" raises DataError. `normal_*` slides of CAMELYON16 need no label. Both folders may be the same.
-    Raises DataError if a folder is missing, a label has no slide, a slide has two labels, or there is no pair.
+    Raises DataError if a folder is missing, a label has no slide, a slide has two labels, there is no pair, or a slide
+    that would be taken as tumour-free has a label of another format.
     """
+    slide_path = Path(slide_path)
     slide_files = files_of(slide_path, slide_format)
     label_files = files_of(label_path, label_format) if label_path is not None else []
     if set(slide_files) & set(label_files):  # one folder for both: labels are the files with a decoration
-        slide_files = [file for file in slide_files if not _is_decorated(file)]
-        label_files = [file for file in label_files if _is_decorated(file)]
+        slide_files = [file for file in slide_files if not is_decorated(file.stem)]
+        label_files = [file for file in label_files if is_decorated(file.stem)]
     pairs, warnings = pair_files(slide_files, label_files, unlabelled)
+    used = {*slide_files, *label_files}
+    other = left_out(slide_path, used, [slide_format], f"the slides' format is {same_format(slide_format)}")
+    if label_path is not None:
+        refuse_other_labels(pairs, Path(label_path), label_format)
+        if Path(label_path) != slide_path:
+            asked = f"the labels' format is {same_format(label_format)}"
+            other += left_out(Path(label_path), used, [label_format], asked)
     if not pairs:
         raise DataError(
             f"no pair of a slide and a label: {len(slide_files)} .{slide_format.lstrip('.')} slides in "
             f"{slide_path}, {len(label_files)} .{label_format.lstrip('.')} labels in {label_path}"
+            + "".join(f"; {line}" for line in other)
         )
-    return pairs, warnings
+    return pairs, warnings + other
+
+
+def refuse_other_labels(pairs: Iterable[SlidePair], folder: Path, label_format: str) -> None:
+    """Raise DataError if a slide that is taken as tumour-free has a label of another format in the labels' folder."""
+    lacking = {plain_key(pair.name): pair.slide for pair in pairs if pair.label is None}
+    slides = set(lacking.values())
+    found = [
+        (lacking[slide_key(path.stem)], path)
+        for path in (listed(folder) if lacking else ())
+        if slide_key(path.stem) in lacking
+        and same_format(path.suffix) in _LABEL_FORMATS - {same_format(label_format)}
+        # A picture beside the slides may be one of them; an outline, or a name that says so, is a label.
+        and (same_format(path.suffix) in ("xml", "geojson") or is_decorated(path.stem))
+        and path not in slides
+    ]
+    if found:
+        named = name_some(f"{slide} with {label.name}" for slide, label in found)
+        raise DataError(
+            f"{len(found)} slides without a .{same_format(label_format)} label would be taken as tumour-free, but have "
+            f"a label of another format in {folder}: {named}"
+        )
 
 
 def pair_files(
@@ -76,30 +119,52 @@ def pair_files(
     unlabelled: str = "skip",
     orphans_allowed: bool = False,
 ) -> tuple[list[SlidePair], list[str]]:
-    """Pair files as `find_pairs` does. With `orphans_allowed` a label without a slide is only a warning."""
-    if unlabelled not in ("skip", "normal", "error"):
+    """Pair files as `find_pairs` does.
+
+    With `orphans_allowed` a label without a slide is only a warning if it has the name of a slide of CAMELYON, which
+    was not downloaded then. A slide called `tumor_*` is never taken as tumour-free: without a label it is left out.
+    """
+    if unlabelled not in UNLABELLED:
         raise ValueError(f"unlabelled is {unlabelled!r}, it must be skip, normal or error")
-    slides = _by_key(slide_files, lambda file: file.stem.casefold(), "slides of the same name")
-    labels = _by_key(label_files, _label_key, "labels for the same slide")
+    slides = _by_key(slide_files, lambda file: plain_key(file.stem), "slides of the same name")
+    labels = _by_key(label_files, lambda file: _partner(file, slides), "labels for the same slide")
+    pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
+    lacking = [pair for pair in pairs if pair.label is None and not is_normal(plain_key(pair.name))]
     orphans = [file for key, file in labels.items() if key not in slides]
     warnings = []
     if orphans:
-        message = f"{len(orphans)} labels without a slide: {name_some(orphans)}"
-        if not orphans_allowed:
+        known = orphans_allowed and all(is_challenge_name(slide_key(file.stem)) for file in orphans)
+        # A slide of another name may be what one of them is about, and must not be taken as tumour-free then.
+        known &= unlabelled != "normal" or all(is_challenge_name(plain_key(pair.name)) for pair in lacking)
+        message = unpaired(orphans, [pair.slide for pair in lacking] if not known else [])
+        if not known:
             raise DataError(message)
         warnings.append(message)
-    pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
-    lacking = [
-        pair for pair in pairs if pair.label is None and not pair.name.casefold().startswith("normal_")
-    ]
-    if lacking and unlabelled != "normal":
-        message = f"{len(lacking)} slides without a label: {name_some(p.slide for p in lacking)}"
+    if unlabelled == "normal":
+        lacking = [pair for pair in lacking if is_tumour(plain_key(pair.name))]
+    if lacking:
+        what = "with tumour but " if unlabelled == "normal" else ""
+        message = f"{len(lacking)} slides {what}without a label: {name_some(p.slide for p in lacking)}"
         if unlabelled == "error":
-            raise DataError(message)
+            raise DataError("; ".join([message, *warnings]))
         warnings.append(f"left out, {message}")
-        left_out = set(lacking)
-        pairs = [pair for pair in pairs if pair not in left_out]
+        gone = set(lacking)
+        pairs = [pair for pair in pairs if pair not in gone]
     return pairs, warnings
+
+
+def unpaired(labels: Sequence[Path], slides: Sequence[Path]) -> str:
+    """Return the message that names labels without a slide, and slides without a label, which may be their partners."""
+    message = f"{len(labels)} labels without a slide: {name_some(labels)}"
+    if slides:
+        message += f"; {len(slides)} slides without a label: {name_some(slides)}"
+    return message
+
+
+def _partner(label: Path, slides: Collection[str]) -> str:
+    """Return the key of the slide that a label is about. A slide may itself be called `x_labels`."""
+    key = plain_key(label.stem)
+    return key if key in slides else slide_key(label.stem)
 
 
 def check_pairs(
@@ -126,40 +191,6 @@ def check_pairs(
     return {pair: check(pair) if bad else [] for pair, bad in zip(pairs, reasons)}
 
 
-def files_of(folder: str | Path, format: str) -> list[Path]:
-    """Return the files of a folder with a suffix in any case (.tif and .tiff are the same), without hidden files.
-
-    Raises DataError if the folder cannot be listed.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    wanted = _same_format(format)
-    files = (file for file in listed(folder) if not file.name.startswith("."))
-    return [file for file in files if _same_format(file.suffix) == wanted and file.is_file()]
-
-
-def listed(folder: Path) -> list[Path]:
-    """Return the sorted contents of a folder. Raises DataError if it cannot be listed."""
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error}") from error
-
-
-def _same_format(suffix: str) -> str:
-    suffix = suffix.lower().lstrip(".")
-    return _SAME_FORMAT.get(suffix, suffix)
-
-
-def _label_key(file: Path) -> str:
-    return file.stem.casefold().removeprefix("mask_").removesuffix("_mask")
-
-
-def _is_decorated(file: Path) -> bool:
-    return _label_key(file) != file.stem.casefold()
-
-
 def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -168,10 +199,3 @@ def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> 
     if double:
         raise DataError(f"{len(double)} {problem}: {name_some(double)}")
     return {name: same[0] for name, same in found.items()}
-
-
-def name_some(files: Iterable[Path | str]) -> str:
-    """Return the first ten names, and how many more there are."""
-    files = list(files)
-    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
-    return ", ".join(str(file) for file in files[:_NAMED]) + more

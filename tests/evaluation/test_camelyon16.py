@@ -13,8 +13,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from evaluation.camelyon16 import main
 from evaluation.tables import read_detections, read_slide_scores
-from evaluation.truth import find_truth, has_tumour, slide_key, tumour_at
+from evaluation.truth import find_truth, has_tumour, tumour_at
 from samplers.labels.label import LabelMap
+from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
 
 # Level-0 pixels (x, y) in the first lesion, the second one, the isolated tumour cells, and on no lesion.

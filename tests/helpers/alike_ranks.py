@@ -1,4 +1,4 @@
-"""Several ranks in one process, for what is said of their number."""
+"""Stands for several ranks in one process, for tests of what depends on their number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AlikeRanks(World):
-    """The first of `size` ranks that all do the same, without Horovod."""
+    """Rank 0 of `size` ranks that all do the same, without Horovod."""
 
     def gather(self, value: T) -> list[T]:
         return [value] * self.size

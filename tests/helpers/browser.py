@@ -47,7 +47,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a command of the DevTools protocol."""
+        """Send a command of the DevTools protocol and return its answer."""
         self.number += 1
         command = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -73,13 +73,13 @@ class Browser:
             time.sleep(0.05)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """Of the whole page, or of what the window shows."""
+        """Write a picture of the whole page, or of the part that the window shows."""
         found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
 

@@ -21,7 +21,10 @@ TILE = 512
 
 
 def write_sparse(path: Path, side: int) -> Path:
-    """Side² pixels of 0.25 µm in levels of 1/8 and 1/64: islands of tissue with a lesion each, else missing tiles."""
+    """Write a slide of side² pixels of 0.25 µm, with levels of 1/8 and 1/64. Return `path`.
+
+    It has islands of tissue with a lesion each; the tiles between them are missing in the file.
+    """
     rng = np.random.default_rng(0)
     tissue = (rng.integers(0, 110, (TILE, TILE, 3)) + np.array([120, 40, 110])).astype(np.uint8)
     lesion = tissue.copy()
@@ -31,7 +34,7 @@ def write_sparse(path: Path, side: int) -> Path:
         count = -(-(side // shrink) // TILE)
         for row in range(count):
             for column in range(count):
-                # Islands of 4096² at every 49,152 pixels, the middle half of them lesion.
+                # There is an island of 4096² every 49,152 pixels, and its middle half is lesion.
                 y, x = (place * TILE * shrink % 49_152 for place in (row, column))
                 if shrink == 1:
                     found = lesion if min(x, y) >= 1024 and max(x, y) < 3072 else tissue

@@ -14,7 +14,7 @@ TIMEOUT = 600  # seconds; nothing may hang, and a loaded machine is slow
 
 
 def launcher(ranks: int) -> list[str]:
-    """The words before `python`; none for one process."""
+    """Return the words that a command line has before `python`: none for one process."""
     if ranks == 1:
         return []
     hydra = Path(sys.executable).parent / "mpiexec.hydra"
@@ -31,7 +31,7 @@ def run_python(
     timeout: float = TIMEOUT,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python WORDS` on `ranks` ranks, `timeout` seconds at most; stdout and stderr are kept as text."""
+    """Run `python WORDS` on `ranks` ranks for at most `timeout` seconds. Return exit code and output."""
     process = start_python(words, ranks, cwd, **environment)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -47,7 +47,7 @@ def start_python(
     start_new_session: bool = False,
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """As `run_python`, without waiting for its end; in a session of its own if asked."""
+    """Start what `run_python` runs without waiting for its end, in a session of its own if asked."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -71,7 +71,7 @@ def start_python(
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Until `condition()` is true; the process must not end before, nor take longer than TIMEOUT."""
+    """Wait until `condition()` is true. The test fails if the process ends before, or after TIMEOUT."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -27,7 +27,7 @@ def make_slide(
     downsamples: Sequence[int] = (1, 3, 9),
     mask_downsamples: Sequence[int] = (1, 2),
 ) -> SlidePair:
-    """A slide with lesions (rectangles); its label is a "mask", an "xml" or None. Seeded by the name."""
+    """Write a slide with rectangular lesions, seeded by its name. Its label is a "mask", an "xml" or None."""
     rng = np.random.default_rng(list(name.encode()))
     tissue = cv2.ellipse(np.zeros((HEIGHT, WIDTH), np.uint8), (500, 350), (420, 300), 0, 0, 360, 1, -1)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -49,7 +49,7 @@ def make_slide(
 
 
 def level(image: np.ndarray, step: int) -> np.ndarray:
-    """Every step-th pixel, from the middle of the first step × step."""
+    """Return every step-th pixel, beginning with the one in the middle of the first step × step pixels."""
     return np.ascontiguousarray(image[step // 2 :: step, step // 2 :: step])
 
 

@@ -12,7 +12,7 @@ import tifffile
 COMMON = ("--img_size", "128", "--batch_size", "3")
 
 
-FEW = ("--threshold", "0.99")  # noise has the most ragged outlines that there are
+FEW = ("--threshold", "0.99")  # with the default, noise would have endless ragged outlines
 
 
 def words(model: Path, where: Path, out: Path, *more: str) -> list[str]:
@@ -29,7 +29,7 @@ def record(out: Path, slide: str) -> dict:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of all files, but for where the slides were and how long they took."""
+    """Return {file: digest of its content}, without where the slides lay and how long they took."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()

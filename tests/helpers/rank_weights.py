@@ -1,4 +1,4 @@
-"""Started on one or several ranks: trains each case for some steps on fixed patches and writes the weights.
+"""Trains each case for some steps on fixed patches and writes the weights. Started on one or several ranks.
 
     python rank_weights.py OUT.npz CASE ...
 
@@ -27,9 +27,11 @@ CASES = {
     "plain": [],
     "unwrapped": [],
     "frozen": [],
-    # The patches of each batch in another order: the same sums, but for the CPU's rounding.
+    # With the patches of each batch in another order, the sums are the same but for the CPU's rounding.
     "plain_reordered": [],
     "frozen_reordered": [],
+    # Gradients rounded to float16 and nothing else, as --fp16_allreduce rounds them.
+    "plain_rounded": [],
     "sync": ["--sync_batch_norm"],
     "recompute": ["--sync_batch_norm", "--recompute", "full"],
     "fp16": ["--sync_batch_norm", "--fp16_allreduce"],
@@ -48,19 +50,26 @@ def patches(step: int) -> tuple[np.ndarray, np.ndarray]:
 
 def run(case: str, world: World) -> dict:
     options = build_parser().parse_args(CASES[case])
-    options.seed += 100 * world.rank  # other start weights on each rank, unless they are broadcast
+    options.seed += 100 * world.rank  # so each rank starts with other weights, unless they are broadcast
     wrap = World.wrap_optimizer
     if case == "unwrapped":
         World.wrap_optimizer = lambda self, optimizer, *_: optimizer
     trainer = Trainer(options, 2, world)
     World.wrap_optimizer = wrap
     scale = getattr(trainer.optimizer, "_loss_scale", None)
-    if case == "float16":  # as after a resume; it overflows, but not on rank 0
+    if case == "float16":
+        # All ranks get rank 0's loss scale, as after a resume. With it gradients overflow, but not on rank 0.
         if world.is_first:
             scale.current_loss_scale.assign(2.0**100)
-        # The same graph on both: Horovod knows tensors by the names that TensorFlow gives them.
+        # The graph has to be the same on both: Horovod knows tensors by the names that TensorFlow gives them.
         loss, factor = trainer.loss, 0.0 if world.is_first else 1.0
         trainer.loss = lambda labels, logits: factor * loss(labels, logits)
+    if case == "plain_rounded":
+        compute = trainer.optimizer._compute_gradients
+        trainer.optimizer._compute_gradients = lambda *values, **named: [
+            (tf.cast(tf.cast(gradient, tf.float16), tf.float32), variable)
+            for gradient, variable in compute(*values, **named)
+        ]
     trainer.synchronise()
     report: dict = {"start": [v.numpy() for v in trainer.model.variables]}
     frozen = case in ("frozen", "frozen_reordered", "accumulate")
@@ -98,7 +107,7 @@ def build(
 
 
 def main(out: str, *cases: str) -> None:
-    models.from_options.build_model = build  # small: what is tested does not depend on the size
+    models.from_options.build_model = build  # a small network, as its size does not matter
     world = init_world(True, alone=False)
     reports = {case: run(case, world) for case in cases}
     if world.is_first:

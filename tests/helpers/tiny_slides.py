@@ -12,7 +12,7 @@ import tifffile
 
 
 def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Something like stained tissue: uint8 (h, w, 3) with contrast at all scales."""
+    """Return pixels that look like stained tissue, with contrast at all scales: uint8 (h, w, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 90, (height // 16 + 2, width // 16 + 2, 3)).astype(np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -22,7 +22,7 @@ def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
 def write_levels(
     path: Path, levels: Sequence[np.ndarray], spacing: float | None = 0.25, tile: int | None = 64
 ) -> Path:
-    """A lossless TIFF with these levels, `tile` None: in strips."""
+    """Write a lossless TIFF with these levels, in strips if `tile` is None. Return `path`."""
     resolution = {"resolution": (1e4 / spacing,) * 2, "resolutionunit": "CENTIMETER"} if spacing else {}
     with tifffile.TiffWriter(path) as tiff:
         for number, level in enumerate(levels):
@@ -39,13 +39,13 @@ def write_levels(
 
 
 def shrink(array: np.ndarray, downsample: float) -> np.ndarray:
-    """The pixels in which the centres of the pixels of a level lie."""
+    """Return the pixels in which the centres of a coarser level's pixels lie."""
     places = [((np.arange(int(n / downsample)) + 0.5) * downsample).astype(int) for n in array.shape[:2]]
     return np.ascontiguousarray(array[np.ix_(*places)])
 
 
 def write_jpeg(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int = 64) -> Path:
-    """A tiled JPEG pyramid as of a scanner, by powers of two."""
+    """Write a tiled JPEG pyramid with downsamples of 2, 4, 8, …, as scanners do. Return `path`."""
     image = pyvips.Image.new_from_array(array).copy(xres=1000 / spacing, yres=1000 / spacing)
     options = {"compression": "jpeg", "Q": 90, "tile": True, "pyramid": True, "resunit": "cm"}
     image.tiffsave(str(path), tile_width=tile, tile_height=tile, **options)
@@ -53,7 +53,7 @@ def write_jpeg(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int =
 
 
 def write_philips(path: Path, array: np.ndarray, spacing: float = 0.25, tile: int = 64) -> Path:
-    """As of a Philips scanner: pages padded to whole tiles, true downsamples in the XML description."""
+    """Write a TIFF as a Philips scanner does: pages are padded to whole tiles, and the true downsamples are in XML."""
 
     def spacing_of(level: int) -> str:
         value = f"&quot;{spacing / 1000 * 2**level}&quot;"
@@ -96,7 +96,7 @@ def write_philips(path: Path, array: np.ndarray, spacing: float = 0.25, tile: in
 
 
 def overwrite_tile(path: Path, number: int, content: bytes | None = None, page: int = 0) -> None:
-    """Writes over the second half of a tile; `content` None: sets its place and size to 0 instead."""
+    """Overwrite the second half of a tile. If `content` is None, set the tile's place and size to 0 instead."""
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages[page].tags
         place = tiff.pages[page].dataoffsets[number], tiff.pages[page].databytecounts[number]

@@ -23,14 +23,14 @@ TOY = catalog.EfficientDetRow("efficientnet-b0", 0.25, 0.25, fpn_filters=8, fpn_
 
 
 def toy_efficientdet(img_size: Any = 128, num_classes: int = 2, **options: Any) -> keras.Model:
-    """EfficientDet with one block a stride, an eighth of the width, and one thin BiFPN cell."""
+    """Return an EfficientDet with one block for each stride, a quarter of B0's width, and one thin BiFPN cell."""
     stages = [stage for i, stage in enumerate(efficientnet.STAGES) if i in (0, 1, 2, 3, 5)]
     with mock.patch.dict(catalog.MODELS, toy=TOY), mock.patch.object(efficientnet, "STAGES", stages):
         return models.build_model("toy", img_size, num_classes, **options)
 
 
 def toy_deeplab(img_size: Any = 64, num_classes: int = 2, **options: Any) -> keras.Model:
-    """DeepLabV3+ with one unit in the middle flow."""
+    """Return a DeepLabV3+ with one unit in the middle flow."""
     with mock.patch.object(deeplab, "MIDDLE_UNITS", 1):
         return models.build_model("deeplab", img_size, num_classes, **options)
 
@@ -46,12 +46,12 @@ def pixelwise(name: str, img_size: Any, num_classes: int, batch_norm: Any = None
 
 @functools.lru_cache
 def real_model(name: str, num_classes: int, **options: Any) -> keras.Model:
-    """A model of full size, built once for all tests that only read it or load into it."""
+    """Return a model of full size, which is built once for all tests that only read it or load into it."""
     return models.build_model(name, None, num_classes, **options)
 
 
 def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives every variable, moving averages too, a value of its own."""
+    """Give every variable, the moving averages too, random values. Return the model."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         if "kernel" in variable.name:
@@ -62,12 +62,12 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
 
 
 def shapes(variables: Any) -> dict[str, list[int]]:
-    """{name: shape}"""
+    """Return {name: shape} of variables."""
     return {variable.name.partition(":")[0]: list(variable.shape) for variable in variables}
 
 
 def write_checkpoint(prefix: Path, values: dict[str, np.ndarray]) -> Path:
-    """A name-based checkpoint, as TensorFlow 1 wrote them."""
+    """Write a checkpoint that knows variables by name, as TensorFlow 1 did. Return its prefix."""
     tf.raw_ops.SaveV2(
         prefix=str(prefix),
         tensor_names=list(values),
@@ -78,7 +78,7 @@ def write_checkpoint(prefix: Path, values: dict[str, np.ndarray]) -> Path:
 
 
 def missing_gradients(model: keras.Model, images: np.ndarray) -> list[str]:
-    """Trainable variables without a finite gradient in training mode, for batch norm's sake with its own statistics."""
+    """Return the trainable variables that have no finite gradient in training mode."""
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(images, training=True) - 1))
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -87,5 +87,5 @@ def missing_gradients(model: keras.Model, images: np.ndarray) -> list[str]:
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Normalised images."""
+    """Return random values that stand for normalised images."""
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -22,7 +22,7 @@ SPACING = 0.5  # µm/px of the slides
 
 
 def _lesion(images: tf.Tensor) -> tf.Tensor:
-    """Tumour is red of 255, as in tests.helpers.lesion_slides."""
+    """Return 1 where red is 255, as it is in the lesions of tests.helpers.lesion_slides."""
     return tf.clip_by_value((tf.cast(images[..., 0], tf.float32) - 245) / 10, 0, 1)
 
 
@@ -31,19 +31,19 @@ def _red(images: tf.Tensor) -> tf.Tensor:
 
 
 def _blurred(images: tf.Tensor) -> tf.Tensor:
-    """With zeros beyond the patch, as convolutions have them: dark edges."""
+    """Return red, blurred. Beyond the patch there are zeros, as for a convolution, so that its edges are dark."""
     kernel = tf.ones((15, 15, 1, 1)) / 15**2
     return tf.nn.conv2d(_red(images)[..., None], kernel, 1, "SAME")[..., 0]
 
 
 def _sloping(images: tf.Tensor) -> tf.Tensor:
-    """Grows from the left of the patch to its right, whatever is on it."""
+    """Return values that grow from 0 at the patch's left to 1 at its right, whatever is on it."""
     columns = tf.linspace(0.0, 1.0, tf.shape(images)[2])
     return tf.zeros_like(_red(images)) + columns
 
 
 def _batch(images: tf.Tensor) -> tf.Tensor:
-    """A tenth of the number of patches."""
+    """Return a tenth of the number of patches in the batch."""
     return tf.zeros_like(_red(images)) + tf.cast(tf.shape(images)[0], tf.float32) / 10
 
 
@@ -72,7 +72,7 @@ def export(kind: str, folder: Path) -> Path:
 
 
 def slide_with(path: Path, tumour: np.ndarray, seed: int = 0) -> Path:
-    """A lossless slide, tissue but for a frame of glass, red 255 where bool (h, w) `tumour` is."""
+    """Write a lossless slide of tissue in a frame of glass. Red is 255 where `tumour`, bool (h, w), is true."""
     height, width = tumour.shape
     rng = np.random.default_rng(seed)
     image = np.full((height, width, 3), 245, np.uint8)
@@ -83,7 +83,10 @@ def slide_with(path: Path, tumour: np.ndarray, seed: int = 0) -> Path:
 
 
 def rings(width: int = 1000, height: int = 700) -> np.ndarray:
-    """Tumour: a ring with an island in its hole that has a hole itself, two that touch by a corner, and a speck."""
+    """Return a mask of tumour whose outlines are difficult.
+
+    It has a ring around an island with a hole, two rectangles that touch by a corner, and a speck.
+    """
     mask = np.zeros((height, width), np.uint8)
     for radius, value in ((250, 1), (200, 0), (130, 1), (60, 0)):
         cv2.circle(mask, (380, 350), radius, value, -1)

@@ -1,6 +1,6 @@
 """train.py with a model of a few thousand weights, for tests of what does not depend on its size.
 
-TOY_WRITE_SECONDS in the environment: how long a checkpoint takes, as that of a large model.
+TOY_WRITE_SECONDS in the environment says how long it takes to write a checkpoint, as if the model were large.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from samplers import PatchInfo
 
 
 class Numbers:
-    """Batch b holds the value b in every pixel; places with odd numbers take a random while."""
+    """Batch b holds the value b in every pixel. If `slow`, batches of odd number take a random time."""
 
     def __init__(self, slow: bool = False, last: int = 10**9) -> None:
         self.slow, self.last = slow, last
@@ -30,7 +30,7 @@ class Numbers:
 
 
 class Failing(Numbers):
-    """Fails at batch 3."""
+    """Raises an exception at batch 3, as a fault of the program would."""
 
     def fill(
         self, index: int, images: np.ndarray, labels: np.ndarray
@@ -53,7 +53,7 @@ class Unreadable(Numbers):
 
 
 class Counting(Numbers):
-    """x_l0 counts the batches that were filled before."""
+    """Has in x_l0 how many batches this object filled before."""
 
     filled = 0
 

@@ -66,9 +66,10 @@ def test_settings_are_as_asked_else_as_trained(run_dir):
 @pytest.mark.parametrize(
     ("more", "path", "made"),
     [
-        ("", "model", (None, 256, False)),
-        ("--tta --img_size 384 --mixed_precision float32", "model", ("float32", 384, True)),
-        ("--mixed_precision bfloat16", "checkpoints/step_000000004", ("bfloat16", 256, False)),
+        ("", "model", (None, 256, False, False)),
+        ("--tta --img_size 384 --mixed_precision float32", "model", ("float32", 384, True, False)),
+        ("--mixed_precision bfloat16", "checkpoints/step_000000004", ("bfloat16", 256, False, False)),
+        ("--trust_weights", "model", (None, 256, False, True)),
     ],
 )
 def test_the_model_is_loaded_as_asked(more, path, made, run_dir, monkeypatch):

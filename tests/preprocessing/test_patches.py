@@ -122,7 +122,8 @@ def test_masks_and_camelyon16_names(demo, tmp_path):
 def test_two_folders_with_the_centres_in_one(demo17, whole, tmp_path):
     root = demo17 / "training"
     out = ["--train_tumor_wsi_path", str(root), "--train_tumor_mask_path", str(root / "lesion_annotations")]
-    assert main([*out, "--save_positive_path", str(tmp_path / "positive"), *ARGUMENTS]) == 0
+    out += ["--save_positive_path", str(tmp_path / "positive"), *ARGUMENTS, "--unlabelled", "normal"]
+    assert main(out) == 0
     assert digests(tmp_path) == digests(whole)
 
 

@@ -70,7 +70,10 @@ def test_a_bad_slide_is_named_and_leaves_no_patch_and_the_others_are_done(demo17
 def test_folders_that_do_not_fit_end_with_2(demo17, demo, tmp_path, capsys):
     out = ["--train_tumor_wsi_path", str(demo17 / "training"), "--train_tumor_mask_path", str(demo / "masks")]
     assert main([*out, "--save_positive_path", str(tmp_path / "positive")]) == 2
-    assert "none belong together" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "4 slides without a label: " in said
+    assert "3 labels without a slide: " in said
+    assert all(name in said for name in ("patient_000_node_0.tif", "tumor_001_mask.tif"))
 
 
 def test_a_file_that_cannot_be_written_ends_with_1(demo17, tmp_path, monkeypatch, capsys):
@@ -122,7 +125,10 @@ def test_tumour_slides_without_annotation_are_not_taken_as_tumour_free(demo, tmp
     (masks / "tumor_002_mask.tif").unlink()
     out = ["--train_tumor_wsi_path", str(demo / "slides"), "--train_tumor_mask_path", str(masks)]
     folder = tmp_path / "p"
-    assert main([*out, "--save_positive_path", str(folder), "--patch_size", "256", "--save_neg"]) == 0
+    out += ["--save_positive_path", str(folder), "--patch_size", "256", "--save_neg"]
+    assert main(out) == 2
+    assert re.search(r"1 slides without a label: .*tumor_002\.tif", capsys.readouterr().err)
+    assert main([*out, "--unlabelled", "normal"]) == 0
     assert "1 slides with tumour but without a label" in capsys.readouterr().err
     assert not [name for name in digests(tmp_path) if "tumor_002" in name and "masks" not in name]
 

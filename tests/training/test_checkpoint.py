@@ -1,5 +1,6 @@
 """Checkpoints that are torn, foreign or whole."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_restores_what_was_saved(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000010"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "no state", "empty"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "no state", "empty", "no sums", "no sum"])
 def test_torn_checkpoint_is_said_and_the_one_before_used(tmp_path, harm):
     before, torn = saved(tmp_path, 10), saved(tmp_path, 20)
     data = next(torn.glob("variables.data*"))
@@ -40,6 +41,12 @@ def test_torn_checkpoint_is_said_and_the_one_before_used(tmp_path, harm):
     elif harm == "flip":
         content[-1] ^= 1
         data.write_bytes(content)
+    elif harm in ("no sums", "no sum"):  # a state.json that vouches for no file, or not for this one
+        state = json.loads((torn / "state.json").read_text())
+        state["files"] = (
+            {} if harm == "no sums" else {k: v for k, v in state["files"].items() if k != data.name}
+        )
+        (torn / "state.json").write_text(json.dumps(state))
     elif harm == "no state":
         (torn / "state.json").unlink()
     else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from samplers import SlidePair
 from samplers.labels.label import LabelMap
+from samplers.pairs import checks
+from samplers.slides.slide import Slide
 from training.data import _find, prepare_slides, sampler_config, split_values
 from training.option_checks import parse_options
 from utils.cli import UserError
@@ -111,6 +114,86 @@ def test_a_patient_on_both_sides_is_refused(demo, tmp_path):
         prepared(demo, *words)
 
 
+def sides(demo: Path, root: Path, train: str, val: str) -> list[str]:
+    """Two slides in folders of their own, under these names, and the options that take them."""
+    for side, name, number in (("train", train, 1), ("val", val, 2)):
+        (root / side).mkdir(parents=True)
+        for kind, end in (("slides", ".tif"), ("masks", "_mask.tif")):
+            (file,) = (demo / kind).glob(f"*_{number:03d}*")
+            (root / side / f"{name}{end}").symlink_to(file)
+    return [f"--{prefix}{kind}_path={root / side}" for prefix, side in (("", "train"), ("valid_", "val"))
+            for kind in ("slide", "label")]  # fmt: skip
+
+
+def test_a_patient_of_a_pattern_or_of_tcga_on_both_sides_is_refused(demo, tmp_path, capsys):
+    words = sides(demo, tmp_path / "a", "P7-1", "P7-2")
+    assert [len(side) for side in prepared(demo, *words)] == [1, 1]
+    with pytest.raises(UserError, match="1 patients are in training and validation: P7"):
+        prepared(demo, *words, "--patient_pattern", "^(.+)-")
+    assert [len(side) for side in prepared(demo, *words, "--patient_pattern", "^([A-Z][0-9]-1)$")] == [1, 1]
+    said = capsys.readouterr().err
+    assert (
+        "warning: 1 of 2 slides do not match --patient_pattern, so each is a patient of its own: P7-2" in said
+    )
+    words = sides(demo, tmp_path / "b", "TCGA-A2-A0CM-01Z-00-DX1.x", "TCGA-A2-A0CM-01Z-00-DX2.y")
+    with pytest.raises(UserError, match="1 patients are in training and validation: TCGA-A2-A0CM"):
+        prepared(demo, *words)
+
+
+@pytest.mark.parametrize("val", ["tumor_center_na_x_256_0", "x"])
+def test_patches_of_a_slide_on_both_sides_are_refused(val, demo, tmp_path):
+    words = sides(demo, tmp_path, "tumor_center_na_x_0_0", val)
+    with pytest.raises(UserError, match="1 slides have patches in training and in validation: x"):
+        prepared(demo, *words)
+
+
+def test_a_link_to_nothing_is_a_bad_slide_and_other_files_are_named(demo, tmp_path, capsys):
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2)
+    (slides / "tumor_003.tif").symlink_to("nowhere/tumor_003.tif")
+    (slides / "tumor_004.svs").touch()
+    words = ["--slide_path", str(slides), "--val_split", "0.5"]
+    with pytest.raises(
+        UserError, match=r"1 of 3 slides cannot be used:\n.*is a link to nowhere/tumor_003\.tif"
+    ):
+        prepared(demo, *words)
+    assert (
+        "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs"
+        in capsys.readouterr().err
+    )
+
+
+def test_an_error_that_nobody_expected_is_the_reason_of_its_slide(demo, tmp_path, monkeypatch):
+    real = checks.decode_samples
+
+    def broken(slide: Slide) -> None:
+        if "tumor_002" in slide.path.name:
+            raise ZeroDivisionError("of the test")
+        real(slide)
+
+    monkeypatch.setattr(checks, "decode_samples", broken)
+    words = ["--log_dir", str(tmp_path / "run")]
+    with pytest.raises(
+        UserError, match=r"1 of 3 slides cannot.*\n.*_002.tif: failed: ZeroDivisionError: of the test"
+    ):
+        prepared(demo, *words)
+    kept = (tmp_path / "run" / "failures.log").read_text()
+    assert "Traceback" in kept
+    assert "tumor_002.tif" in kept
+    train, val = prepared(demo, *words, "--skip_bad_slides", "--val_split", "0.5")
+    assert names([*train, *val]) == {"tumor_001", "tumor_003"}
+    for error in (KeyboardInterrupt, MemoryError):
+        monkeypatch.setattr(checks, "decode_samples", raising(error))
+        with pytest.raises(error):
+            prepared(demo)
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def function(*_: object) -> None:
+        raise error
+
+    return function
+
+
 def test_bad_slides_are_an_error_or_left_out(demo, tmp_path, capsys):
     slides = folder_of(demo, "slides", tmp_path / "s", 1, 2)
     (tmp_path / "s" / "tumor_003.tif").write_bytes(b"II*\0 nothing")
@@ -126,7 +209,13 @@ def test_unlabelled_slides_as_asked(demo, tmp_path):
     masks = folder_of(demo, "masks", tmp_path / "l", 1, 2)
     words = ["--label_path", str(masks), "--val_split", "0.5"]
     assert [len(side) for side in prepared(demo, *words)] == [1, 1]
-    assert sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 3
+    assert (
+        sum(len(side) for side in prepared(demo, *words, "--unlabelled", "normal")) == 2
+    )  # it is called tumor_003
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2, 3)
+    (slides / "tumor_003.tif").rename(slides / "case_003.tif")
+    renamed = ["--slide_path", str(slides), *words, "--unlabelled", "normal"]
+    assert sum(len(side) for side in prepared(demo, *renamed)) == 3
     with pytest.raises(UserError, match="1 slides without a label"):
         prepared(demo, *words, "--unlabelled", "error")
 

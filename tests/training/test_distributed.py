@@ -13,7 +13,7 @@ from tests.helpers.launch import run_python
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "rank_weights.py"
 ONE, TWO = (
-    ("plain", "plain_reordered", "frozen", "frozen_reordered", "accumulate"),
+    ("plain", "plain_reordered", "plain_rounded", "frozen", "frozen_reordered", "accumulate"),
     ("plain", "sync", "recompute", "fp16", "accumulate", "unwrapped"),
 )
 
@@ -102,8 +102,9 @@ def test_recomputed_activations_have_the_same_synchronised_statistics(two, same)
     assert distance(two, "sync", two, "recompute") < same["plain"]
 
 
-def test_fp16_allreduce_changes_the_weights_within_its_precision(two):
-    assert 0 < distance(two, "sync", two, "fp16") < 0.1
+def test_fp16_allreduce_changes_the_weights_as_much_as_rounding_the_gradients_does(one, two):
+    rounding = distance(one, "plain", one, "plain_rounded")
+    assert rounding / NOISE < distance(two, "sync", two, "fp16") < rounding * NOISE
 
 
 def test_accumulated_batches_are_one_of_their_size(one, two, same):

@@ -60,6 +60,8 @@ def test_original_choices():
         (["--bb_downsample", "-1"], "--bb_downsample"),
         (["--val_split", "0"], "--val_split"),
         (["--seed", "-1"], "--seed"),
+        (["--patient_pattern", "("], "--patient_pattern: '(' is no regular expression"),
+        (["--patient_pattern", "P.."], "--patient_pattern: 'P..' has no group"),
         (["--seed", str(2**32)], "--seed"),
     ],
 )

@@ -113,8 +113,8 @@ def make_camelyon17_demo(
     """Make CAMELYON17-like slides: for each centre, with its own stain, `patients` with `nodes` slides each.
 
     The files are <root>/training/center_N/patient_XXX_node_Y.tif with N = XXX // 20, and lesion_annotations/*.xml
-    (groups metastases and normal) except for the last slide of each centre, which is tumour-free. Otherwise it is like
-    `make_demo`.
+    (groups metastases and normal) except for the last slide of each centre, which is tumour-free, as
+    <root>/stage_labels.csv says. Otherwise it is like `make_demo`.
     """
     root = Path(root)
     if not 1 <= centers <= 5 or not 1 <= patients <= 20 or not 1 <= nodes <= 5:
@@ -146,7 +146,11 @@ def make_camelyon17_demo(
         "size": size,
         "seed": seed,
     }
-    return _make(root, jobs, what, processes)
+    made = _make(root, jobs, what, processes)
+    rows = [f"{job.slide.name},{'macro' if job.lesions else 'negative'}\n" for job in jobs]
+    text = "patient,stage\n" + "".join(rows)
+    write_atomically(made / "stage_labels.csv", lambda path: path.write_text(text))
+    return made
 
 
 def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes: int) -> Path:

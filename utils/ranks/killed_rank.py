@@ -58,7 +58,7 @@ def end_at_once(text: str) -> NoReturn:
 
     The launcher ends the others.
     """
-    with contextlib.suppress(OSError, ValueError):  # a reader of the output that is gone, as `head` is
+    with contextlib.suppress(OSError, ValueError):  # what reads the output may have ended, as `head` does
         sys.stdout.flush()  # os._exit would lose what is still in the buffer
     sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
     sys.stderr.flush()

@@ -69,12 +69,12 @@ class World(Ranks):
     ) -> tf.keras.optimizers.Optimizer:
         """Return an optimizer that averages the gradients over ranks when it computes them (in FP16 if asked).
 
-        With `accumulate_steps` it updates the variables every so many calls, by the mean of their gradients.
+        With `accumulate_steps` above 1 only every so many calls update the variables, by the mean of their gradients.
         """
         if not self.horovod:
             return optimizer
-        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not. Keras's
-        # function: that of horovod.tensorflow takes `groups` and forgets them.
+        # Horovod: `minimize(loss, variables, tape=tape)` reduces, `apply_gradients` alone would not. This is the
+        # function for Keras, because that of horovod.tensorflow takes `groups` but ignores them.
         wrapped = hvd_keras.DistributedOptimizer(
             optimizer,
             compression=_compression(fp16_allreduce),
@@ -83,7 +83,7 @@ class World(Ranks):
             average_aggregated_gradients=accumulate_steps > 1,
         )
         if accumulate_steps > 1:
-            # Else they would be made while the first graph is traced, thrice.
+            # Otherwise Horovod would make these variables three times, while the first graph is traced.
             wrapped._agg_helper.locally_aggregated_grads = {
                 i: tf.Variable(tf.zeros_like(variable), trainable=False)
                 for i, variable in enumerate(variables)
@@ -122,7 +122,7 @@ def _compression(fp16_allreduce: bool) -> Any:
 def _replace(variables: Sequence[tf.Variable], collective: Callable[[tf.Tensor], tf.Tensor]) -> None:
     """Put all variables of a dtype through `collective` as one vector.
 
-    One message instead of a thousand; hvd.broadcast_variables would also trace a graph of them for a minute.
+    This is one message instead of a thousand. hvd.broadcast_variables would also trace a graph of them for a minute.
     """
     for dtype in sorted({variable.dtype.as_numpy_dtype for variable in variables}, key=str):
         group = [variable for variable in variables if variable.dtype.as_numpy_dtype == dtype]
@@ -146,7 +146,7 @@ def mpi_of_horovod() -> str | None:
 
 
 def horovod_built() -> str:
-    """ "0.28.1 with MPI, Gloo; MPI is openmpi 4.1.8"."""
+    """Return Horovod's version and what it was built with, such as "0.28.1 with MPI, Gloo; MPI is openmpi 4.1.8"."""
     kinds = [kind for kind in ("MPI", "Gloo", "NCCL") if getattr(hvd, f"{kind.lower()}_built")()]
     mpi = mpi_of_horovod()
     built = f"; MPI is {mpi} {version_of(mpi) or 'of the system'}" if mpi else ""
@@ -166,9 +166,9 @@ def check_launcher() -> None:
 
 
 def init_world(use_horovod: bool, alone: bool = True) -> World:
-    """Starts Horovod, in one process only if it cannot do without (`alone` is False).
+    """Start Horovod and return the ranks. A single process starts it only if `alone` is False.
 
-    UserError when it is missing, or sees other ranks than the launcher started.
+    UserError: Horovod is missing, or sees another number of ranks than the launcher started.
     """
     rank, launched = launcher_rank()
     if not use_horovod:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 
-INK = "#010203"  # what the page's own colour of text takes the place of
+INK = "#010203"  # stands for the page's own colour of text, which replaces it
 STYLE = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **{

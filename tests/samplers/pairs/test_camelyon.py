@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from samplers.pairs.camelyon import camelyon16, camelyon17, center_of, of_centers
+from samplers.pairs.camelyon import BY_STAGES, camelyon16, camelyon17, center_of, is_camelyon17, of_centers
 from samplers.pairs.pairing import SlidePair
 from samplers.slides.errors import DataError
 from training.data import _find
@@ -33,7 +33,7 @@ NEW_16 = {
 
 def make(root: Path, layout: dict[str, list[str]]) -> Path:
     for folder, names in layout.items():
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
             (root / folder / name).touch()
     return root
@@ -185,3 +185,97 @@ def test_test_slides_of_camelyon16_are_for_validation_and_explicit_paths_win(tmp
     assert (len(train), set(names(val))) == (3, {"a"})
     with pytest.raises(SystemExit):  # the dataset's slides would be left out without a word
         parse_options([*words, "--slide_path", str(other), "--label_path", str(other)])
+
+
+BUCKET_16 = {
+    "images": [
+        f"{name}.tif" for name in ("normal_001", "tumor_001", "tumor_002", "test_001", "test_002", "other")
+    ]
+    + ["x.svs"],
+    "annotations": ["tumor_001.xml", "tumor_002.xml", "test_001.xml", "test_009.xml"],
+    "masks": ["tumor_001_mask.tif", "tumor_002_mask.tif", "test_001_mask.tif"],
+}
+
+
+@pytest.mark.parametrize("label_format", ["xml", "tif"])
+@pytest.mark.parametrize("above", ["", "CAMELYON16"])
+def test_the_buckets_layout_of_camelyon16(label_format, above, tmp_path):
+    make(tmp_path / above, BUCKET_16)
+    train, test = camelyon16(tmp_path, "tif", label_format, "skip")
+    end = ".xml" if label_format == "xml" else "_mask.tif"
+    labels = {"normal_001": None, **{name: name + end for name in ("tumor_001", "tumor_002")}}
+    assert names(train[0]) == labels
+    assert names(test[0]) == {"test_001": "test_001" + end, "test_002": None}
+    assert (
+        "2 other files are left out (1 .svs, 1 .tif; the slides' format is tif): other.tif, x.svs"
+        in train[1][0]
+    )
+    assert not any("test_0" in line for line in train[1])
+
+
+def test_the_bucket_without_annotations_of_the_test_part(tmp_path):
+    layout = {**BUCKET_16, "annotations": ["tumor_001.xml"]}
+    train, test = camelyon16(make(tmp_path, layout), "tif", "xml", "normal")
+    assert names(train[0]) == {
+        "normal_001": None,
+        "tumor_001": "tumor_001.xml",
+    }  # tumor_002 is not tumour-free
+    assert test[0] == []
+    assert "left out, 2 test slides: no test labels" in test[1][0]
+
+
+@pytest.mark.parametrize("above", ["", "CAMELYON17"])
+def test_the_buckets_layout_of_camelyon17(above, tmp_path):
+    layout = {
+        "images": [
+            f"patient_{patient:03}_node_{node}.tif" for patient in (0, 4, 25, 100, 199) for node in (0, 4)
+        ],
+        "annotations": ["patient_004_node_4.xml", "patient_025_node_0.xml"],
+        "masks": ["patient_004_node_4_mask.tif"],
+    }
+    make(tmp_path / above, layout)
+    assert is_camelyon17(tmp_path)
+    pairs, warnings = camelyon17(tmp_path, "tif", "xml", "skip")
+    assert names(pairs) == {name[:-4]: name for name in layout["annotations"]}
+    assert "4 slides of the test patients 100 to 199" in warnings[0]
+    assert warnings[-1].startswith("CAMELYON17: 2 of 6 slides have outlines")
+    assert "isolated tumour cells are not annotated exhaustively" in warnings[-1]
+    assert names(camelyon17(tmp_path, "tif", "tif", "skip")[0]) == {"patient_004_node_4": layout["masks"][0]}
+    free = camelyon17(tmp_path, "tif", "xml", BY_STAGES)
+    assert names(free[0]) == names(pairs)  # nothing says that the others are
+    stages = "".join(f"{name},negative\n" for name in ("patient_000_node_0.tif", "patient_199_node_0.tif"))
+    (tmp_path / above / "stages.csv").write_text("patient,stage\n" + stages)
+    free = camelyon17(tmp_path, "tif", "xml", BY_STAGES)
+    assert set(names(free[0])) == {*names(pairs), "patient_000_node_0"}
+
+
+def test_a_test_slide_that_the_reference_calls_tumor_is_not_tumour_free(tmp_path):
+    root = make(tmp_path, {**BUCKET_16, "evaluation": []})
+    for text, free in (
+        ("test_001,Tumor\ntest_002,Normal\n", True),
+        ("test_002.tif,Tumor,IDC,Macro\n", False),
+    ):
+        (root / "evaluation" / "reference.csv").write_text(text)
+        pairs, warnings = camelyon16(root, "tif", "xml", "skip")[1]
+        assert ("test_002" in names(pairs), len(pairs)) == (free, 1 + free)
+        assert any("1 slides without a label that" in line for line in warnings) != free
+
+
+def test_a_label_of_no_known_slide_is_an_error(tmp_path):
+    layout = {
+        **BUCKET_16,
+        "annotations": ["tumor_001.xml", "tumor_002.xml", "test_001.xml", "test_002 lesion.xml"],
+    }
+    with pytest.raises(DataError, match=r"test_002 lesion\.xml; 1 slides without a label: .*test_002\.tif"):
+        camelyon16(make(tmp_path, layout), "tif", "xml", "skip")
+
+
+def test_slides_of_another_format_and_deep_subfolders_are_named(tmp_path):
+    layout = {
+        **NEW_16,
+        "training/tumor": ["tumor_001.tif", "tumor_003.svs"],
+        "training/normal/a/b": ["normal_002.tif"],
+    }
+    train, _ = camelyon16(make(tmp_path, layout), "tif", "xml", "skip")
+    assert any("1 .svs" in line and "tumor_003.svs" in line for line in train[1])
+    assert any("not searched" in line and line.endswith("normal/a/b") for line in train[1])

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samplers.pairs.names import patient_pattern, slide_of_patch
 from samplers.pairs.pairing import SlidePair
-from samplers.pairs.split import slide_of_patch, split_pairs
+from samplers.pairs.split import split_pairs
 from samplers.slides.errors import DataError
 from utils.cli import UserError
 
@@ -72,3 +73,23 @@ def test_patches_of_a_slide_stay_together() -> None:
     assert not set(slides[0]) & set(slides[1])
     assert train == [pair for pair in pairs if pair not in val]
     assert len(val) == 10
+
+
+def test_split_keeps_patients_of_tcga_and_of_a_pattern_together() -> None:
+    barcodes = pairs_of(*(f"TCGA-A2-{p:04}-01Z-00-DX{n}.AB-{p}{n}" for p in range(10) for n in range(3)))
+    own = pairs_of(*(f"P{p}_{n}" for p in range(10) for n in range(3)))
+    for pairs, pattern, patient in (
+        (barcodes, None, lambda name: name[:12]),
+        (own, patient_pattern("(P[0-9]+)_"), lambda name: name[:2]),
+    ):
+        for seed in range(5):
+            train, val = split_pairs(pairs, 0.2, seed, pattern)
+            assert (len(train), len(val)) == (24, 6)
+            assert not {patient(pair.name) for pair in train} & {patient(pair.name) for pair in val}
+    assert any(len({pair.name[:2] for pair in split_pairs(own, 0.2, seed)[1]}) == 6 for seed in range(5))
+
+
+def test_a_slide_that_does_not_match_is_a_patient_of_its_own() -> None:
+    pairs = pairs_of("P1_a", "P1_b", *(f"x{n}" for n in range(8)))
+    found = {len(split_pairs(pairs, 0.12, seed, patient_pattern("(P[0-9]+)_"))[1]) for seed in range(30)}
+    assert found == {1, 2}  # one of eight, or both of P1

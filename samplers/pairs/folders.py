@@ -1,0 +1,131 @@
+"""Lists folders: the files of a format, and what else is there, so that nothing is left out without being named."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from samplers.pairs.names import name_some
+from samplers.slides.errors import DataError
+
+_SAME_FORMAT = {"tiff": "tif", "jpeg": "jpg", "json": "geojson"}
+# Files with these endings lie beside slides and are none, so nobody misses them. All others are named.
+_NO_SLIDES = (
+    "txt md rst csv tsv json geojson xml yaml yml toml ini log pdf html "
+    "xls xlsx md5 sha1 sha256 sh py qpproj qpdata db dat lock"
+)
+_DEPTH = 3  # levels of subfolders in which slides are looked for
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return the sorted contents of a folder. Raises DataError if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error}") from error
+
+
+def files_of(folder: str | Path, format: str) -> list[Path]:
+    """Return the files of a folder with a suffix in any case (.tif and .tiff are the same), without hidden files.
+
+    A link to nothing is one of them: it is named where it is opened. Raises DataError if the folder cannot be listed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    wanted = same_format(format)
+    return [file for file in listed(folder) if same_format(file.suffix) == wanted and is_file(file)]
+
+
+def files_below(folders: Sequence[Path], format: str) -> list[Path]:
+    """Return the files of the folders and of their subfolders, such as center_0 or patient_000."""
+    there = [folder for folder in folders if folder.is_dir()]
+    inner = [path for folder in there for path in _subfolders(folder) if path not in there]
+    return [file for folder in (*there, *inner) for file in files_of(folder, format)]
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file that is not hidden, or a link that leads nowhere and was to be one."""
+    if path.name.startswith("."):
+        return False
+    try:
+        return path.is_file() or (path.is_symlink() and not path.exists())
+    except OSError:  # behind a folder that must not be entered: opening it says so
+        return True
+
+
+def broken_link(path: Path) -> str:
+    """Return what is wrong with a link that leads nowhere; "" for everything else."""
+    if not path.is_symlink() or os.path.exists(path):
+        return ""
+    return f"{path}: is a link to {os.readlink(path)}, which is not there"
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes, 0 if it cannot be looked at. Large slides are worked on first."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def same_format(suffix: str) -> str:
+    """Return a format's one name: "tif" for `.TIFF`."""
+    suffix = suffix.lower().lstrip(".")
+    return _SAME_FORMAT.get(suffix, suffix)
+
+
+def left_out(
+    folder: Path, used: Iterable[Path], formats: Collection[str], option: str, depth: int = 0
+) -> list[str]:
+    """Return a warning for the other files of a folder that may be slides or labels, and one for those in subfolders.
+
+    `formats` were asked for by `option`; `depth` is 1 where the folder's subfolders have been searched as well.
+    """
+    known, warnings = {*used}, []
+    wanted = {same_format(format) for format in formats}
+    folders = [folder]
+    for _ in range(depth):
+        folders += [path for inner in folders for path in _subfolders(inner) if path not in folders]
+    others = [path for inner in folders for path in listed(inner) if is_file(path) and path not in known]
+    others = [path for path in others if path.suffix.lower().lstrip(".") not in _NO_SLIDES.split()]
+    if others:
+        endings = Counter(path.suffix.lower() or "no ending" for path in others)
+        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+        warnings.append(
+            f"{folder}: {len(others)} other files are left out ({counts}; {option}): "
+            f"{name_some(path.name for path in others)}"
+        )
+    deeper = [path for inner in folders for path in _subfolders(inner) if path not in folders]
+    holding = [path for path in deeper if _holds(path, wanted, _DEPTH)]
+    if holding:
+        warnings.append(
+            f"{folder}: {len(holding)} subfolders with files of this format are not searched: {name_some(holding)}"
+        )
+    return warnings
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")]
+    except (DataError, OSError):
+        return []
+
+
+def _holds(folder: Path, wanted: Collection[str], depth: int) -> bool:
+    """Return whether a folder, or one in it, has a file of a format."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = []
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    inner.append(Path(entry.path))
+                elif same_format(os.path.splitext(entry.name)[1]) in wanted:
+                    return True
+    except OSError:
+        return False
+    return depth > 1 and any(_holds(path, wanted, depth - 1) for path in sorted(inner))
