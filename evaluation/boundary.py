@@ -50,7 +50,9 @@ def distance_counts(
             counts[row, BINS] = np.count_nonzero(mine)
             continue
         distance = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        bins = np.ceil(distance[core][mine] * (spacing / BIN_UM) - 1e-6)
+        # OpenCV's last bits depend on where the array lies in memory; the squares of distances are whole numbers.
+        pixels = np.sqrt(np.rint(distance[core][mine].astype(np.float64) ** 2))
+        bins = np.ceil(pixels * (spacing / BIN_UM) - 1e-6)
         counts[row] = np.bincount(np.minimum(bins, BINS).astype(np.int64), minlength=BINS + 1)
     return counts
 

@@ -93,6 +93,17 @@ def test_predictions_of_another_spacing(
     assert dice(case) > 0.995
 
 
+def test_tiles_make_no_difference_at_a_fraction_of_a_pixel(case: Path) -> None:
+    write_prediction(case / "out/a_prediction.tif", case / "slides/a.tif", 0.25 / 0.243)
+    words = (case / "out/a_prediction.tif", case / "truth/a.xml", None, LabelMap())
+    whole = segmentation.count_slide(*words, tile=2048)
+    for tile in (100, 331):
+        tiled = segmentation.count_slide(*words, tile=tile)
+        np.testing.assert_array_equal(tiled.confusion, whole.confusion)
+        np.testing.assert_array_equal(tiled.outlines, whole.outlines)
+    assert whole.confusion[0, 1] == whole.confusion[1, 0] == 0
+
+
 @pytest.mark.parametrize("spacings", [(0.243, 0.25), (0.972, 0.25), (0.25, 0.972), (0.972, 0.972)])
 def test_masks_of_another_spacing_than_the_prediction(case: Path, spacings: tuple[float, float]) -> None:
     of_mask, of_prediction = spacings

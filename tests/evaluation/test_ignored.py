@@ -222,7 +222,7 @@ def test_slides_that_may_have_tumour_are_no_negatives_of_the_auc(
     write_truth(root / "truth/a.xml", ("Tumor", KNOWN))
     for name in ("b", "normal_1"):
         write_truth(root / f"truth/{name}.xml", ("blurred", BLURRED))
-    (root / "out/slides.csv").write_text("slide,probability\na,0.5\nb,0.9\nnormal_1,0.2\nc,0.1\n")
+    (root / "out/slides.csv").write_text("slide,probability\na,0.5\nb,0.9\nnormal_1,0.2\nnormal_2,0.1\n")
     assert run(camelyon16, root, *MAP, "--bootstrap", "0") == 0
     assert "1 slides do not count in the AUC" in capsys.readouterr().err.replace("\n", " ")
     auc = json.loads((root / "out/lesions/scores/camelyon16.json").read_text())["slide_auc"]
