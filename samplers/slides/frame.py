@@ -15,8 +15,8 @@ from typing import Any, Literal
 import tifffile
 
 from samplers.slides.errors import DataError
-from samplers.slides.tiff_pages import TIFF_ERRORS
 from samplers.slides.slide import DEFAULT_SPACING, Slide
+from samplers.slides.tiff_pages import TIFF_ERRORS
 
 _KEY = "frame_of_slide"  # of the JSON object in the image description
 _ROUNDING = 2  # pixels that a picture may lack at its end, plus a thousandth of its size
