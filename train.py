@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from samplers import SamplerError, training_loader, validation_loader
 from training import memory
-from training.class_weights import class_weights
 from training.data import prepare_slides, sampler_config, split_values
+from training.label_summary import LABELS_FILE, RunLabels
 from training.option_checks import parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
@@ -78,12 +78,12 @@ def run(options: argparse.Namespace) -> int:
     # 2. Slides: found, checked and split before anything that takes long. A run that goes on keeps its split.
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
-    train_pairs, val_pairs, label_map = prepare_slides(options, world, resumed)
+    train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
+    config = sampler_config(options, label_map)
+    labels = RunLabels.of(options, config, train_pairs, val_pairs, facts, world, resumed)
 
     # 3. Model and optimizer.
-    config = sampler_config(options, label_map)
-    weights = class_weights(options, label_map.num_classes, train_pairs, config, world)
-    trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world, weights))
+    trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world, labels.weights))
     if checkpoint is not None:
         state = world.on_rank_0(lambda: trainer.restore(checkpoint))
         progress, remark = Progress.from_state(state, options, world, trainer.num_classes)
@@ -101,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(option_values(options), log_dir / "options.json")
         write_json(split_values(train_pairs, val_pairs), log_dir / "splits.json")
         write_json(environment, log_dir / "environment.json")
+        write_json(labels.to_json(), log_dir / LABELS_FILE)
 
     # 5. Train and validate.
     with ExitStack() as stack:
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
         slides = len(train_pairs), len(val_pairs)
-        log.say(start_summary(options, environment, trainer, slides, log_dir))
+        log.say(start_summary(options, environment, trainer, slides, labels.text(), log_dir))
         if checkpoint is not None:
             log.say(f"goes on at step {progress.step} from {checkpoint}{remark}")
         else:

@@ -7,11 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
+from samplers.pairs.checks import LabelFacts
 from samplers.pairs.names import name_some, patient_of, patient_pattern, slide_of_patch
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
 from samplers.pairs.partly_annotated import PARTLY_16, UNFIT_16, mark_partly_annotated, read_names, without
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
     from utils.ranks.world import World
 
 
-def prepare_slides(
-    options: argparse.Namespace, world: World, resumed: Path | None = None
-) -> tuple[list[SlidePair], list[SlidePair], LabelMap]:
-    """Collective: return training pairs, validation pairs and the label map, which are the same on every rank.
+class Slides(NamedTuple):
+    """The slides of a run, which are the same on every rank."""
+
+    train: list[SlidePair]
+    val: list[SlidePair]
+    label_map: LabelMap
+    facts: dict[SlidePair, LabelFacts]
+
+
+def prepare_slides(options: argparse.Namespace, world: World, resumed: Path | None = None) -> Slides:
+    """Collective: find the slides, check them and divide them into training and validation.
 
     `resumed` is the log_dir of the run that goes on, whose split is taken. UserError on every rank that names every bad
     file; with `--skip_bad_slides` it is a warning.
@@ -38,9 +46,10 @@ def prepare_slides(
     # One rank lists the folders: hundreds of ranks at once are a load for a shared file system.
     train, val = world.on_rank_0(lambda: _find(options))
     apart = bool(val)  # else they are split off
-    good = set(_check(options, [*train, *val], label_map, world))
+    good = _check(options, [*train, *val], label_map, world)
     train, val = ([pair for pair in pairs if pair in good] for pairs in (train, val))
-    return (*world.all_or_none(lambda: _split(options, train, val, resumed, apart)), label_map)
+    train, val = world.all_or_none(lambda: _split(options, train, val, resumed, apart))
+    return Slides(train, val, label_map, good)
 
 
 def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]]:
@@ -125,12 +134,12 @@ def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None
 
 def _check(
     options: argparse.Namespace, pairs: list[SlidePair], label_map: LabelMap, world: World
-) -> list[SlidePair]:
-    """Collective: return the good ones of `pairs`; each rank opens its share of them."""
+) -> dict[SlidePair, LabelFacts]:
+    """Collective: return the good ones of `pairs` and what their labels hold; each rank opens its share of them."""
     mine = pairs[world.rank :: world.size]
     threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
     name = "checking slides" if world.size == 1 else f"checking slides (rank 0 of {world.size})"
-    problems = check_pairs(
+    checked = check_pairs(
         mine,
         label_map,
         options.img_size,
@@ -138,7 +147,8 @@ def _check(
         threads=threads,
         progress=name if world.is_first and terminal_columns() > 0 else "",
     )
-    bad = {pair: reasons for part in world.gather(problems) for pair, reasons in part.items() if reasons}
+    found = {pair: result for part in world.gather(checked) for pair, result in part.items()}
+    bad = {pair: result.reasons for pair, result in found.items() if result.reasons}
     if bad:
         lines = [f"  {pair.slide}: {'; '.join(bad[pair])}" for pair in pairs if pair in bad]
         message = f"{len(bad)} of {len(pairs)} slides cannot be used:\n" + "\n".join(lines)
@@ -146,7 +156,7 @@ def _check(
             raise UserError(f"{message}\nrepair them, or go on without them with --skip_bad_slides")
         if world.is_first:
             sys.stderr.write(f"warning: left out, {message}\n")
-    return [pair for pair in pairs if pair not in bad]
+    return {pair: found[pair].facts for pair in pairs if pair not in bad}
 
 
 def _split(

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from samplers import SamplerConfig
 from samplers.labels.label_map import IGNORED, LabelMap, class_names
 from samplers.pairs.checks import LabelFacts
 from samplers.pairs.pairing import SlidePair
+from training.class_weights import BALANCED, class_weights
+from utils.cli import UserError
+
+if TYPE_CHECKING:
+    from utils.ranks.world import World
+
+LABELS_FILE = "labels.json"  # in the log_dir
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class LabelSummary:
         areas: Counter[int] = Counter()
         groups: Counter[str] = Counter()
         for pair in pairs:
-            areas.update(facts[pair].areas or {})  # type: ignore[arg-type]  # of floats
+            areas.update(facts[pair].areas or {})
             groups.update(facts[pair].groups)
         return cls(
             slides=len(pairs),
@@ -50,11 +62,10 @@ class LabelSummary:
 
     def to_json(self, names: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Return the content of labels.json for these slides."""
-        classes = {names[value][0]: area for value, area in self.areas.items() if value != IGNORED}
         return {
             "slides": self.slides,
             "labelled": self.labelled,
-            "mm2": classes,
+            "mm2": [self.areas.get(value, 0.0) for value in range(len(names))],
             "ignored_mm2": self.areas.get(IGNORED, 0.0),
             "annotations": self.groups,
             "unmeasured": self.unmeasured,
@@ -78,5 +89,72 @@ class LabelSummary:
         return found
 
 
-def names_of(label_map_option: Sequence[str] | None, label_map: LabelMap) -> list[list[str]]:
-    return class_names(label_map_option, label_map.num_classes)
+@dataclass(frozen=True)
+class RunLabels:
+    """The classes of a run: their names, their weights in the loss, and what the labels of its slides hold."""
+
+    names: list[list[str]]  # of each class
+    weights: list[float]  # of each class
+    weighting: list[str] | None  # the option --class_weights
+    train: LabelSummary
+    val: LabelSummary
+
+    @classmethod
+    def of(
+        cls,
+        options: argparse.Namespace,
+        config: SamplerConfig,
+        train: Sequence[SlidePair],
+        val: Sequence[SlidePair],
+        facts: Mapping[SlidePair, LabelFacts],
+        world: World,
+        resumed: Path | None,
+    ) -> RunLabels:
+        """Collective: sum up the labels, and warn of what the label map misses and of classes that do not occur.
+
+        `resumed` is the folder of the run that goes on, whose balanced weights are taken: with another number of ranks
+        they would be others.
+        """
+        classes = config.label_map.num_classes
+        weights = world.on_rank_0(lambda: _weights_before(resumed, options.class_weights))
+        if weights is None:
+            weights = class_weights(options, classes, train, config, world)
+        names = class_names(options.label_map, classes)
+        found = cls(
+            names, weights, options.class_weights, LabelSummary.of(train, facts), LabelSummary.of(val, facts)
+        )
+        if world.is_first:
+            for warning in found.train.warnings(config.label_map, names):
+                sys.stderr.write(f"warning: {warning}\n")
+        return found
+
+    def text(self) -> str:
+        """Return one line on the labels of the training slides."""
+        return self.train.text(self.names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of labels.json."""
+        return {
+            "classes": self.names,
+            "weights": self.weights,
+            "class_weights": self.weighting,
+            "train": self.train.to_json(self.names),
+            "val": self.val.to_json(self.names),
+        }
+
+
+def _weights_before(resumed: Path | None, weighting: list[str] | None) -> list[float] | None:
+    """Return the class weights of the run that goes on, if they were counted and the option is the same; else None.
+
+    UserError: they cannot be read.
+    """
+    path = resumed and resumed / LABELS_FILE
+    if path is None or not path.exists() or weighting != [BALANCED]:
+        return None
+    try:
+        before = json.loads(path.read_text())
+        return (
+            [float(weight) for weight in before["weights"]] if before["class_weights"] == weighting else None
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error

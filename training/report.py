@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import psutil
 
-from samplers.labels.label_map import class_names
+from training.label_summary import LABELS_FILE
 from training.metrics import calibration
 from training.options import build_parser
 from training.resume import read_metrics
@@ -50,9 +50,9 @@ def write_report(log_dir: Path, validation: Validation) -> None:
     rows = read_metrics(log_dir)
     options = json.loads((log_dir / "options.json").read_text())
     environment = json.loads((log_dir / "environment.json").read_text())
+    labels = json.loads((log_dir / LABELS_FILE).read_text())
     last = next(row for row in reversed(rows) if row["split"] == "val")
-    found = class_names(options["label_map"], len(last["iou"]))
-    classes = [f"{number} {', '.join(names)}" for number, names in enumerate(found)]
+    classes = [f"{number} {', '.join(names)}" for number, names in enumerate(labels["classes"])]
     status = f"step {last['step']:,} of {options['num_steps']:,} (images), {time.strftime('%Y-%m-%d %H:%M')}"
     parts = [
         f"<p>{status}; ranks: {html.escape(environment['ranks'])}</p>",
@@ -61,6 +61,8 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         f'<div class="grid">{_curves(rows)}</div>',
         "<h2>Validation, class by class</h2>",
         f'<div class="grid">{_classes(last, classes, validation.counts.confusion)}{_reliability(validation)}</div>',
+        "<h2>Labels</h2>",
+        _labels(labels),
         "<h2>Validation, slide by slide</h2>",
         _slides(last["slides"]),
         "<h2>Worst validation patches</h2>",
@@ -178,6 +180,23 @@ def _classes(last: dict[str, Any], classes: Sequence[str], confusion: np.ndarray
         for i, text in enumerate(classes)
     )
     return _table(("class", "IoU", "Dice", "precision", "recall", "Mpx"), rows)
+
+
+def _labels(labels: dict[str, Any]) -> str:
+    """Return a table of the area of each class on the slides for training and for validation."""
+    parts = [labels["train"], labels["val"]]
+    names = [names[0] for names in labels["classes"]]
+    rows = [
+        ("slides", *(f"{part['slides']}, {part['labelled']} with a label" for part in parts), ""),
+        *(
+            (name, *(f"{part['mm2'][value]:.4g} mm²" for part in parts), f"{labels['weights'][value]:.3g}")
+            for value, name in enumerate(names)
+        ),
+        ("ignored", *(f"{part['ignored_mm2']:.4g} mm²" for part in parts), ""),
+    ]
+    if any(part["unmeasured"] for part in parts):
+        rows.append(("not measured", *(f"{part['unmeasured']} slides" for part in parts), ""))
+    return _table(("", "training", "validation", "weight in the loss"), rows)
 
 
 def _slides(slides: dict[str, dict[str, Any]]) -> str:

@@ -16,14 +16,16 @@ def start_summary(
     environment: dict[str, str],
     trainer: Trainer,
     slides: tuple[int, int],
+    labels: str,
     log_dir: Path,
 ) -> str:
-    """Return one line per topic. `slides`: number of slides for training and for validation."""
+    """Return one line per topic. `slides`: number of slides for training and validation; `labels`: what they show."""
     images = options.batch_size * options.accumulate_steps * trainer.world.size
     return lines(
         {
             "model": f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes",
             "slides": f"{slides[0]} for training, {slides[1]} for validation",
+            "labels": labels,
             "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per rank",
             "ranks": environment["ranks"],
             "devices": environment["devices"],

@@ -29,6 +29,7 @@ class Label:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size  # (width, height) of the slide at level 0
         self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
+        self.groups: dict[str, int] = {}  # annotations of each group in the file, used or not
 
     def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
         """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
@@ -54,6 +55,10 @@ class Label:
     def annotations(self) -> list[Annotation]:
         """Return all annotations whose class is known, in the order of painting."""
         return []
+
+    def areas(self) -> dict[int, float] | None:
+        """Return the area of each class that occurs, also of IGNORED, in level-0 pixels; None if it would take long."""
+        return {0: float(self.size[0] * self.size[1])}
 
     @property
     def held_bytes(self) -> int:

@@ -8,6 +8,7 @@ CAMELYON16).
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class PolygonLabel(Label):
         super().__init__(size)
         self.name = name
         self._unannotated = label_map.unannotated
+        self.groups = dict(Counter(area.group for area in areas))
+        self.release()
         order = {group: (place, value) for place, (group, value) in enumerate(label_map.groups)}
         ungrouped = sum(area.group == NO_GROUP for area in areas)
         if ungrouped and NO_GROUP in order and not label_map.names_no_group:
@@ -106,11 +109,29 @@ class PolygonLabel(Label):
         return classes
 
     def annotations(self) -> list[Annotation]:
+        return [annotation for annotation in self._visible() if annotation.value != IGNORED]
+
+    def areas(self) -> dict[int, float]:
+        shapes = defaultdict(list)
+        for annotation in self._visible():
+            shapes[annotation.value].append(annotation.polygon)
+        # Annotations of one class may overlap.
+        found = {value: float(shapely.union_all(shapes[value]).area) for value in sorted(shapes)}
+        rest = max(0.0, self.size[0] * self.size[1] - sum(found.values()))
+        found[self._unannotated] = found.get(self._unannotated, 0.0) + rest
+        return found
+
+    def release(self) -> None:
+        """Forget what `annotations` and `areas` have computed."""
+        self._seen: list[Annotation] | None = None
+
+    def _visible(self) -> list[Annotation]:
+        """Return what is not painted over of each area, of those that are not known too."""
+        if self._seen is not None:
+            return self._seen
         found = []
         slide = shapely.box(0, 0, *self.size)
         for number, (area, value) in enumerate(zip(self._areas, self._values)):
-            if value == IGNORED:
-                continue
             later = [
                 int(i) for i in self._tree.query(area.geometry) if i > number and self._values[i] != value
             ]
@@ -120,6 +141,7 @@ class PolygonLabel(Label):
             polygon = polygons_of(visible)
             if polygon is not None:
                 found.append(Annotation(polygon, value, area.group))
+        self._seen = found
         return found
 
     def _windows(

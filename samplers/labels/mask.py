@@ -50,11 +50,11 @@ class MaskLabel(Label):
         exact, counts = checked_levels(self.mask)
         where = " at some places of level 0"
         sizes = self.mask.level_sizes
-        small = [level for level in exact if sizes[level][0] * sizes[level][1] <= _MAX_COUNTED_PIXELS]
-        reasons = [] if small[:1] == [0] else self._values.reasons(counts, where)
-        if small and not reasons:
-            pixels = self.mask.read_level(0, 0, *sizes[small[0]], small[0])
-            where = f" at level {small[0]}" if small[0] else ""
+        small = self._small_level()
+        reasons = [] if small == 0 else self._values.reasons(counts, where)
+        if small is not None and not reasons:
+            pixels = self.mask.read_level(0, 0, *sizes[small], small)
+            where = f" at level {small}" if small else ""
             reasons = self._values.reasons(count_values(pixels), where)
         others = sorted(set(range(len(sizes))) - set(exact))
         if others and not reasons:
@@ -102,6 +102,22 @@ class MaskLabel(Label):
         return [
             Annotation(polygon, value, str(value)) for value, polygon in polygons.trace(classes, shown, scale)
         ]
+
+    def areas(self) -> dict[int, float] | None:
+        """Count the pixels of a small level. Raises ReadError if it cannot be decoded."""
+        small = self._small_level()
+        if small is None:
+            return None
+        width, height = self.mask.level_sizes[small]
+        counts = count_values(self._values.of(self.mask.read_level(0, 0, width, height, small)))
+        pixel = self.size[0] * self.size[1] / (width * height)
+        return {int(value): float(counts[value] * pixel) for value in np.flatnonzero(counts)}
+
+    def _small_level(self) -> int | None:
+        """Return the finest level that has the values of level 0 and is counted in no time; None if none is."""
+        sizes = self.mask.level_sizes
+        small = [level for level in self._exact() if sizes[level][0] * sizes[level][1] <= _MAX_COUNTED_PIXELS]
+        return small[0] if small else None
 
     @property
     def held_bytes(self) -> int:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -33,6 +34,22 @@ _PATCH_UM = (
 _THUMBNAIL = 1024  # pixels of the longer side of the picture in which tissue is looked for
 
 
+class LabelFacts(NamedTuple):
+    """What the check of a pair finds in its label."""
+
+    areas: (
+        dict[int, float] | None
+    )  # mm² of each class that occurs, IGNORED among them; None: it would take long
+    groups: dict[str, int]  # annotations of each group in the file, used or not
+
+
+class Checked(NamedTuple):
+    """The reasons why a slide and its label cannot be used, and what the label holds if there are none."""
+
+    reasons: list[str]
+    facts: LabelFacts
+
+
 def check_pair(
     slide_path: Path,
     label_path: Path | None,
@@ -45,20 +62,32 @@ def check_pair(
     `resolution` is the spacing of the patches in µm/px, None means level 0. Only with a resolution must the spacing
     of a slide be known. An error that nobody expected is one of the reasons, so that all slides are checked.
     """
+    return examine_pair(slide_path, label_path, label_map, img_size, resolution).reasons
+
+
+def examine_pair(
+    slide_path: Path,
+    label_path: Path | None,
+    label_map: LabelMap,
+    img_size: int,
+    resolution: float | None = None,
+) -> Checked:
+    """Do what `check_pair` does, and also return what the label holds."""
     try:
-        return _reasons(slide_path, label_path, label_map, img_size, resolution)
+        return _examine(slide_path, label_path, label_map, img_size, resolution)
     except (DataError, OSError) as error:
-        return [str(error)]
+        reason = str(error)
     except Exception as error:
-        return [failure_of(error, f"check of {slide_path} with {label_path}")]
+        reason = failure_of(error, f"check of {slide_path} with {label_path}")
+    return Checked([reason], LabelFacts(None, {}))
 
 
-def _reasons(
+def _examine(
     slide_path: Path, label_path: Path | None, label_map: LabelMap, img_size: int, resolution: float | None
-) -> list[str]:
+) -> Checked:
     damage = [reason for path in (slide_path, label_path) if path is not None for reason in check_tiff(path)]
     if damage:
-        return damage
+        return Checked(damage, LabelFacts(None, {}))
     with Slide(slide_path) as slide:
         reasons = _check_slide(slide, img_size, resolution)
         label = open_label(label_path, slide, label_map)
@@ -66,9 +95,12 @@ def _reasons(
             reasons += check_label(label)
             for reason in label.left_out:
                 logging.getLogger(__name__).warning("%s", reason)
+            areas = None if reasons else label.areas()
         finally:
             label.close()
-        return reasons
+        mm2 = (slide.spacing / 1000) ** 2
+        found = areas and {value: area * mm2 for value, area in areas.items()}
+        return Checked(reasons, LabelFacts(found, label.groups))
 
 
 def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[str]:

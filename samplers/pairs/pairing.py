@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from samplers.labels.label_map import IGNORED, LabelMap
-from samplers.pairs.checks import check_pair
+from samplers.pairs.checks import Checked, examine_pair
 from samplers.pairs.folders import files_of, left_out, listed, same_format
 from samplers.pairs.names import (
     is_challenge_name,
@@ -174,21 +174,21 @@ def check_pairs(
     resolution: float | None = None,
     threads: int = 4,
     progress: str = "",
-) -> dict[SlidePair, list[str]]:
-    """Check all pairs in parallel. Return the reasons why each cannot be used, an empty list if it can.
+) -> dict[SlidePair, Checked]:
+    """Check all pairs in parallel. Return the reasons why each cannot be used, and what its label holds.
 
     `progress` is the name of a progress bar; without a name there is none.
     """
 
-    def check(pair: SlidePair) -> list[str]:
-        return check_pair(pair.slide, pair.label, map_of(pair, label_map), img_size, resolution)
+    def check(pair: SlidePair) -> Checked:
+        return examine_pair(pair.slide, pair.label, map_of(pair, label_map), img_size, resolution)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(check, pairs)
-        reasons = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
+        found = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
     # libvips has one error buffer for all threads, so one slide's error may be taken for another's: a pair that was
     # found bad is checked again on its own.
-    return {pair: check(pair) if bad else [] for pair, bad in zip(pairs, reasons)}
+    return {pair: check(pair) if checked.reasons else checked for pair, checked in zip(pairs, found)}
 
 
 def _by_key(files: Sequence[Path], key: Callable[[Path], str], problem: str) -> dict[str, Path]:

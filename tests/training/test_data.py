@@ -254,7 +254,7 @@ def test_the_samplers_get_what_was_asked_for(demo):
 def test_the_check_of_the_slides_knows_spacing_and_classes(demo):
     with pytest.raises(UserError, match="smaller than a patch of 2048"):
         prepared(demo, "--resolution", "2")
-    words = ["--label_map", "1:2", "--val_split", "0.34"]
+    words = ["--label_map", "255:2", "--val_split", "0.34"]
     assert prepared_with_classes(demo, *words)[2].num_classes == 3
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.browser import CHROMIUM, Browser
+from training.label_summary import LabelSummary, RunLabels
 from training.metrics import AUC_BINS, Counts
 from training.option_checks import parse_options
 from training.options import option_values
@@ -16,6 +17,7 @@ from training.report import write_report
 from training.validate import Shown, Validation
 from utils.pictures import panel
 
+LABELS = LabelSummary(3, 2, {0: 12.5, 1: 0.25, 255: 3.0}, {"Tumor": 7}, 1)
 SLIDE = "a_very_long_name_of_a_slide_without_a_space_in_it_" * 2
 
 
@@ -28,6 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write = {
         "options.json": option_values(options),
+        "labels.json": RunLabels([["other"], ["<b>"]], [1, 2.5], None, LABELS, LABELS).to_json(),
         "environment.json": {"ranks": "2 on 1 node: vm (2)", "command": "python train.py " + "/a/path" * 40},
     }
     for name, value in write.items():
@@ -53,6 +56,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_is_in_the_page(report):
     text = report.read_text()
+    for cell in ("12.5 mm²", "0.25 mm²", "3 mm²", "3, 2 with a label", "1 slides", "2.5", "&lt;b&gt;"):
+        assert f"<td>{cell}</td>" in text, cell
     assert text.count('src="data:image/') == text.count("<img ") == 5 * 4
     assert text.count("<svg ") == 5
     assert "http" not in text

@@ -173,7 +173,7 @@ def test_all_are_checked_in_parallel(tmp_path: Path, slide: Path, capfd: pytest.
     pairs = [SlidePair(path, None) for path in (slide, tmp_path / "missing.tif", slide.with_suffix(".png"))]
     found = check_pairs(pairs, MAP, 128, 0.25, threads=3, progress="checking slides")
     assert list(found) == pairs
-    assert [len(found[pair]) for pair in pairs] == [0, 1, 1]
+    assert [len(found[pair].reasons) for pair in pairs] == [0, 1, 1]
     bar = capfd.readouterr().err
     assert "checking slides" in bar
     assert "3/3" in bar
@@ -184,4 +184,4 @@ def test_damage_is_not_blamed_on_others_in_parallel(tmp_path: Path) -> None:
     for pair in pairs[::3]:
         overwrite_tile(pair.slide, 0, b"\0")
     found = check_pairs(pairs, MAP, 128, 0.25, threads=6)
-    assert [bool(found[pair]) for pair in pairs] == [True, False, False] * 4
+    assert [bool(found[pair].reasons) for pair in pairs] == [True, False, False] * 4
