@@ -256,7 +256,7 @@ def test_memory_is_counted_and_given_back(tmp_path: Path, slide: Slide) -> None:
 
 @pytest.mark.parametrize("name", ["tumor_064", "tumor_110", "tumor_107", "patient_004_node_4"])
 def test_real_annotations_at_true_scale(shared_data: Path, name: str) -> None:
-    slide: Any = SimpleNamespace(width=220_000, height=220_000)
+    slide: Any = SimpleNamespace(width=220_000, height=220_000, origin=(0, 0))
     label = open_label(shared_data / "real" / f"{name}.xml", slide, LabelMap())
     largest = max((a for a in label.annotations() if a.value), key=lambda a: a.polygon.area)
     point = largest.polygon.representative_point()
@@ -273,7 +273,7 @@ def test_real_annotations_at_true_scale(shared_data: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_real_annotations_are_quick(shared_data: Path) -> None:
-    slide: Any = SimpleNamespace(width=220_000, height=220_000)
+    slide: Any = SimpleNamespace(width=220_000, height=220_000, origin=(0, 0))
     start = time.perf_counter()
     label = open_label(shared_data / "real" / "tumor_064.xml", slide, LabelMap())
     assert time.perf_counter() - start < 2
