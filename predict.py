@@ -32,7 +32,6 @@ from prediction.find import find_slides
 from prediction.model import ModelSource, Predictor, find_model
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
-from samplers.labels.label_map import class_names
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -223,8 +222,8 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
 
 
 def outline_names(source: ModelSource, classes: int) -> list[str]:
-    """Return the name of each class from 1 on: its first group in the training's label map."""
-    return [names[0] for names in class_names(source.options.get("label_map"), classes)[1:]]
+    """Return the name of each class from 1 on: the first group of the label map that gave it."""
+    return [names[0] for names in source.class_names(classes)[1:]]
 
 
 def predict(

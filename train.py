@@ -137,10 +137,10 @@ def run(options: argparse.Namespace) -> int:
             log_dir=log_dir,
             progress=progress,
         )
-        return train(loop)
+        return train(loop, labels.names)
 
 
-def train(loop: Loop) -> int:
+def train(loop: Loop, class_names: list[list[str]]) -> int:
     """Collective: train, export the model and say where everything is. Return the exit code."""
     from training.forecast import forecast
     from training.summary import end_summary
@@ -159,7 +159,7 @@ def train(loop: Loop) -> int:
     if loop.progress.step > start or not exported:
         log.say("exporting the model ...")
         if world.is_first:
-            export_model(trainer.model_name, trainer.model, log_dir / "model")
+            export_model(trainer.model_name, trainer.model, log_dir / "model", class_names)
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from models.pretrained import LoadReport
 
+CLASSES_FILE = "classes.json"  # in the folder of an exported model: a list of names for each class
+
 __all__ = [
+    "CLASSES_FILE",
     "MODELS",
     "build_model",
     "guess_model",

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from models import CLASSES_FILE
 from models.catalog import MODELS
 from models.from_options import NETWORK_OPTIONS, network_from_options, set_precision
+from samplers.labels.label_map import class_names
 from utils.cli import UserError
 
 EXPORTED, STATE = "saved_model.pb", "state.json"
@@ -31,6 +33,22 @@ class ModelSource:
     @property
     def is_exported(self) -> bool:
         return (self.path / EXPORTED).exists()
+
+    def class_names(self, classes: int) -> list[list[str]]:
+        """Return the names of each class: those kept with an exported model, else those of the training's label map.
+
+        UserError: what is kept cannot be read, or is not of this number of classes.
+        """
+        path = self.path / CLASSES_FILE
+        if not path.exists():
+            return class_names(self.options.get("label_map"), classes)
+        try:
+            names = [[str(name) for name in group] for group in json.loads(path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        if len(names) != classes or not all(names):
+            raise UserError(f"{path} names {len(names)} classes, the model has {classes}")
+        return names
 
     def identity(self) -> str:
         """Return a hash of the content of its files, wherever they lie. UserError: they cannot be read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from models import normalise, serving_model, training_network
+from models import CLASSES_FILE, normalise, serving_model, training_network
 from models.from_options import network_from_options, set_precision
 from models.layers import drawing
 from samplers import Batch
@@ -179,12 +180,20 @@ def compute_precise_bn(trainer: Trainer, batch: Batch, batches: Iterator[Batch],
     return batch
 
 
-def export_model(name: str, model: tf.keras.Model, path: Path) -> None:
-    """Write a SavedModel to `path`: uint8 RGB in, class probabilities out, in inference mode. Rank 0 alone calls it."""
+def export_model(name: str, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]) -> None:
+    """Write a SavedModel to `path`: uint8 RGB in, class probabilities out, in inference mode. Rank 0 alone calls it.
+
+    The names of the classes are in it as well (`CLASSES_FILE`).
+    """
     # Nobody trains it on: without the gradients of every swish the export takes a third less time.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     network = serving_model(name, model)
-    write_atomically(path, lambda partial: network.save(partial, include_optimizer=False, options=options))
+
+    def write(partial: Path) -> None:
+        network.save(partial, include_optimizer=False, options=options)
+        (partial / CLASSES_FILE).write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
+
+    write_atomically(path, write)
 
 
 def fail_on_loss(batch: Batch, result: StepResult, step: int, rank: int, log_dir: Path) -> NoReturn:

@@ -52,3 +52,18 @@ def test_img_size_and_resolution_are_those_of_the_training(toys, slides, tmp_pat
     assert main([word for word in command if word not in ("--img_size", "1")]) == 0
     assert record(tmp_path / "out", "tumor_001")["settings"]["img_size"] == 96
     assert pixels(tmp_path / "out", "tumor_001").shape == (350, 500)
+
+
+def test_the_names_of_the_classes_stay_with_the_exported_model(trained, tmp_path):
+    alone = tmp_path / "sent" / "model"  # without the folder of its run
+    shutil.copytree(trained / "model", alone)
+    source = find_model(alone, None)
+    assert source.class_names(2) == [["other"], ["Krebs", "_0"]]
+    with pytest.raises(UserError, match="names 2 classes, the model has 3"):
+        source.class_names(3)
+    (alone / "classes.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"classes\.json cannot be read"):
+        source.class_names(2)
+    (alone / "classes.json").unlink()  # of an earlier version
+    assert source.class_names(3) == [["other"], ["Tumor"], ["class_2"]]
+    assert find_model(trained / "checkpoints", None).class_names(2) == [["other"], ["Tumor"]]

@@ -155,7 +155,7 @@ def test_the_exported_model_gives_the_probabilities_of_the_network(trainer_of, t
     trainer.train_step(*patches(0), 1e-2, 0)
     images = patches(0)[0]
     expected = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
-    export_model("effdetd0", trainer.model, tmp_path / "model")
+    export_model("effdetd0", trainer.model, tmp_path / "model", [["other"], ["Tumor"]])
     exported = tf.saved_model.load(tmp_path / "model")(images).numpy()
     np.testing.assert_allclose(exported, expected, atol=1e-5)
 
