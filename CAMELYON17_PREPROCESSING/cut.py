@@ -116,7 +116,7 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
         # Without negatives only places with tumour are wanted.
         min_tissue = settings.min_tissue if settings.save_neg else 2.0
         found = places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
-        return found, opened.label.left_out
+        return found, opened.label.remarks
 
     files = [path for path in (source.pair.slide, source.pair.label) if path is not None]
     damage = [reason for path in files for reason in check_tiff(path)]

@@ -167,7 +167,7 @@ def checked(label: Label, say: bool = False) -> None:
     reasons = check_label(label) if isinstance(label, PolygonLabel) else []
     if reasons:
         raise DataError(reasons[0])
-    for reason in label.left_out if say else ():
+    for reason in label.remarks if say else ():
         log.warning("%s", reason)
 
 

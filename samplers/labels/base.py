@@ -29,6 +29,7 @@ class Label:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size  # (width, height) of the slide at level 0
         self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
+        self.unmapped = ""  # a line on the groups of the file that the label map does not name
         self.groups: dict[str, int] = {}  # annotations of each group in the file, used or not
 
     def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
@@ -55,6 +56,11 @@ class Label:
     def annotations(self) -> list[Annotation]:
         """Return all annotations whose class is known, in the order of painting."""
         return []
+
+    @property
+    def remarks(self) -> list[str]:
+        """Return one line for each thing of the file that is not used."""
+        return [*self.left_out, *([self.unmapped] if self.unmapped else [])]
 
     def areas(self) -> dict[int, float] | None:
         """Return the area of each class that occurs, also of IGNORED, in level-0 pixels; None if it would take long."""

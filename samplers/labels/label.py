@@ -66,7 +66,7 @@ class PolygonLabel(Label):
         used = sorted((area for area in areas if area.group in order), key=lambda area: order[area.group][0])
         unknown = sorted({area.group for area in areas} - set(order))
         if unknown:
-            self.left_out.append(f"{name}: groups that are not in the label map: {', '.join(unknown)}")
+            self.unmapped = f"{name}: groups that are not in the label map: {', '.join(unknown)}"
         slide = shapely.box(0, 0, *size)
         outside = [area for area in used if not area.geometry.intersects(slide)]
         if used and len(outside) == len(used):

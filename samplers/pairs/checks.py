@@ -93,7 +93,7 @@ def _examine(
         label = open_label(label_path, slide, label_map)
         try:
             reasons += check_label(label)
-            for reason in label.left_out:
+            for reason in label.left_out:  # groups that the map does not name are counted over all slides
                 logging.getLogger(__name__).warning("%s", reason)
             areas = None if reasons else label.areas()
         finally:
@@ -129,8 +129,8 @@ def check_label(label: Label) -> list[str]:
     if isinstance(label, PolygonLabel):
         values = {annotation.value for annotation in label.annotations()}
         # If only exclusions are left because the group of the lesions is unknown, the slide is not tumour-free.
-        if (not values and not label.ignores) or (label.left_out and values <= {0}):
-            why = f" ({'; '.join(label.left_out)})" if label.left_out else ""
+        if (not values and not label.ignores) or (label.remarks and values <= {0}):
+            why = f" ({'; '.join(label.remarks)})" if label.remarks else ""
             return [f"{label.name}: no annotation that could be used{why}"]
     return []
 

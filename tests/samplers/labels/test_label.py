@@ -70,7 +70,8 @@ def test_the_label_map_says_order_and_class(tmp_path: Path, slide: Slide) -> Non
     label = open_xml(tmp_path, slide, *annotations, items=["_2:3", "_0:2"])
     assert np.unique(label.read_at(0, 0, 210, 150, 1.0)).tolist() == [0, 2]  # _0 covers _2
     assert [a.value for a in label.annotations()] == [2]
-    assert "not in the label map: other" in label.left_out[0]
+    assert "not in the label map: other" in label.unmapped
+    assert label.remarks == [label.unmapped]
     label = open_xml(tmp_path, slide, *annotations, items=["_0:2", "_2:3"])
     assert (label.read_at(0, 0, 210, 150, 1.0) == 3).sum() == 900
 
