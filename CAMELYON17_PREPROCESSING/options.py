@@ -9,7 +9,6 @@ from pathlib import Path
 from CAMELYON17_PREPROCESSING.settings import PatchSettings
 from samplers.labels.label_map import LabelMap
 from samplers.labels.options import add_label_options
-from samplers.pairs.camelyon import is_camelyon17
 from samplers.pairs.pairing import UNLABELLED
 from utils.cli import HelpFormatter, Parser, UserError, fraction, positive_float, positive_int, random_seed
 
@@ -57,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--all_annotations",
         action="store_true",
-        help="with --root, take the slides of CAMELYON16 that are known to be annotated in part as they are",
+        help="with --root, take the slides that are known to be annotated in part as they are",
     )
     add(
         "--unlabelled",
@@ -93,8 +92,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         path = getattr(options, name)
         if path is not None and not path.is_dir():
             parser.error(f"--{name}: there is no folder {path}")
-    if options.all_annotations and (options.root is None or is_camelyon17(options.root)):
-        parser.error("--all_annotations goes with a --root of CAMELYON16")
+    if options.all_annotations and options.root is None:
+        parser.error("--all_annotations goes with --root")
     if options.max_patches is None and "seed" in given:
         parser.error("--seed goes with --max_patches")
     try:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from CAMELYON17_PREPROCESSING.settings import SourceSlide
-from samplers.pairs.camelyon import BY_STAGES, camelyon16, camelyon17, is_camelyon17, of_centers
+from samplers.pairs.camelyon import BY_STAGES, camelyon16, camelyon17, is_camelyon17, itc_slides, of_centers
 from samplers.pairs.folders import files_below, left_out, size_of
 from samplers.pairs.names import is_decorated, name_some
 from samplers.pairs.pairing import SlidePair, pair_files, refuse_other_labels
@@ -22,8 +22,9 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
     """
     if options.root is not None:
         pairs, warnings = _of_root(options.root, options.format, options.unlabelled)
-        if not options.all_annotations and not is_camelyon17(options.root):
-            pairs = mark_partly_annotated(pairs, PARTLY_16)
+        if not options.all_annotations:
+            seventeen = is_camelyon17(options.root)
+            pairs = mark_partly_annotated(pairs, itc_slides(options.root) if seventeen else PARTLY_16)
             partly = [pair.name for pair in pairs if pair.partly_annotated]
             if partly:
                 warnings.append(

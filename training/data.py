@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
-from samplers.pairs.camelyon import Found, camelyon16, camelyon17, of_centers
+from samplers.pairs.camelyon import Found, camelyon16, camelyon17, itc_slides, of_centers
 from samplers.pairs.checks import LabelFacts
 from samplers.pairs.names import name_some, patient_of, patient_pattern, slide_of_patch
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
@@ -88,6 +88,8 @@ def _known_faults(
                 "(--all_annotations takes them)"
             )
         val = fit
+    if options.dataset == "17" and options.slide_path is None and not options.all_annotations:
+        train = mark_partly_annotated(train, itc_slides(options.data_root))
     if options.partly_annotated is not None:
         names = read_names(options.partly_annotated, [*train, *val])
         train, val = mark_partly_annotated(train, names), mark_partly_annotated(val, names)

@@ -160,6 +160,16 @@ def _not_negative(root: Path, pairs: Sequence[SlidePair], unlabelled: str) -> tu
     )
 
 
+def itc_slides(root: Path) -> frozenset[str]:
+    """Return the slides of CAMELYON17 that stage_labels.csv calls isolated tumour cells, in lower case.
+
+    What is not outlined on them may be tumour as well: the challenge annotated these cells, but not exhaustively.
+    """
+    root = _top(root, "CAMELYON17")
+    path = next((root / name for name in _STAGES_17 if (root / name).is_file()), None)
+    return frozenset(name for name, stage in (_stages(path) if path else {}).items() if stage == "itc")
+
+
 def is_camelyon17(root: Path) -> bool:
     """Return whether a folder has CAMELYON17's layout: centres, patients, or the bucket's slides of patients."""
     root = _top(root, "CAMELYON17")
