@@ -114,7 +114,7 @@ def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia:
     if has_nvidia and not found["gpus"]:
         yield "there is an NVIDIA GPU that TensorFlow does not see: DEVICE=gpu sh run_train.sh, or use --no_cuda"
     if found["gpus"] and "NCCL" not in str(found["horovod"]):
-        yield "Horovod was built without NCCL: gradients go through MPI, slower (nvcc on PATH, then set up again)"
+        yield "Horovod was built without NCCL: gradients go through main memory, slower (load CUDA, then set up again)"
 
 
 def report() -> Iterator[tuple[str, str]]:
