@@ -95,14 +95,6 @@ env_nvcc() {
     [ "$DEVICE" != gpu ] || nvcc --version 2>/dev/null | sed -n 's/.* V\([0-9][0-9.]*\)$/\1/p'
 }
 
-# TensorFlow's wheels bring only libnccl.so.2; to link, a libnccl.so is wanted.
-env_nccl() {
-    env_nccl_wheel=$("$VENV/bin/python" -c 'import nvidia.nccl; print(nvidia.nccl.__path__[0])' 2>>"$ENV_LOG") || return 1
-    mkdir -p "$VENV/nccl/lib"
-    ln -sfn "$env_nccl_wheel/include" "$VENV/nccl/include"
-    ln -sf "$env_nccl_wheel/lib/libnccl.so.2" "$VENV/nccl/lib/libnccl.so"
-}
-
 env_version_of() { "$VENV/bin/python" -c 'import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))' "$1"; }
 
 # env_use_horovod FOLDER KIND: installs the wheel there and looks whether it loads and has what it was built for.
@@ -113,24 +105,23 @@ for kind in sys.argv[1:]:
     assert getattr(hvd, kind + "_built")(), "Horovod was built without " + kind' mpi $2
 }
 
-# env_compile_horovod WHEELS KIND WORDS...: into the cache's folder WHEELS, if the wheel can be used.
+# env_compile_horovod WHEELS KIND BROKEN: into the cache's folder WHEELS, if the wheel can be used.
 env_compile_horovod() {
-    env_wheels=$1 env_kind=$2 env_broken=$3 && shift 3
     mkdir -p "$CACHE" && env_tmp=$(mktemp -d "$CACHE/building.XXXXXX") || return 1
-    horovod_build "$env_tmp" "$@" && env_use_horovod "$env_tmp" "$env_kind" || { rm -r "$env_tmp" && return 1; }
+    horovod_build "$env_tmp" "$2" && env_use_horovod "$env_tmp" "$2" || { rm -r "$env_tmp" && return 1; }
     # Another job may have built the same meanwhile: then its wheel stays.
-    [ -z "$env_broken" ] || rm -rf "$env_wheels"
-    mv -T "$env_tmp" "$env_wheels" 2>/dev/null || rm -r "$env_tmp"
+    [ -z "$3" ] || rm -rf "$1"
+    mv -T "$env_tmp" "$1" 2>/dev/null || rm -r "$env_tmp"
 }
 
-# env_get_horovod LABEL WHEELS KIND WORDS...: from the cache, else compiled.
+# env_get_horovod LABEL WHEELS KIND: from the cache, else compiled.
 env_get_horovod() {
-    env_name=$1 env_wheels=$2 env_kind=$3 env_broken= && shift 3
-    if [ -d "$env_wheels" ]; then
-        env_try "$env_name, compiled before" env_use_horovod "$env_wheels" "$env_kind" && return
+    env_broken=
+    if [ -d "$2" ]; then
+        env_try "$1, compiled before" env_use_horovod "$2" "$3" && return
         env_broken=yes
     fi
-    env_try "$env_name, compiling, 3 to 10 minutes" env_compile_horovod "$env_wheels" "$env_kind" "$env_broken" "$@"
+    env_try "$1, compiling, 3 to 10 minutes" env_compile_horovod "$2" "$3" "$env_broken"
 }
 
 # Horovod compiles for minutes: its wheel is kept, by all that it was built with. Says in ENV_NCCL what became of NCCL.
@@ -150,8 +141,8 @@ env_horovod() {
             done
             echo "env: no nvcc on PATH: Horovod is built without NCCL and reduces gradients through main memory." \
                 "Load one (module load CUDA), and the next command builds it with NCCL."
-        elif env_nccl && env_get_horovod "$env_horovod with NCCL" "$env_key-nccl$(env_version_of nvidia-nccl-cu12)-nvcc$env_found" \
-            nccl HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$VENV/nccl"; then
+        elif env_get_horovod "$env_horovod with NCCL" \
+            "$env_key-nccl$(env_version_of nvidia-nccl-cu12)-nvcc$env_found" nccl; then
             ENV_NCCL=built && return
         else
             cp "$ENV_LOG" "$VENV/nccl.log"

@@ -30,16 +30,29 @@ horovod_toolchain() {
     printf 'set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH [=[%s]=])\n' "${horovod_rpath#;}" >"$1"
 }
 
-# horovod_build FOLDER WORDS...: compiles against the TensorFlow and the mpicxx of the environment, and puts the
-# wheel into FOLDER. WORDS are more variables, NAME=VALUE.
-horovod_build() {
-    horovod_folder=$1 && shift
-    horovod_headers "$horovod_folder/include" && horovod_toolchain "$horovod_folder/toolchain.cmake" || return 1
-    # cstdint: gloo's types.h lacks it, which GCC 15 minds.
-    env CMAKE_TOOLCHAIN_FILE="$horovod_folder/toolchain.cmake" CXXFLAGS="-include cstdint -I\"$horovod_folder/include\"" \
-        HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
-        HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 MAKEFLAGS="-j$(getconf _NPROCESSORS_ONLN)" "$@" \
-        "$VENV/bin/python" -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --no-cache-dir \
-        --no-binary horovod -w "$horovod_folder" "horovod==$(env_pin horovod)" || return 1
-    rm -r "$horovod_folder/include" "$horovod_folder/toolchain.cmake"
+# NCCL is that of TensorFlow's wheels, which only have libnccl.so.2; to link, a libnccl.so is wanted. CUDA's
+# place is asked of nvcc, because the one on PATH may be a script; nvcc itself looks into lib64
+# only, and that of PyPI has lib.
+horovod_nccl() {
+    horovod_from=$("$VENV/bin/python" -c 'import nvidia.nccl; print(nvidia.nccl.__path__[0])') || return 1
+    mkdir -p "$1/lib" && ln -s "$horovod_from/include" "$1/include" || return 1
+    ln -s "$horovod_from/lib/libnccl.so.2" "$1/lib/libnccl.so" || return 1
+    horovod_cuda=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
+    [ -n "$horovod_cuda" ] || return 1
+    export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$1" HOROVOD_CUDA_HOME="$horovod_cuda"
+    export LIBRARY_PATH="$horovod_cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 }
+
+# horovod_build FOLDER [nccl]: compiles against the TensorFlow and the mpicxx of the environment, and puts the wheel
+# into FOLDER. In a process of its own: it exports variables.
+horovod_build() (
+    horovod_headers "$1/include" && horovod_toolchain "$1/toolchain.cmake" || return 1
+    [ -z "${2:-}" ] || horovod_nccl "$1/nccl" || return 1
+    # cstdint: gloo's types.h lacks it, which GCC 15 minds.
+    export CMAKE_TOOLCHAIN_FILE="$1/toolchain.cmake" CXXFLAGS="-include cstdint -I\"$1/include\""
+    export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
+    export HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 MAKEFLAGS="-j$(getconf _NPROCESSORS_ONLN)"
+    "$VENV/bin/python" -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --no-cache-dir \
+        --no-binary horovod -w "$1" "horovod==$(env_pin horovod)" || return 1
+    rm -r "$1/include" "$1/toolchain.cmake" "$1/nccl" 2>/dev/null || :
+)

@@ -40,7 +40,8 @@ case "$*" in
 "- "*) [ "$3" = 3.13 ] || [ "$3" = python3 ] ;; # env_is_sound
 esac
 """
-NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V{}'\n"
+NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V{}'\necho '#$ TOP=/cuda/bin/..'\n"
+NO_NVCC = "#!/bin/sh\nexit 127\n"
 
 
 class Clone:
@@ -56,6 +57,7 @@ class Clone:
         for name in ("python3", "python3.10"):
             self.tool(name, PYTHON)
         self.tool("sleep", "#!/bin/sh\nexec /bin/sleep 0.02\n")
+        self.tool("nvcc", NO_NVCC)
         for name in ("g++", "make", "pyenv", "nvidia-smi"):
             self.tool(name, "#!/bin/sh\n")
 
@@ -117,7 +119,7 @@ def test_nvcc_that_comes_later_builds_nccl_which_then_stays(clone: Clone) -> Non
     clone.tool("nvcc", NVCC.format("13.0.88"))
     _, notes = clone.call(DEVICE="gpu")
     assert "compile NCCL\ninstall NCCL" in notes
-    (clone.tools / "nvcc").unlink()
+    clone.tool("nvcc", NO_NVCC)
     assert clone.call(DEVICE="gpu") == (".venv-gpu\n", "")
     clone.tool("nvcc", NVCC.format("12.9.1"))
     assert clone.call(DEVICE="gpu") == (".venv-gpu\n", "")
@@ -143,8 +145,8 @@ def test_a_second_clone_takes_the_wheel_with_nccl_without_an_nvcc(clone: Clone, 
     clone.tool("nvcc", NVCC.format("13.0.88"))
     clone.call(DEVICE="gpu")
     shutil.rmtree(clone.top)
-    (clone.tools / "nvcc").unlink()
-    _, notes = Clone(tmp_path / "second", clone.state).call(DEVICE="gpu")
+    second = Clone(tmp_path / "second", clone.state)  # its nvcc is none
+    _, notes = second.call(DEVICE="gpu")
     assert "compile" not in notes
     assert notes.rstrip().endswith("install NCCL")
 
