@@ -56,5 +56,6 @@ def places(
 
 def is_background(image: np.ndarray) -> bool:
     """Return whether a patch, uint8 RGB (H, W, 3), shows nothing: low contrast, or more than a tenth of it black."""
-    black = cv2.countNonZero(cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK)))
+    lowest, highest = (0, 0, 0), (BLACK, BLACK, BLACK)
+    black = cv2.countNonZero(cv2.inRange(image, lowest, highest))  # type: ignore[call-overload] # its stub forgets scalars
     return black > MAX_BLACK * image.shape[0] * image.shape[1] or contrast_is_low(image)

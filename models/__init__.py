@@ -8,9 +8,9 @@ logits = model(normalise("effdetd0", images_uint8))
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from models.catalog import (
     FPN_MIN_LEVELS,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import graphlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras

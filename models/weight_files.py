@@ -6,9 +6,10 @@ import mmap
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
 from models.catalog import MODELS
 from utils.cli import UserError

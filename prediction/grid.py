@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -145,7 +146,7 @@ class Grid:
         patches = np.concatenate([[0], np.cumsum(self.chosen.sum(axis=1))])
         shares = np.searchsorted(patches, patches[-1] * np.arange(1, count) / count)
         cuts = [0, *(int(self.ys[min(row, len(self.ys) - 1)]) for row in shares), self.frame.height]
-        return list(zip(cuts, cuts[1:]))
+        return list(pairwise(cuts))
 
     def rows_of(self, band: tuple[int, int]) -> tuple[int, int]:
         """Return the rows [first, stop) of the patches that contain a pixel of the band."""

@@ -96,7 +96,7 @@ def write_overlay(path: Path, slide: Slide, cells: Cells, numbers: np.ndarray) -
     size = (picture.shape[1], picture.shape[0])
     shrinks = cells.mean.shape[0] > size[1]
     heat = cv2.resize(cells.mean, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap(np.uint8(heat * 255), cv2.COLORMAP_TURBO)[:, :, ::-1]
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
     opacity = (_OPACITY * np.clip(2 * heat - 0.1, 0, 1))[:, :, None]  # none where the probability is near 0
     picture = (picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     inside = cv2.resize((numbers > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)

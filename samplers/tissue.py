@@ -22,7 +22,8 @@ def tissue_mask(thumbnail: np.ndarray, spacing_t: float) -> np.ndarray:
     thumbnail: uint8 RGB (h, w, 3) with spacing_t µm/px.
     """
     hsv = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)
-    mask = cv2.inRange(hsv, (0, MIN_SATURATION, MIN_VALUE), (180, 255, 255))
+    lowest, highest = (0, MIN_SATURATION, MIN_VALUE), (180, 255, 255)
+    mask = cv2.inRange(hsv, lowest, highest)  # type: ignore[call-overload] # its stub forgets scalars
     # Odd kernels do not shift the mask; a kernel of 1 does nothing.
     closing, opening = (2 * int(extent / spacing_t / 2 + 0.5) + 1 for extent in (CLOSE_UM, OPEN_UM))
     # Without a border of glass, tissue near the edge of the slide would be closed up to the edge.

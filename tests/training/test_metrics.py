@@ -1,5 +1,7 @@
 """Counts against scikit-learn, and summed in unequal batches."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,7 +37,7 @@ def test_unequal_batches_sum_to_the_whole():
     labels, probabilities = batch(np.random.default_rng(2), 5)
     whole, parts = Counts(3), Counts(3)
     for counts, cuts in ((whole, [0, 5]), (parts, [0, 1, 5])):
-        for a, b in zip(cuts, cuts[1:]):
+        for a, b in pairwise(cuts):
             confusion, histogram = batch_counts(labels[a:b], probabilities[a:b])
             counts.add(confusion.numpy(), histogram.numpy(), float(labels[a:b].mean()), b - a)
     assert parts.summary()["loss"] == pytest.approx(labels.mean())

@@ -9,14 +9,14 @@ from utils import doctor
 from utils.ranks.launcher import launcher_mpi
 
 GOOD = {"horovod": "MPI, GLOO", "mpi": None, "gpus": 0, "vips": "8", "openslide": "4"}
-VERSIONS = {"tf-keras": "2.18.0"}
+VERSIONS = {"tf-keras": "2.21.0"}
 
 
 def test_this_environment_is_well() -> None:
     done = run_python(["-m", "utils.doctor"])
     assert done.returncode == 0, done.stdout
     assert "all is well" in done.stdout
-    assert "tf-keras             2.18.0" in done.stdout
+    assert "tf-keras             2.21.0" in done.stdout
 
 
 @pytest.mark.parametrize(
