@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 
@@ -37,7 +36,7 @@ _SIDE = 1024  # of the picture in which tumour is looked for
 _DOWNSAMPLE = 32  # of the picture in which pixels that are not known are looked for
 
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, *OUTLINE_SUFFIXES)
-SlideOrFrame = Union[Path, SlideFrame]
+SlideOrFrame = Path | SlideFrame
 
 
 def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[str, Path]:
