@@ -181,11 +181,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
     """Predict the slides and return the exit code. Collective."""
-    from utils.ranks.world import init_world, select_devices
+    from utils.ranks.devices import devices_of_rank
+    from utils.ranks.world import init_world
 
     # 1. Ranks and devices.
     world = init_world(True)
-    world.all_or_none(lambda: select_devices(world, options.no_cuda))
+    devices_of_rank(world, options.no_cuda)
 
     # 2. Slides that are not finished yet.
     settings = world.on_rank_0(lambda: settings_of(options, source))

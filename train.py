@@ -65,14 +65,20 @@ def run(options: argparse.Namespace) -> int:
     from training.summary import start_summary
     from training.trainer import Trainer
     from training.validator import Validator
-    from utils.ranks.world import init_world, select_devices
+    from utils.ranks.devices import devices_of_rank
+    from utils.ranks.world import init_world
     from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
-    devices = world.all_or_none(lambda: select_devices(world, options.no_cuda))
+    devices = devices_of_rank(world, options.no_cuda)
+    if options.deterministic and devices:
+        raise UserError(
+            "--deterministic works on CPUs: TensorFlow has no deterministic kernels on GPUs for some operations; add "
+            "--no_cuda"
+        )
     if options.memory_report:
-        found = world.on_rank_0(lambda: memory.report(options, world.local_size))
+        found = world.on_rank_0(lambda: memory.report(options, world.local_size, bool(devices)))
         sys.stdout.write(f"{found}\n" if world.is_first else "")
 
     # 2. Slides: found, checked and split before anything that takes long. A run that goes on keeps its split.

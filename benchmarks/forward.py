@@ -24,7 +24,8 @@ def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
     import tensorflow as tf
 
     from models import serving_model
-    from utils.ranks.world import World, select_devices
+    from utils.ranks.devices import select_devices
+    from utils.ranks.world import World
 
     select_devices(World(), no_cuda=False)  # as train.py and predict.py
     model = serving_model(options.model, build(options))

@@ -28,8 +28,9 @@ import predict
 from prediction import store
 from prediction.model import Predictor
 from prediction.work import Opened, Worker
+from utils.ranks.devices import select_devices
 from utils.ranks.single import Ranks
-from utils.ranks.world import World, select_devices
+from utils.ranks.world import World
 from utils.startup import configure_environment
 
 BARE_BATCHES = 8  # predicted before and after each slide

@@ -56,7 +56,8 @@ def child(options: argparse.Namespace) -> None:
 
     from training.options import build_parser as training_parser
     from training.trainer import Trainer
-    from utils.ranks.world import init_world, select_devices
+    from utils.ranks.devices import select_devices
+    from utils.ranks.world import init_world
 
     words = [f"--{n}={getattr(options, n)}" for n in ("model", "img_size", "batch_size", "fpn_min_level")]
     words += ["--fp16_allreduce"] * options.fp16_allreduce

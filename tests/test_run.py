@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import models.from_options
 import predict
@@ -19,8 +18,7 @@ from tests.helpers.toy_models import pixelwise, randomise
 from training.loop import Loop
 from training.option_checks import parse_options
 from utils.cli import UserError
-from utils.ranks import world as distributed
-from utils.ranks.world import World, select_devices
+from utils.ranks import devices
 
 
 class NoLoader:
@@ -116,23 +114,8 @@ def test_both_programs_set_the_environment_before_they_run(program, tmp_path, mo
 @pytest.mark.parametrize("no_cuda", [False, True])
 def test_both_programs_choose_devices_as_asked(program, no_cuda, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(distributed, "select_devices", lambda _, no_cuda: asked.append(no_cuda) or 1 / 0)
+    monkeypatch.setattr(devices, "select_devices", lambda _, no_cuda: asked.append(no_cuda) or 1 / 0)
     options = parse_options(["--slide_path", str(tmp_path), *["--no_cuda"] * no_cuda])
     with pytest.raises(ZeroDivisionError):
         program.run(options, *[None] * 2 * (program is predict))
     assert asked == [no_cuda]
-
-
-def test_a_rank_has_the_gpu_of_its_number_or_none(monkeypatch):
-    seen = []
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["gpu 0", "gpu 1"])
-    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, *_: seen.append(devices))
-    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
-    for threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
-        monkeypatch.setattr(tf.config.threading, threads, lambda _: None)
-    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", seen.append)
-    assert select_devices(World(1, 2, 1, 2, True), no_cuda=False) == ["gpu 1"]
-    assert select_devices(World(1, 2, 1, 2, True), no_cuda=True) == []
-    assert seen == ["gpu 1", [], {"remapping": False}]  # a CPU fuses nothing into its convolutions
-    with pytest.raises(UserError, match="3 ranks on this node but 2 GPUs"):
-        select_devices(World(1, 3, 1, 3, True), no_cuda=False)

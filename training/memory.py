@@ -37,8 +37,15 @@ CGROUPS = (  # limit and usage, version 2 and 1
 )
 
 
-def available() -> int:
-    """Return the bytes of main memory that are left, by the machine or by a cgroup (Slurm, a container)."""
+def available(on_gpu: bool = False) -> int:
+    """Return the bytes of main memory that are left, by the machine or by a cgroup (Slurm, a container).
+
+    With `on_gpu` it is the memory of the GPU. UserError: its driver does not tell.
+    """
+    if on_gpu:
+        from utils.ranks.devices import free_gpu_memory
+
+        return free_gpu_memory()
     left = psutil.virtual_memory().available
     for limit, usage in (tuple(Path(name) for name in names) for names in CGROUPS):
         if limit.exists() and limit.read_text().strip().isdigit():
@@ -49,9 +56,9 @@ def available() -> int:
 def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[str, Any]:
     """Run `steps` steps of `options`, with the values in `others` instead, in a fresh process.
 
-    `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever; `seconds` and
-    `losses` of each step, the first with its trace. MemoryError if the process was killed, as the kernel does
-    to what takes more than there is; else RuntimeError if it failed.
+    `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever, of a GPU what TensorFlow
+    took of it; `seconds` and `losses` of each step, the first with its trace. MemoryError if the process was killed,
+    as the kernel does to what takes more than there is, or the GPU's memory was used up; else RuntimeError if it failed.
     """
     values = {**option_values(options), **others}
     command = [sys.executable, "-m", "training.memory", json.dumps({"steps": steps, **values})]
@@ -61,18 +68,21 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
     )
     if done.returncode < 0:
         raise MemoryError(f"a step of {values['img_size']}² was killed by signal {-done.returncode}")
+    if "ResourceExhaustedError" in done.stderr:
+        raise MemoryError(f"a step of {values['img_size']}² took more than the device has")
     if done.returncode:
         raise RuntimeError(f"a step of {values['img_size']}² failed:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def report(options: argparse.Namespace, ranks: int) -> str:
+def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str:
     """Say what a step takes and what fits, with `ranks` on this machine. UserError if the step does not fit.
 
-    Where two small steps say that it fits, it is also run as it is. Of main memory, and with Keras's batch norm:
-    Horovod's (`--sync_batch_norm`) takes more.
+    Where two small steps say that it fits, it is also run as it is. `on_gpu`: of the GPU that each rank has for itself,
+    else of main memory. With Keras's batch norm: Horovod's (`--sync_batch_norm`) takes more.
     """
-    room = available() * (1 - RESERVE) / ranks
+    room = available(on_gpu) * (1 - RESERVE) / (1 if on_gpu else ranks)
+    each = "on the GPU of each rank" if on_gpu else f"for each of {ranks} on this machine"
     fixed, slope = _line(options)
     multiple = multiple_of(options.model)
     side = math.isqrt(max(0, int((room - fixed) / slope))) // multiple * multiple
@@ -81,7 +91,7 @@ def report(options: argparse.Namespace, ranks: int) -> str:
         f"memory: {fixed / GB:.1f} GB + {slope * 1e6 / GB:.2f} GB per megapixel with "
         f"--batch_size {options.batch_size}, measured at {SMALL[0]}² and {SMALL[1]}²",
         f"  a step of {options.img_size}² takes {needed / GB:.1f} GB per rank, extrapolated; there are "
-        f"{room / GB:.1f} GB for each of {ranks} on this machine",
+        f"{room / GB:.1f} GB {each}",
         f"  largest --img_size that fits, extrapolated: {side}",
     ]
     if needed > room:
@@ -148,9 +158,13 @@ def main(argv: list[str]) -> None:
     options.accumulate_steps = 1  # more take one more gradient, which is little
     configure_environment(options)
     limit_malloc(options.recompute)
+    import tensorflow as tf
+
     from training.trainer import Trainer
+    from utils.ranks.devices import select_devices
     from utils.ranks.world import World
 
+    on_gpu = bool(select_devices(World(), options.no_cuda))
     before = _rss()
     trainer = Trainer(options, 2, World())
     rng = np.random.default_rng(0)
@@ -163,6 +177,8 @@ def main(argv: list[str]) -> None:
         losses.append(trainer.train_step(images, labels, options.learning_rate, 0).loss)
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_gpu:
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
     print(json.dumps({"before": before, "peak": peak, "seconds": times, "losses": losses}))
 
 

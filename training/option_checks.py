@@ -19,7 +19,6 @@ from training.class_weights import BALANCED, parse_class_weights
 from training.options import build_parser, given_options
 from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
-from utils.startup import NVIDIA
 
 DEBUG_IMAGES = 100
 DEBUG_FOLDER = "debug"  # in the log_dir
@@ -94,8 +93,6 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         )
     if options.pos_pixel_weight == options.neg_pixel_weight == 0:
         yield "--pos_pixel_weight and --neg_pixel_weight are both 0: there is nothing to learn"
-    if options.memory_report and not options.no_cuda and NVIDIA.exists():
-        yield "--memory_report measures main memory: where there are GPUs it needs --no_cuda"
     if options.adasum and options.accumulate_steps > 1:
         yield "--adasum does not go with --accumulate_steps"
     if options.accumulate_steps > 1 and options.mixed_precision == "float16":

@@ -384,12 +384,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--deterministic",
         action="store_true",
-        help="give the same bits each time on the same number of threads; slower",
+        help="give the same bits each time on the same number of threads of CPUs; slower",
     )
     add(
         "--memory_report",
         action="store_true",
-        help="first measure the main memory of a training step, say what fits, and stop if this run does not",
+        help="first measure the memory of a training step, say what fits, and stop if this run does not",
     )
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
 

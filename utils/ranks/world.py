@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import tensorflow as tf
 
 from utils.cli import UserError
@@ -195,43 +194,3 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
             "mpiexec.hydra of that environment"
         )
     return world
-
-
-def threads_of_rank(local_size: int) -> int:
-    """Return how many threads a rank may use: its share of the cores that it is bound to.
-
-    Launchers bind ranks to cores or sockets of their own, or leave all ranks of a node on all cores.
-    """
-    cores = os.sched_getaffinity(0)
-    me = psutil.Process()
-    siblings = [p for p in me.parent().children() if p.name() == me.name()] if me.parent() else [me]
-    if len(siblings) < local_size:  # each rank has a shell of its own between it and the launcher
-        return max(1, len(cores) // local_size)
-    sharing = sum(set(sibling.cpu_affinity()) == cores for sibling in siblings)
-    return max(1, len(cores) // sharing)
-
-
-def select_devices(world: World, no_cuda: bool) -> list[Any]:
-    """Give each rank the GPU of its local rank, with memory growth, or none with `--no_cuda`. Return the rank's GPUs.
-
-    Sets TensorFlow's threads from the rank's cores. UserError when there are GPUs but fewer than ranks here.
-    """
-    if world.local_size > 1:  # alone, TensorFlow's own choice is right
-        tf.config.threading.set_intra_op_parallelism_threads(threads_of_rank(world.local_size))
-        tf.config.threading.set_inter_op_parallelism_threads(2)  # a collective must not block the computation
-    gpus = [] if no_cuda else tf.config.list_physical_devices("GPU")
-    if not gpus:
-        tf.config.set_visible_devices([], "GPU")
-        # Without AVX-512 a convolution of one image with batch norm fused into it takes oneDNN 30 times as long
-        # (scalar code). Of two and more it would be up to 1.8 times as fast, but large patches come one by one.
-        tf.config.optimizer.set_experimental_options({"remapping": False})
-        return []
-    if world.local_size > len(gpus):
-        raise UserError(
-            f"{world.local_size} ranks on this node but {len(gpus)} GPUs: start one rank a GPU "
-            f"(-map-by ppr:{len(gpus)}:node), or use --no_cuda"
-        )
-    mine = gpus[world.local_rank if world.horovod else 0]
-    tf.config.set_visible_devices(mine, "GPU")
-    tf.config.experimental.set_memory_growth(mine, True)
-    return [mine]

@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 import tensorflow as tf
 
+from utils.ranks.devices import threads_of_rank
 from utils.ranks.launcher import LAUNCHERS, launcher_mpi
-from utils.ranks.world import World, horovod_built, threads_of_rank
+from utils.ranks.world import World, horovod_built, hvd
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -59,6 +60,13 @@ def describe_nodes(nodes: list[str]) -> str:
     return f"{len(nodes)} on {len(ranks)} node{'s' * (len(ranks) > 1)}: {names}{', …' * (len(ranks) > 8)}"
 
 
+def _reduction(world: World, gpus: list[Any]) -> str:
+    """Return a remark where GPUs reduce gradients through main memory; "" elsewhere."""
+    if not gpus or not world.horovod or hvd is None or hvd.nccl_built():
+        return ""
+    return "; gradients go through main memory: load CUDA (nvcc) and set up again for NCCL, see docs/gpus.md"
+
+
 def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
     """Collective: return a text for each name; CPU, memory and versions are those of rank 0."""
     ranks = world.gather((platform.node(), describe_devices(world, gpus)))
@@ -69,7 +77,8 @@ def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "suite": suite_version(),
         "ranks": describe_nodes([node for node, _ in ranks]),
-        "devices": "; ".join(f"{count} × {device}" for device, count in devices.items()),
+        "devices": "; ".join(f"{count} × {device}" for device, count in devices.items())
+        + _reduction(world, gpus),
         "CPU": f"{cpu_name()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / GIB:.0f} GiB",
         "Horovod": horovod_built() if world.horovod else "not used, one process",
