@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
 
     `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever, of a GPU what TensorFlow
     took of it; `seconds` and `losses` of each step, the first with its trace. MemoryError if the process was killed,
-    as the kernel does to what takes more than there is, or the GPU's memory was used up; else RuntimeError if it failed.
+    as the kernel does to what takes more than there is, or the GPU's memory was used up; else RuntimeError if it fails.
     """
     values = {**option_values(options), **others}
     command = [sys.executable, "-m", "training.memory", json.dumps({"steps": steps, **values})]
