@@ -40,7 +40,7 @@ def started(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loops: list[Loop] = []
     monkeypatch.setattr(models.from_options, "build_model", pixelwise)
     monkeypatch.setattr(samplers, "Loader", NoLoader)
-    monkeypatch.setattr(train, "train", lambda loop: loops.append(loop) or 0)
+    monkeypatch.setattr(train, "train", lambda loop, names: loops.append(loop) or 0)
 
     def start(*words: str) -> Loop:
         folders = ["--slide_path", str(demo / "slides"), "--label_path", str(demo / "masks")]
@@ -59,7 +59,7 @@ def test_both_loaders_have_the_processes_that_were_asked_for(started):
 
 
 def test_the_model_has_the_classes_of_the_label_map(started, tmp_path):
-    loop = started("--label_map", "1:2", "--profile", "20:24")
+    loop = started("--label_map", "255:2", "--profile", "20:24")
     assert (loop.trainer.num_classes, loop.samples.config.label_map.num_classes) == (3, 3)
     assert loop.profiler.steps == (20, 24)
     assert (tmp_path / "log" / "options.json").exists()

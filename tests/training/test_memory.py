@@ -31,7 +31,7 @@ def measured(monkeypatch):
         return {"peak": 1e9 + slope * 1e3 * values["batch_size"] * values["img_size"] ** 2}
 
     monkeypatch.setattr(memory, "measure", measure)
-    monkeypatch.setattr(memory, "available", lambda: 8e9)
+    monkeypatch.setattr(memory, "available", lambda on_gpu=False: 8e9)
     return calls
 
 
