@@ -161,7 +161,10 @@ env_create() {
         command -v $env_tool >/dev/null 2>&1 ||
             env_fail "no $env_tool on PATH: Horovod is compiled, install a C++ compiler and make (or load a module)" 2
     done
-    env_python=$(env_find_python) ||
+    # Without PYTHON an environment keeps its own.
+    env_python=$VENV/bin/python
+    [ -z "${PYTHON:-}" ] && "$env_python" -c "$ENV_FIT" 2>/dev/null && env_is_sound "$env_python" ||
+        env_python=$(env_find_python) ||
         env_fail "no Python 3.10 to 3.13 with venv found: install one (python3 and python3-venv, conda, a module) or set PYTHON=" 2
     echo "env: setting up $VENV with $env_python, MPI=$MPI, DEVICE=$DEVICE (log: $ENV_LOG)"
     [ -z "${ENV_NO_GPU:-}" ] || [ ! -f "$VENV-gpu/.ready" ] ||
