@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import models.from_options
+from samplers.workers import ring
 from tests.helpers.alike_ranks import AlikeRanks
 from tests.helpers.rank_weights import patches
 from tests.helpers.toy_models import pixelwise
 from training.options import build_parser
-from training.trainer import Trainer
+from training.trainer import Trainer, shared_tensor
 from utils.cli import UserError
 from utils.ranks import world as distributed
 from utils.ranks.world import World
@@ -101,3 +103,22 @@ def test_a_variable_without_gradient_raises(monkeypatch):
     trainer = Trainer(build_parser().parse_args([]), 2, World())
     with pytest.raises(RuntimeError, match=r"1 variables have no gradient .* dead"):
         trainer.train_step(*patches(0), 1e-3, 0)
+
+
+def test_a_batch_in_the_workers_memory_is_not_copied_and_any_other_is():
+    slots = ring.views(ring.create(1, 64, 2), 1, 64, 2)
+    for images, labels in slots:
+        images[:], labels[:] = 3, 4
+        for array in (images, labels):
+            tensor = shared_tensor(array)
+            array[0, 5, 6] = 9
+            assert np.all(tensor[0, 5, 6].numpy() == 9)
+            np.testing.assert_array_equal(tensor.numpy(), array)
+    odd = np.zeros(200, np.uint8)[1:]
+    for array in (
+        odd[-(odd.ctypes.data) % 64 + 1 :][:64],
+        slots[0][0][:, ::2],
+        np.broadcast_to(np.uint8(7), (2, 64)),
+    ):
+        tensor = shared_tensor(array)
+        np.testing.assert_array_equal(tensor.numpy(), array)
