@@ -32,6 +32,7 @@ FOREIGN = {
     ),
     *(
         "--gpus-per-node",
+        "--gpus-per-task",
         "--no-sign-request",
         "--recursive",
         "--include",
