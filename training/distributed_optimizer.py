@@ -51,6 +51,15 @@ def optimizer_variables(optimizer: Any) -> list[tf.Variable]:
     return found
 
 
+def count_updates(optimizer: Any) -> None:
+    """Take a batch whose gradients only wait off the optimizer's iterations.
+
+    Horovod counts batches there, but Adam's bias correction wants updates.
+    """
+    waits = optimizer._agg_helper.counter > 0
+    optimizer.iterations.assign_sub(tf.cast(waits, tf.int64))
+
+
 def require_gradients(gradients: Iterable[tuple[tf.Tensor | None, tf.Variable]]) -> None:
     """Raise RuntimeError if a variable has no gradient: Keras would go on, and never train it."""
     missing = [variable.name for gradient, variable in gradients if gradient is None]

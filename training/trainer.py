@@ -19,6 +19,7 @@ from models.layers import drawing
 from samplers import Batch
 from training.checkpoint import restore_checkpoint
 from training.distributed_optimizer import (
+    count_updates,
     distributed_optimizer,
     optimizer_variables,
     require_gradients,
@@ -43,6 +44,14 @@ class StepResult(NamedTuple):
     counts: BatchCounts
 
 
+def set_up_keras(options: argparse.Namespace) -> None:
+    """Set the seed, the number format and, if asked for, determinism, of all that is built from now on."""
+    tf.keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    set_precision(options.mixed_precision)
+
+
 class Trainer:
     """Owns the variables. All ranks build it alike and call its collective methods in the same order."""
 
@@ -59,10 +68,7 @@ class Trainer:
         self.seed = options.seed
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
-        tf.keras.utils.set_random_seed(options.seed)
-        if options.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        set_precision(options.mixed_precision)
+        set_up_keras(options)
         batch_norm = world.batch_norm(options.sync_batch_norm)
         self.model = network_from_options(options, num_classes, batch_norm)
         self.network = training_network(options.model, self.model, options.recompute)
@@ -76,12 +82,7 @@ class Trainer:
             for frozen in (False, True)
         }
         self.eval_graph = tf.function(self._eval_step, autograph=False)
-        self.precise_bn_graph = tf.function(
-            lambda images, part: update_precise_statistics(
-                self.model, normalise(self.model_name, images), part
-            ),
-            autograph=False,
-        )
+        self.precise_bn_graph = tf.function(self._precise_bn_step, autograph=False)
 
     def synchronise(self) -> None:
         """Collective: copy rank 0's model and optimizer to every rank."""
@@ -124,11 +125,9 @@ class Trainer:
         self.frozen = frozen
         self.optimizer.learning_rate = learning_rate
         seed = np.random.SeedSequence((self.seed, self.world.rank, batch)).generate_state(2) >> 1
+        pixels = shared_tensor(images), shared_tensor(labels)
         shared, loss, confusion, histogram = self.train_graphs[frozen](
-            shared_tensor(images),
-            shared_tensor(labels),
-            tf.constant(seed, tf.int32),
-            tf.constant(float(stop)),
+            *pixels, tf.constant(seed, tf.int32), tf.constant(float(stop))
         )
         mean_loss, stop_votes = shared.numpy()
         counts = (confusion.numpy(), histogram.numpy(), float(loss), len(images))
@@ -156,9 +155,7 @@ class Trainer:
         require_gradients(gradients)
         self.optimizer.apply_gradients(gradients)
         if self.accumulates:
-            # Horovod counts batches as iterations; Adam's bias correction wants updates.
-            waits = self.optimizer._agg_helper.counter > 0
-            self.optimizer.iterations.assign_sub(tf.cast(waits, tf.int64))
+            count_updates(self.optimizer)
         # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
         shared = self.world.mean_in_graph(tf.stack([loss, stop]))
         return (shared, loss, *strip_counts(labels, logits))
@@ -167,6 +164,9 @@ class Trainer:
         logits = self.network(images, False)
         classes = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
         return (self.loss(labels, logits), *strip_counts(labels, logits), classes)
+
+    def _precise_bn_step(self, images: tf.Tensor, part: tf.Tensor) -> None:
+        update_precise_statistics(self.model, normalise(self.model_name, images), part)
 
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model."""
