@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from samplers import Batch, PatchInfo
 from samplers.workers import ring
+from training.feed import Feed
 from training.loop import Loop
 from training.metrics import AUC_BINS
 from training.options import build_parser
@@ -94,8 +95,9 @@ def measure(img_size: int, batch_size: int, steps: int) -> float:
         loop.progress.interval.start(0.0)
         loop.laps.start()
         seconds, start = [], 0.0
-        for number, batch in enumerate(loader, 1):
-            loop.train_on(number, batch)
+        feed = Feed(loader, trainer.gpu)
+        for number, fed in enumerate(feed, 1):
+            loop.train_on(number, fed, feed)
             now = time.perf_counter()
             if number > steps // 10:  # the first ones make the graph
                 seconds.append(now - start)

@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samplers import Batch, Loader
+from samplers import Loader
 from training.checkpoint import Checkpointer
 from training.clocks import Laps
+from training.feed import Fed, Feed
 from training.metrics import Counts
 from training.mining import mined
 from training.plan import Due, Plan
@@ -59,13 +60,14 @@ class Loop:
         batches = iter(self.loader)
         if self.options.hard_mining:
             batches = mined(batches, self.trainer, self.options, lambda *n: progress.interval.count_mined(*n))
+        feed = Feed(batches, self.trainer.gpu)
         self.log.bar.now("the first step takes longest")
         progress.interval.start(self.loader.wait_seconds)
         self.laps.start()
-        for number, batch in enumerate(batches, 1):
+        for number, fed in enumerate(feed, 1):
             if self.plan.freezes_at(progress.step):
-                batch = compute_precise_bn(self.trainer, batch, batches, self.plan.precise_bn_batches)
-            rate, result = self.train_on(number, batch)
+                fed = compute_precise_bn(self.trainer, fed, feed, self.plan.precise_bn_batches)
+            rate, result = self.train_on(number, fed, feed)
             if number % self.options.accumulate_steps:
                 continue  # a checkpoint holds the weights of the last update, but no gradients
             due = self.plan.due(progress.step)
@@ -78,14 +80,16 @@ class Loop:
                 return not done
         raise AssertionError("the training loader is endless")
 
-    def train_on(self, number: int, batch: Batch) -> tuple[float, StepResult]:
+    def train_on(self, number: int, fed: Fed, feed: Feed) -> tuple[float, StepResult]:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
-        progress, interval = self.progress, self.progress.interval
+        progress, interval, batch = self.progress, self.progress.interval, fed.batch
         self.profiler.before(progress.step)
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)
         with self.profiler.around(number):
-            result = self.trainer.train_step(batch.images, batch.labels, rate, batch.index, frozen, stop)
+            result = self.trainer.train_step(
+                fed.images, fed.labels, rate, batch.index, frozen, stop, feed.prepare
+            )
         progress.step += self.plan.batch_images
         progress.next_batch = batch.index + 1
         if not math.isfinite(result.loss):

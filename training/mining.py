@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,8 +21,8 @@ class Predictor(Protocol):
 
     num_classes: int
 
-    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return classes uint8 (B, H, W) in inference mode, of uint8 images (B, H, W, 3)."""
+    def evaluate_batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Return counts, and classes uint8 (B, H, W) in inference mode, of uint8 images (B, H, W, 3)."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class HardMiner:
 
     def _easy(self, batch: Batch) -> np.ndarray:
         """Return which patches of a batch are easy: bool (B,)."""
-        classes = self.predictor.predict(batch.images, batch.labels)
+        _, classes = self.predictor.evaluate_batch(batch.images, batch.labels)
         confusions = patch_confusions(batch.labels, classes, self.predictor.num_classes)
         easy = np.array([(mean_iou(confusion) or 0.0) >= self.threshold for confusion in confusions])
         self.count(len(easy), int(easy.sum()))

@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +25,7 @@ from training.distributed_optimizer import (
     require_gradients,
     uses_adasum,
 )
+from training.feed import Fed, Feed, Pixels
 from training.losses import make_loss
 from training.metrics import strip_counts
 from training.precise_bn import update_precise_statistics
@@ -74,6 +75,7 @@ class Trainer:
         self.network = training_network(options.model, self.model, options.recompute)
         self.loss = make_loss(options.loss, class_weights)
         self.optimizer = distributed_optimizer(options, world, self.model.trainable_variables)
+        self.gpu = "GPU:0" if tf.config.list_logical_devices("GPU") else None
         self.frozen = False  # whether batch norm was frozen in the last step
         self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
         # There is no Python control flow in these graphs, and autograph would take long over Horovod's and Keras's.
@@ -82,7 +84,7 @@ class Trainer:
             for frozen in (False, True)
         }
         self.eval_graph = tf.function(self._eval_step, autograph=False)
-        self.precise_bn_graph = tf.function(self._precise_bn_step, autograph=False)
+        self.precise_bn_graph = tf.function(functools.partial(precise_bn_step, self), autograph=False)
 
     def synchronise(self) -> None:
         """Collective: copy rank 0's model and optimizer to every rank."""
@@ -101,24 +103,26 @@ class Trainer:
         """Collective: average batch norm's moving averages over ranks."""
         self.world.average_variables(self.statistics)
 
-    def update_precise_bn(self, images: np.ndarray, part: float) -> None:
+    def update_precise_bn(self, images: Pixels, part: float) -> None:
         """Collective: move batch norm's statistics by `part` to what inference sees of uint8 images (B, H, W, 3)."""
         self.precise_bn_graph(shared_tensor(images), tf.constant(part, tf.float32))
         self.average_statistics()  # Horovod: so variances are around the mean of all ranks' images
 
     def train_step(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: Pixels,
+        labels: Pixels,
         learning_rate: float,
         batch: int,
         frozen: bool = False,
         stop: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W).
 
         `batch` is the batch's index, of which the rank's dropout is a function. `frozen`: batch norm uses its moving
         averages, as in inference; the first time they are averaged over ranks. `stop`: this rank asks to stop.
+        `meanwhile` is called when the step has begun: a GPU computes on while it runs.
         """
         if frozen and not self.frozen:
             self.average_statistics()  # Horovod
@@ -129,18 +133,18 @@ class Trainer:
         shared, loss, confusion, histogram = self.train_graphs[frozen](
             *pixels, tf.constant(seed, tf.int32), tf.constant(float(stop))
         )
+        meanwhile()
         mean_loss, stop_votes = shared.numpy()
         counts = (confusion.numpy(), histogram.numpy(), float(loss), len(images))
         return StepResult(float(mean_loss), bool(stop_votes > 0), counts)
 
-    def evaluate_batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[BatchCounts, np.ndarray]:
+    def evaluate_batch(
+        self, images: Pixels, labels: Pixels, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[BatchCounts, np.ndarray]:
         """Return the counts of a batch and the predicted classes uint8 (B, H, W), in inference mode. Not collective."""
         loss, confusion, histogram, classes = self.eval_graph(shared_tensor(images), shared_tensor(labels))
+        meanwhile()
         return (confusion.numpy(), histogram.numpy(), float(loss), len(images)), classes.numpy()
-
-    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the predicted classes uint8 (B, H, W), in inference mode. Not collective."""
-        return self.evaluate_batch(images, labels)[1]
 
     def _train_step(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
@@ -165,35 +169,39 @@ class Trainer:
         classes = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
         return (self.loss(labels, logits), *strip_counts(labels, logits), classes)
 
-    def _precise_bn_step(self, images: tf.Tensor, part: tf.Tensor) -> None:
-        update_precise_statistics(self.model, normalise(self.model_name, images), part)
-
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model."""
         classes, parameters = self.num_classes, self.model.count_params()
         return {"model": self.model_name, "classes": classes, "parameters": parameters}
 
 
-def shared_tensor(array: np.ndarray) -> tf.Tensor:
+def shared_tensor(array: Pixels) -> tf.Tensor:
     """Return a tensor of an array without a copy, which takes a millisecond for a batch of 2 × 1024² and grows with it.
 
     The array may change again when what is computed from the tensor was read. A batch lies in memory that the sampler's
     workers share; an array that TensorFlow cannot use as it lies there is copied.
     """
+    if tf.is_tensor(array):  # on the GPU already
+        return array
     if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     return tf.constant(array)
 
 
-def compute_precise_bn(trainer: Trainer, batch: Batch, batches: Iterator[Batch], count: int) -> Batch:
-    """Collective: compute batch norm's statistics anew from `count` batches, of which `batch` is the first.
+def precise_bn_step(trainer: Trainer, images: tf.Tensor, part: tf.Tensor) -> None:
+    """Compute in a graph what `Trainer.update_precise_bn` does on one rank."""
+    update_precise_statistics(trainer.model, normalise(trainer.model_name, images), part)
+
+
+def compute_precise_bn(trainer: Trainer, fed: Fed, feed: Feed, count: int) -> Fed:
+    """Collective: compute batch norm's statistics anew from `count` batches, of which `fed` is the first.
 
     Return the batch to go on with.
     """
     for i in range(count):
-        trainer.update_precise_bn(batch.images, 2 / (i + 2))  # a mean in which the last ones weigh most
-        batch = next(batches)
-    return batch
+        trainer.update_precise_bn(fed.images, 2 / (i + 2))  # a mean in which the last ones weigh most
+        fed = next(feed)
+    return fed
 
 
 def export_model(name: str, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]) -> None:

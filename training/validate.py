@@ -12,6 +12,7 @@ import numpy as np
 
 from samplers import Loader
 from samplers.pairs.names import slide_of_patch
+from training.feed import Feed
 from training.metrics import Counts, iou, mean_iou, patch_confusions
 from utils.pictures import panel
 
@@ -88,8 +89,9 @@ def validate(
     counts = Counts(trainer.num_classes)
     slides: dict[str, Any] = {}  # confusion matrix by slide
     tops = {"mixed": _Top(), "worst": _Top(), "best": _Top()}
-    for batch in loader:
-        batch_counts, classes = trainer.evaluate_batch(batch.images, batch.labels)
+    feed = Feed(loader, trainer.gpu)
+    for batch, images, labels in feed:
+        batch_counts, classes = trainer.evaluate_batch(images, labels, feed.prepare)
         counts.add(*batch_counts)
         progress(counts.images)
         confusions = patch_confusions(batch.labels, classes, trainer.num_classes)

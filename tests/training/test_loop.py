@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,7 @@ class Notes:
     """Stands for the trainer, the log and the checkpointer. Steps are images of all ranks, as everywhere."""
 
     num_classes: int = 2
+    gpu: str | None = None
     rates: list[float] = field(default_factory=list)  # of each update
     frozen: list[bool] = field(default_factory=list)
     precise_bn: list[int] = field(default_factory=list)  # number of updates before it
@@ -35,8 +37,16 @@ class Notes:
     saved: list[int] = field(default_factory=list)
 
     def train_step(
-        self, images: np.ndarray, labels: np.ndarray, rate: float, batch: int, frozen: bool, stop: bool
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rate: float,
+        batch: int,
+        frozen: bool,
+        stop: bool,
+        meanwhile: Callable[[], None],
     ) -> StepResult:
+        meanwhile()
         self.rates.append(rate)
         self.frozen.append(frozen)
         return StepResult(0.5, stop, (np.zeros((2, 2), int), np.zeros((2, AUC_BINS), int), 0.5, len(images)))

@@ -17,9 +17,9 @@ class Marked:
 
     num_classes = 2
 
-    def predict(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def evaluate_batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[None, np.ndarray]:
         easy = images[:, 0, 0, 0, None, None] == 1
-        return np.where(easy, labels, 1 - labels)
+        return None, np.where(easy, labels, 1 - labels)
 
 
 def batches(*easy: str) -> Iterator[Batch]:
