@@ -30,17 +30,20 @@ horovod_toolchain() {
     printf 'set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH [=[%s]=])\n' "${horovod_rpath#;}" >"$1"
 }
 
-# NCCL is that of TensorFlow's wheels, which only have libnccl.so.2; to link, a libnccl.so is wanted. CUDA's
-# place is asked of nvcc, because the one on PATH may be a script; nvcc itself looks into lib64
-# only, and that of PyPI has lib.
+# NCCL is that of TensorFlow's wheels. They have no libnccl.so, which linking takes; so the folder gets one. CUDA's
+# place is asked of nvcc, because what is on PATH may be a script that calls it. PyPI's CUDA lacks libcudart.so, which
+# CMake looks for, and has lib, while nvcc looks into lib64.
 horovod_nccl() {
     horovod_from=$("$VENV/bin/python" -c 'import nvidia.nccl; print(nvidia.nccl.__path__[0])') || return 1
     mkdir -p "$1/lib" && ln -s "$horovod_from/include" "$1/include" || return 1
     ln -s "$horovod_from/lib/libnccl.so.2" "$1/lib/libnccl.so" || return 1
     horovod_cuda=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
     [ -n "$horovod_cuda" ] || return 1
+    for horovod_cudart in "$horovod_cuda"/lib/libcudart.so.*; do
+        [ ! -f "$horovod_cudart" ] || ln -sf "$horovod_cudart" "$1/lib/libcudart.so"
+    done
     export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_HOME="$1" HOROVOD_CUDA_HOME="$horovod_cuda"
-    export LIBRARY_PATH="$horovod_cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+    export LIBRARY_PATH="$horovod_cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$1/lib"
 }
 
 # horovod_build FOLDER [nccl]: compiles against the TensorFlow and the mpicxx of the environment, and puts the wheel
