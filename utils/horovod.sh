@@ -4,10 +4,25 @@
 
 # Horovod 0.28.1 compiles unedited against TensorFlow 2.21, but for the XLA headers that moved. Only xla_mpi_ops.cc
 # includes them, for operations that are opt-in (HOROVOD_ENABLE_XLA_OPS) and not used here. So this folder comes
-# before TensorFlow's: its headers are empty, and the first one turns that file's own code off.
+# before TensorFlow's: its headers are empty, and the first one turns that file's own code off. With GPUs mpi_ops.cc
+# calls AsGpuStreamValue, which TensorFlow 2.21 does not have any more: it would compile, and not load.
 horovod_headers() {
     horovod_to=$1/tensorflow/compiler
-    mkdir -p "$horovod_to/tf2xla" "$horovod_to/xla/client" "$horovod_to/xla/service" || return 1
+    mkdir -p "$horovod_to/tf2xla" "$horovod_to/xla/client" "$horovod_to/xla/service" \
+        "$horovod_to/xla/stream_executor" || return 1
+    cat >"$horovod_to/xla/stream_executor/stream.h" <<'END'
+#pragma once
+#include_next "tensorflow/compiler/xla/stream_executor/stream.h"
+#if HAVE_GPU
+namespace stream_executor {
+namespace gpu {
+inline GpuStreamHandle AsGpuStreamValue(Stream* stream) {
+  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);
+}
+} // namespace gpu
+} // namespace stream_executor
+#endif
+END
     printf '#undef HAVE_GPU\n#define HAVE_GPU 0\n' >"$horovod_to/tf2xla/xla_op_kernel.h"
     for horovod_header in tf2xla/xla_op_registry.h xla/client/xla_builder.h xla/service/custom_call_target_registry.h \
         xla/service/hlo.pb.h xla/shape.h xla/xla_data.pb.h; do
