@@ -52,7 +52,7 @@ from utils.files import OutputError
 from utils.ranks import killed_rank
 from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
-from utils.startup import configure_environment
+from utils.startup import configure_environment, import_tensorflow
 
 if TYPE_CHECKING:
     from utils.ranks.world import World
@@ -200,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
     """Predict the slides and return the exit code. Collective."""
+    import_tensorflow(options.verbose)
     from utils.ranks.world import init_world, select_devices
 
     # 1. Ranks and devices.
