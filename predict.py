@@ -51,7 +51,7 @@ from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
-from utils.startup import configure_environment
+from utils.startup import configure_environment, import_tensorflow
 
 if TYPE_CHECKING:
     from utils.ranks.world import World
@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
     """Predict the slides and return the exit code. Collective."""
+    import_tensorflow(options.verbose)
     from utils.ranks.devices import devices_of_rank
     from utils.ranks.world import init_world
 

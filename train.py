@@ -30,7 +30,7 @@ from training.options import option_values
 from training.resume import find_checkpoint, learning_options
 from utils.cli import EXIT_DONE, EXIT_STOPPED, RunError, UserError, report_user_error, show_warnings
 from utils.ranks import killed_rank
-from utils.startup import configure_environment, limit_malloc
+from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
 if TYPE_CHECKING:
     from training.loop import Loop
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Collective: set everything up, train, and return the exit code. UserError before training only."""
     # TensorFlow is imported here: wrong options are answered before it has loaded.
+    import_tensorflow(options.verbose)
     from models import load_weights
     from training.checkpoint import Checkpointer
     from training.loop import Loop

@@ -32,6 +32,7 @@ from utils.files import OutputError
 from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
 from utils.reporting.progress_bar import SlideBar
+from utils.startup import import_tensorflow
 
 __all__ = ["build_parser", "find_sources", "main", "parse_options", "settings_of"]
 
@@ -54,6 +55,7 @@ def _ranks() -> Ranks:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
+    import_tensorflow(verbose=False)
     from utils.ranks.world import init_world
 
     return init_world(True)

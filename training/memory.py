@@ -23,7 +23,7 @@ import psutil
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from training.options import option_values
 from utils.cli import UserError
-from utils.startup import configure_environment, limit_malloc
+from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
 GB = 1e9
 SMALL = (
@@ -158,6 +158,7 @@ def main(argv: list[str]) -> None:
     options.accumulate_steps = 1  # more take one more gradient, which is little
     configure_environment(options)
     limit_malloc(options.recompute)
+    import_tensorflow(options.verbose)
     import tensorflow as tf
 
     from training.trainer import Trainer

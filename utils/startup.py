@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 NVIDIA = Path("/proc/driver/nvidia")  # exists where an NVIDIA driver is loaded
+# What TensorFlow's libraries write while they load, before they have read TF_CPP_MIN_LOG_LEVEL.
+LOADING = r"^(WARNING: All log messages before absl::InitializeLog|I[0-9]{4} )"
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 
 
@@ -31,6 +36,27 @@ def configure_environment(options: argparse.Namespace) -> None:
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "600")
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def import_tensorflow(verbose: bool) -> None:
+    """Import TensorFlow, unless `verbose` without what its libraries have to say about themselves.
+
+    They write to the file descriptor, so it leads through a process that leaves those lines out. All others appear,
+    also the last words of a library that crashes.
+    """
+    if verbose or "tensorflow" in sys.modules:
+        importlib.import_module("tensorflow")
+        return
+    command = ["grep", "--line-buffered", "-v", "-E", LOADING]
+    stderr = os.dup(2)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True) as others:
+        assert others.stdin
+        os.dup2(others.stdin.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def limit_malloc(recompute: str) -> None:
