@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 
 NVIDIA = Path("/proc/driver/nvidia")  # exists where an NVIDIA driver is loaded
-# What TensorFlow's libraries write while they load, before they have read TF_CPP_MIN_LOG_LEVEL.
-LOADING = r"^(WARNING: All log messages before absl::InitializeLog|I[0-9]{4} )"
+# What TensorFlow's libraries write while they load, before they have read TF_CPP_MIN_LOG_LEVEL; and what those for
+# GPUs write where there is none that may be used.
+LOADING = (
+    "^(WARNING: All log messages before absl::InitializeLog|I[0-9]{4} |E[0-9]{4} .* failed call to cuInit)"
+)
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 
 
@@ -53,7 +56,9 @@ def import_tensorflow(verbose: bool) -> None:
         assert others.stdin
         os.dup2(others.stdin.fileno(), 2)
         try:
-            importlib.import_module("tensorflow")
+            tensorflow = importlib.import_module("tensorflow")
+            if os.environ.get("CUDA_VISIBLE_DEVICES") == "-1" or not NVIDIA.exists():
+                tensorflow.config.list_physical_devices()  # what it says is said here and now
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
