@@ -14,6 +14,7 @@ from models import normalise
 from samplers import Batch, PatchInfo
 from tests.helpers.launch import run_python
 from tests.helpers.rank_weights import build, patches
+from training.class_weights import class_weights
 from training.metrics import mean_iou, patch_confusions
 from training.mining import mined
 from training.options import build_parser
@@ -139,7 +140,8 @@ def test_time_limit_stops_with_a_checkpoint(demo, tmp_path):
 def trainer_of(monkeypatch: pytest.MonkeyPatch):
     def make(*words: str) -> Trainer:
         monkeypatch.setattr(models.from_options, "build_model", build)
-        trainer = Trainer(build_parser().parse_args(words), 2, World())
+        options = build_parser().parse_args(words)
+        trainer = Trainer(options, 2, World(), class_weights(options, 2, [], None, World()))
         trainer.synchronise()
         return trainer
 
@@ -243,6 +245,9 @@ def test_pixel_weights_and_loss_are_those_asked_for(trainer_of):
     )
     assert float(trainer_of("--neg_pixel_weight", "5").loss(labels, logits)) == pytest.approx(
         3 * np.log(2), rel=1e-5
+    )
+    assert float(trainer_of("--class_weights", "other:0", "Tumor:7").loss(labels, logits)) == pytest.approx(
+        3.5 * np.log(2), rel=1e-5
     )
     assert float(trainer_of("--loss", "dice").loss(labels, logits)) < 0.6
 
