@@ -29,7 +29,6 @@ from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
 from evaluation.truth import (
     TRUTH_SUFFIXES,
-    add_label_options,
     find_files,
     find_truth,
     frame_of_detections,
@@ -39,6 +38,7 @@ from evaluation.truth import (
     tumour_at,
 )
 from samplers.labels.label_map import IGNORED, LabelMap
+from samplers.labels.options import add_label_options
 from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
 from utils.cli import HelpFormatter, non_negative_int, random_seed
@@ -219,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--slide_scores", type=Path, help="CSV image,probability, for the AUC of the slides")
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    add_label_options(parser)
+    add_label_options(parser.add_argument)
     parser.add_argument(
         "--unlabelled",
         choices=("error", "normal"),

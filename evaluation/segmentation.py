@@ -27,9 +27,10 @@ from tqdm import tqdm
 from evaluation import boundary
 from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared, warn_of_others
 from evaluation.tables import SLIDE_SUFFIXES
-from evaluation.truth import TRUTH_SUFFIXES, add_label_options, checked, find_files, find_truth, is_mask
+from evaluation.truth import TRUTH_SUFFIXES, checked, find_files, find_truth, is_mask
 from samplers.labels.label import MASK_SUFFIXES, open_label
 from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
+from samplers.labels.options import add_label_options
 from samplers.pairs.names import is_normal
 from samplers.slides.errors import DataError
 from samplers.slides.frame import SlideFrame, described_frame, frame_of_file, mask_scale
@@ -230,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of slides, needed for annotations if the predictions are not of predict.py",
     )
     parser.add_argument("--output", type=Path, help="folder for the results (default: <predictions>/scores)")
-    add_label_options(parser)
+    add_label_options(parser.add_argument)
     parser.add_argument(
         "--unlabelled",
         choices=("skip", "normal", "error"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterable
 from math import ceil
@@ -14,7 +13,7 @@ from evaluation.each import spared
 from evaluation.froc import SPACING
 from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, read_areas
 from samplers.labels.label import MASK_SUFFIXES, Label, LabelMap, PolygonLabel, open_label
-from samplers.labels.label_map import IGNORED, UNANNOTATED, shows_tumour
+from samplers.labels.label_map import IGNORED, shows_tumour
 from samplers.labels.mask_levels import checked_levels
 from samplers.labels.mask_values import MaskValues
 from samplers.pairs.checks import check_label
@@ -67,23 +66,6 @@ def find_truth(folder: Path) -> dict[str, Path]:
     if not found:
         raise DataError(f"{folder}: no masks ({', '.join(MASK_SUFFIXES)}) or annotations (.xml, .geojson)")
     return found
-
-
-def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """Add --label_map and --unannotated, which mean what they mean in train.py."""
-    parser.add_argument(
-        "--label_map",
-        nargs="+",
-        metavar="GROUP:CLASS",
-        help="the same as for train.py; pixels of GROUP:ignore count nowhere",
-    )
-    parser.add_argument(
-        "--unannotated",
-        choices=list(UNANNOTATED),
-        default="background",
-        help="what no annotation covers, and the value 0 of masks unless --label_map names it: class 0, or not known, "
-        "so that only annotated pixels count",
-    )
 
 
 def is_mask(path: Path) -> bool:

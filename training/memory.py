@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
     )
     if done.returncode < 0:
         raise MemoryError(f"a step of {values['img_size']}² was killed by signal {-done.returncode}")
-    if "ResourceExhaustedError" in done.stderr:
+    if done.returncode and "ResourceExhaustedError" in done.stderr:
         raise MemoryError(f"a step of {values['img_size']}² took more than the device has")
     if done.returncode:
         raise RuntimeError(f"a step of {values['img_size']}² failed:\n{done.stderr[-2000:]}")

@@ -79,10 +79,11 @@ def _path_problems(options: argparse.Namespace) -> Iterator[str]:
 def _value_problems(options: argparse.Namespace) -> Iterator[str]:
     """Yield values that cannot be used, and options that exclude each other."""
     yield from _label_problems(options)
-    try:
-        _ = options.patient_pattern is None or patient_pattern(options.patient_pattern)
-    except ValueError as error:
-        yield f"--patient_pattern: {error}"
+    if options.patient_pattern is not None:
+        try:
+            patient_pattern(options.patient_pattern)
+        except ValueError as error:
+            yield f"--patient_pattern: {error}"
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         yield f"--val_split {options.val_split} leaves no slides for training or for validation"
     multiple = multiple_of(options.model)
@@ -140,7 +141,7 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
         (not options.hard_mining, ("hard_mining_threshold", "hard_mining_tries"), "goes with --hard_mining"),
         (
             options.loss == "dice",
-            ("pos_pixel_weight", "neg_pixel_weight", "class_weights"),
+            weights,
             "does nothing with --loss dice",
         ),
         (

@@ -15,6 +15,7 @@ from samplers.labels.label_map import IGNORED, LabelMap, known_share, shows_tumo
 from samplers.picture import picture_of
 from samplers.reader import OpenPair, overview
 from samplers.validation import validation_patches
+from tests.helpers.filled_batches import filled_batches
 from tests.helpers.lesion_slides import HEIGHT, SPACING, WIDTH, asap_xml, level, make_slide
 from tests.helpers.tiny_slides import write_levels
 
@@ -46,15 +47,11 @@ def labelled(folder: Path, kind: str, hidden: list[tuple[int, int, int, int]]) -
 
 
 def drawn(pair: SlidePair, config: SamplerConfig, batches: int = 6) -> list[tuple[PatchInfo, bytes, bytes]]:
-    sampler = SAMPLERS[config.sampler]([pair], config, 0, 1)
-    found = []
-    for index in range(batches):
-        images = np.empty((config.batch_size, config.img_size, config.img_size, 3), np.uint8)
-        labels = np.empty(images.shape[:3], np.uint8)
-        patches, failed = sampler.fill(index, images, labels)
-        assert not failed
-        found += [(p, i.tobytes(), label.tobytes()) for p, i, label in zip(patches, images, labels)]
-    return found
+    return [
+        (patch, image.tobytes(), label.tobytes())
+        for images, labels, patches in filled_batches([pair], config, batches)
+        for patch, image, label in zip(patches, images, labels)
+    ]
 
 
 rectangles = st.tuples(

@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, training_loader
+from samplers import SamplerConfig, SamplerError, SlidePair, training_loader
 from samplers.patches import share_slides
 from samplers.reader import OpenPair
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 from samplers.surf import Regions, SurfSampler, find_regions
 from samplers.tissue import PixelSet, contrast_is_low
+from tests.helpers.filled_batches import filled_batches
 from tests.helpers.lesion_slides import HEIGHT, LESION_RED, LESIONS, SPACING, WIDTH, level, make_slide
 from tests.helpers.tiny_slides import write_levels
 
@@ -33,28 +34,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[SlidePair]:
     ]
 
 
-def batches(
-    pairs: list[SlidePair], config: SamplerConfig, count: int, rank: int = 0, size: int = 1
-) -> list[tuple[np.ndarray, np.ndarray, list[PatchInfo]]]:
-    """Images, labels and patches of the first batches."""
-    sampler = SurfSampler(pairs, config, rank, size)
-    result = []
-    for index in range(count):
-        images = np.empty((config.batch_size, config.img_size, config.img_size, 3), np.uint8)
-        labels = np.empty(images.shape[:3], np.uint8)
-        patches, failed = sampler.fill(index, images, labels)
-        assert not failed
-        result.append((images, labels, patches))
-    return result
-
-
 @pytest.mark.parametrize("size", [8, 64, 200])
 @pytest.mark.parametrize("bb_level", [0, 1, 7])
 def test_tumour_patches_hold_tumour_and_the_others_none(
     pairs: list[SlidePair], size: int, bb_level: int
 ) -> None:
     config = replace(CONFIG, img_size=size, bb_downsample=bb_level)
-    for images, labels, patches in batches(pairs, config, 25):
+    for images, labels, patches in filled_batches(pairs, config, 25):
         assert [patch.tumour for patch in patches] == [True, True, False, False]
         for image, label, patch in zip(images, labels, patches):
             assert label.any() == patch.tumour
@@ -67,7 +53,7 @@ def test_tumour_patches_hold_tumour_and_the_others_none(
 
 def test_patches_of_another_spacing(pairs: list[SlidePair]) -> None:
     config = replace(CONFIG, img_size=32, resolution=2.3 * SPACING)
-    for images, labels, patches in batches(pairs[:1], config, 10):
+    for images, labels, patches in filled_batches(pairs[:1], config, 10):
         for image, label, patch in zip(images, labels, patches):
             assert patch.size_l0 == 74  # 32 · 2.3, rounded up
             assert label.any() == patch.tumour
@@ -80,7 +66,7 @@ def test_patches_of_another_spacing(pairs: list[SlidePair]) -> None:
 
 @pytest.mark.parametrize(("ratio", "tumour"), [(1.0, 4), (0.75, 3), (0.0, 0)])
 def test_the_batch_has_the_wanted_part_of_tumour(pairs: list[SlidePair], ratio: float, tumour: int) -> None:
-    for _, labels, _ in batches(pairs, replace(CONFIG, batch_tumor_ratio=ratio), 5):
+    for _, labels, _ in filled_batches(pairs, replace(CONFIG, batch_tumor_ratio=ratio), 5):
         assert labels.any(axis=(1, 2)).sum() == tumour
 
 
@@ -95,12 +81,12 @@ def test_parts_of_a_tumour_patch_add_up_over_batches_and_on_each_rank(
         assert set(counts) == {int(size * ratio), int(size * ratio) + 1}
         assert np.mean(counts) == pytest.approx(size * ratio, abs=0.08)
         assert np.mean(counts[::4]) == pytest.approx(size * ratio, abs=0.15)  # not every nth
-    for i, (_, labels, _) in enumerate(batches(pairs, config, 8, rank=1, size=2)):
+    for i, (_, labels, _) in enumerate(filled_batches(pairs, config, 8, rank=1, size=2)):
         assert labels.any(axis=(1, 2)).sum() == sampler.tumour_patches(i)
 
 
 def test_every_lesion_and_every_slide_is_drawn(pairs: list[SlidePair]) -> None:
-    found = [patch for _, _, patches in batches(pairs, CONFIG, 100) for patch in patches]
+    found = [patch for _, _, patches in filled_batches(pairs, CONFIG, 100) for patch in patches]
     slides = Counter(patch.slide for patch in found if not patch.tumour)
     assert set(slides) == {"tumor_1", "tumor_2", "normal_1"}
     for left, top, right, bottom in LESIONS:  # one of them is of 3 × 4 pixels
@@ -113,18 +99,24 @@ def test_every_lesion_and_every_slide_is_drawn(pairs: list[SlidePair]) -> None:
 
 def test_a_batch_depends_on_seed_rank_and_index_alone(pairs: list[SlidePair]) -> None:
     config = replace(CONFIG, augment=True)
-    first, second = batches(pairs, config, 4), batches(pairs, config, 4)
+    first, second = filled_batches(pairs, config, 4), filled_batches(pairs, config, 4)
     later = SurfSampler(pairs, config, 0, 1)
     images, labels = np.empty_like(first[3][0]), np.empty_like(first[3][1])
     assert later.fill(3, images, labels)[0] == first[3][2] == second[3][2]
     np.testing.assert_array_equal(images, first[3][0])
     np.testing.assert_array_equal(labels, second[3][1])
-    for other in (batches(pairs, replace(config, seed=1), 4), batches(pairs, config, 4, rank=1, size=2)):
+    for other in (
+        filled_batches(pairs, replace(config, seed=1), 4),
+        filled_batches(pairs, config, 4, rank=1, size=2),
+    ):
         assert all(a[2] != b[2] for a, b in zip(first, other))
 
 
 def test_augmentation_does_not_change_which_patches_are_drawn(pairs: list[SlidePair]) -> None:
-    plain, augmented = batches(pairs, CONFIG, 3), batches(pairs, replace(CONFIG, augment=True), 3)
+    plain, augmented = (
+        filled_batches(pairs, CONFIG, 3),
+        filled_batches(pairs, replace(CONFIG, augment=True), 3),
+    )
     assert [b[2] for b in plain] == [b[2] for b in augmented]
     assert not np.array_equal(plain[0][0], augmented[0][0])
 
@@ -133,7 +125,7 @@ def test_worker_processes_give_what_the_calling_process_gives(pairs: list[SlideP
     config = replace(CONFIG, augment=True)
     for processes in (1, 2):
         with training_loader(pairs, config, 0, 1, processes, start=2) as loader:
-            for batch, (images, labels, patches) in zip(loader, batches(pairs, config, 6)[2:]):
+            for batch, (images, labels, patches) in zip(loader, filled_batches(pairs, config, 6)[2:]):
                 np.testing.assert_array_equal(batch.images, images)
                 np.testing.assert_array_equal(batch.labels, labels)
                 assert batch.patches == patches
@@ -152,19 +144,19 @@ def test_every_rank_has_slides_of_both_kinds(tmp_path: Path) -> None:
 def test_tumour_comes_from_all_slides_if_the_share_has_none(tmp_path: Path) -> None:
     pairs = [make_slide(tmp_path, "tumor_1"), make_slide(tmp_path, "empty_1", [])]
     for rank in (0, 1):
-        found = [p for _, _, patches in batches(pairs, CONFIG, 5, rank, 2) for p in patches]
+        found = [p for _, _, patches in filled_batches(pairs, CONFIG, 5, rank, 2) for p in patches]
         assert {p.slide for p in found if p.tumour} == {"tumor_1"}
 
 
 def test_no_tumour_at_all_is_an_error_that_says_so(pairs: list[SlidePair]) -> None:
     with pytest.raises(SamplerError, match=r"no training slide has tumour, but batch_tumor_ratio 0\.5"):
-        batches(pairs[2:], CONFIG, 1)
+        filled_batches(pairs[2:], CONFIG, 1)
 
 
 def test_no_room_beside_the_tumour_is_an_error_that_says_so(tmp_path: Path) -> None:
     pair = make_slide(tmp_path, "tumor_1", [(100, 100, 900, 600)])
     with pytest.raises(SamplerError, match="room for a tumour-free patch of 600 pixels"):
-        batches([pair], replace(CONFIG, img_size=600), 1)
+        filled_batches([pair], replace(CONFIG, img_size=600), 1)
 
 
 def test_pale_patches_are_drawn_again(tmp_path: Path) -> None:
@@ -193,7 +185,7 @@ def test_most_proposals_are_right_before_they_are_checked(tmp_path: Path) -> Non
 
 def test_tumour_is_anywhere_in_the_patch(tmp_path: Path) -> None:
     pair = make_slide(tmp_path, "tumor_1", [(560, 400, 580, 420)])
-    found = batches([pair], replace(CONFIG, batch_tumor_ratio=1.0), 200)
+    found = filled_batches([pair], replace(CONFIG, batch_tumor_ratio=1.0), 200)
     labels = np.stack([labels for _, labels, _ in found]).reshape(-1, 4, 16, 4, 16)
     share = labels.mean(axis=(0, 2, 4))  # of tumour in each 16th of the patches
     assert share.min() > 0.6 * share.max()
@@ -206,7 +198,7 @@ def test_proposals_are_checked_on_the_label(pairs: list[SlidePair], monkeypatch:
         return replace(regions, tumour=cells, free=cells)
 
     monkeypatch.setattr("samplers.surf.find_regions", everywhere)
-    for _, labels, patches in batches(pairs[:2], replace(CONFIG, img_size=150), 20):
+    for _, labels, patches in filled_batches(pairs[:2], replace(CONFIG, img_size=150), 20):
         assert (
             [label.any() for label in labels]
             == [patch.tumour for patch in patches]
@@ -215,7 +207,7 @@ def test_proposals_are_checked_on_the_label(pairs: list[SlidePair], monkeypatch:
 
 
 def test_ranks_that_share_a_slide_draw_other_patches(pairs: list[SlidePair]) -> None:
-    first, second = (batches(pairs[:1], CONFIG, 2, rank, 2) for rank in (0, 1))
+    first, second = (filled_batches(pairs[:1], CONFIG, 2, rank, 2) for rank in (0, 1))
     assert all(a[2] != b[2] for a, b in zip(first, second))
 
 
@@ -244,9 +236,9 @@ def with_failures(
 def test_a_read_that_fails_once_is_tried_again(
     pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = batches(pairs, CONFIG, 5)
+    expected = filled_batches(pairs, CONFIG, 5)
     failing = with_failures(monkeypatch, "tumor_1", 1)
-    for (images, _, patches), other in zip(batches(pairs, CONFIG, 5), expected):
+    for (images, _, patches), other in zip(filled_batches(pairs, CONFIG, 5), expected):
         assert patches == other[2]
         np.testing.assert_array_equal(images, other[0])
     assert failing.failures == 0
