@@ -389,7 +389,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--jit",
         action="store_true",
-        help="on GPUs: let XLA compile and fuse what lies between the reductions over ranks; the first steps take minutes",
+        help="on GPUs: let XLA compile what lies between the reductions over ranks; the first steps take minutes",
     )
     add(
         "--memory_report",
