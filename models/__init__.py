@@ -62,19 +62,19 @@ def build_model(
 
     `img_size` is a side or (height, width) in pixels, None for any; the weights fit every size.
     `fpn_min_level` and `fpn_cells` (None: as published) are EfficientDet's, `output_stride` is DeepLab's.
-    `batch_norm` is a layer class to use in place of Keras's (say hvd.SyncBatchNormalization).
+    `batch_norm` is a layer class to use in place of the models' own (say hvd.SyncBatchNormalization).
     Follows the global policy of mixed precision. ValueError for what no model can be built of.
     """
     import tf_keras as keras
+
+    from models.layers import BatchNormalization
 
     row = lookup(name)
     height, width = _height_width(name, img_size)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but the softmax needs at least 2")
     momentum = BN_MOMENTUM if bn_momentum is None else bn_momentum
-    norm = functools.partial(
-        batch_norm or keras.layers.BatchNormalization, momentum=momentum, epsilon=BN_EPSILON
-    )
+    norm = functools.partial(batch_norm or BatchNormalization, momentum=momentum, epsilon=BN_EPSILON)
     images = keras.Input((height, width, 3), name="images")
     if isinstance(row, EfficientDetRow):
         from models import efficientdet

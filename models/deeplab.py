@@ -11,7 +11,16 @@ import re
 import tensorflow as tf
 import tf_keras as keras
 
-from models.layers import Dropout, Norm, act, conv_bn_act, float32
+from models.layers import (
+    Conv2D,
+    DepthwiseConv2D,
+    Dropout,
+    GlobalAveragePooling2D,
+    Norm,
+    act,
+    conv_bn_act,
+    float32,
+)
 
 DECODER_EPSILON = 1e-5  # of batch normalization from the ASPP on; Xception has the default
 MIDDLE_UNITS = 16
@@ -27,11 +36,9 @@ BLOCKS = re.compile(
 )
 
 
-def conv2d(
-    filters: int, kernel: int, name: str, strides: int = 1, use_bias: bool = False
-) -> keras.layers.Conv2D:
+def conv2d(filters: int, kernel: int, name: str, strides: int = 1, use_bias: bool = False) -> Conv2D:
     """Return a convolution layer with padding "same"."""
-    return keras.layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=use_bias, name=name)
+    return Conv2D(filters, kernel, strides=strides, padding="same", use_bias=use_bias, name=name)
 
 
 def sep_conv(
@@ -52,7 +59,7 @@ def sep_conv(
         x = keras.layers.ZeroPadding2D(rate, name=f"{name}_pad")(x)
     if not inner_relu:
         x = act(x, "relu", name)
-    depthwise = keras.layers.DepthwiseConv2D(
+    depthwise = DepthwiseConv2D(
         3,
         strides=stride,
         padding="same" if stride == 1 else "valid",
@@ -94,7 +101,7 @@ def xception_block(
         outputs.append(x)
     if shortcut == "conv":
         # A 1x1 kernel needs no padding; "valid" is what the public file's network has where it strides.
-        conv = keras.layers.Conv2D(
+        conv = Conv2D(
             filters[2],
             1,
             strides=stride,
@@ -131,7 +138,7 @@ def xception65(images: tf.Tensor, output_stride: int, norm: Norm) -> dict[int, t
 
 def image_pooling(x: tf.Tensor, norm: Norm) -> tf.Tensor:
     """Project the mean of all pixels and repeat it at every pixel. (B, H, W, C) → (B, H, W, 256)"""
-    pooled = keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_mean")(x)  # (B, 1, 1, C)
+    pooled = GlobalAveragePooling2D(keepdims=True, name="image_pooling_mean")(x)  # (B, 1, 1, C)
     pooled = conv_bn_act(pooled, conv2d(256, 1, "image_pooling"), norm, "image_pooling_BN", "relu")
     return ResizeLike(name="image_pooling_resize")([pooled, x])
 

@@ -13,7 +13,16 @@ import tf_keras as keras
 
 from models.catalog import FPN_MAX_LEVEL, EfficientDetRow
 from models.efficientnet import efficientnet
-from models.layers import FastFusion, Norm, act, conv_bn_act, float32
+from models.layers import (
+    Conv2D,
+    Conv2DTranspose,
+    FastFusion,
+    Norm,
+    SeparableConv2D,
+    act,
+    conv_bn_act,
+    float32,
+)
 
 Node = tuple[int, tuple[int, ...]]  # level, and which earlier features (by index) it fuses
 
@@ -40,7 +49,7 @@ def resample(x: tf.Tensor, steps: int, filters: int, norm: Norm, name: str) -> t
     Coarser (1) by 3x3 max-pooling of stride 2, finer (-1) by repeating pixels. (B, H, W, C) → (B, H', W', F)
     """
     if x.shape[-1] != filters:
-        x = conv_bn_act(x, keras.layers.Conv2D(filters, 1, name=f"{name}/conv2d"), norm, f"{name}/bn")
+        x = conv_bn_act(x, Conv2D(filters, 1, name=f"{name}/conv2d"), norm, f"{name}/bn")
     if steps > 0:
         return keras.layers.MaxPooling2D(3, strides=2, padding="same", name=f"{name}/max_pool")(x)
     if steps < 0:
@@ -64,7 +73,7 @@ def bifpn_cell(
         ]
         x = FastFusion(name=node)(resampled) if weighted else keras.layers.Add(name=node)(resampled)
         combine = f"{node}/op_after_combine{count}"
-        conv = keras.layers.SeparableConv2D(filters, 3, padding="same", name=f"{combine}/conv")
+        conv = SeparableConv2D(filters, 3, padding="same", name=f"{combine}/conv")
         x = conv_bn_act(act(x, "swish", combine), conv, norm, f"{combine}/bn")
         tensors.append((level, x))
     return dict(tensors)  # a level's last node wins
@@ -101,7 +110,7 @@ def segmentation_head(
 def up_conv(filters: int, index: int, use_bias: bool) -> keras.layers.Layer:
     """Return the head's 3x3 transposed convolution of stride 2."""
     name = "segmentation_head/conv2d_transpose" + (f"_{index}" if index else "")
-    return keras.layers.Conv2DTranspose(filters, 3, strides=2, padding="same", use_bias=use_bias, name=name)
+    return Conv2DTranspose(filters, 3, strides=2, padding="same", use_bias=use_bias, name=name)
 
 
 def build(

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.catalog import EfficientDetRow
-from models.layers import Dropout, Norm, act, conv_bn_act
+from models.layers import Conv2D, DepthwiseConv2D, Dropout, GlobalAveragePooling2D, Norm, act, conv_bn_act
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,9 @@ def block_plan(width: float, depth: float) -> list[Stage]:
     return plan
 
 
-def conv2d(
-    filters: int, kernel: int, name: str, strides: int = 1, use_bias: bool = False
-) -> keras.layers.Conv2D:
+def conv2d(filters: int, kernel: int, name: str, strides: int = 1, use_bias: bool = False) -> Conv2D:
     """EfficientNet's convolution: padding "same", published initialisation."""
-    return keras.layers.Conv2D(
+    return Conv2D(
         filters,
         kernel,
         strides=strides,
@@ -77,7 +75,7 @@ def conv2d(
 
 def squeeze_excite(x: tf.Tensor, filters: int, name: str) -> tf.Tensor:
     """Scales each channel of x (B, H, W, C) by what `filters` hidden units make of the channel means."""
-    scale = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}/squeeze")(x)  # (B, 1, 1, C)
+    scale = GlobalAveragePooling2D(keepdims=True, name=f"{name}/squeeze")(x)  # (B, 1, 1, C)
     scale = act(conv2d(filters, 1, f"{name}/conv2d", use_bias=True)(scale), "swish", f"{name}/conv2d")
     scale = act(
         conv2d(x.shape[-1], 1, f"{name}/conv2d_1", use_bias=True)(scale), "sigmoid", f"{name}/conv2d_1"
@@ -93,7 +91,7 @@ def mbconv(x: tf.Tensor, block: Stage, survival_prob: float, norm: Norm, name: s
     if block.expand != 1:
         expand = conv2d(filters_in * block.expand, 1, f"{name}/{next(convs)}")
         x = conv_bn_act(x, expand, norm, f"{name}/{next(norms)}", "swish")
-    depthwise = keras.layers.DepthwiseConv2D(
+    depthwise = DepthwiseConv2D(
         block.kernel,
         strides=block.stride,
         padding="same",

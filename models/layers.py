@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
+
+from models import kernels
 
 Norm = Callable[..., keras.layers.Layer]  # norm(name=...) makes a batch normalization layer
 
@@ -23,7 +26,8 @@ def conv_bn_act(
 
 def act(x: tf.Tensor, activation: str, prefix: str) -> tf.Tensor:
     """Apply the activation ("swish", "relu") as a layer with the name `<prefix>_<activation>`. Shape is kept."""
-    return keras.layers.Activation(activation, name=f"{prefix}_{activation}")(x)
+    layer = Swish if activation == "swish" else functools.partial(keras.layers.Activation, activation)
+    return layer(name=f"{prefix}_{activation}")(x)
 
 
 def float32(x: tf.Tensor, name: str) -> tf.Tensor:
@@ -50,6 +54,86 @@ def drawing(seed: tf.Tensor) -> Iterator[None]:
 def current_draw() -> tf.Tensor:
     """Return the seed of `drawing`, or one for this step if there is none."""
     return _draws[-1] if _draws else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+
+
+@keras.utils.register_keras_serializable("models")
+class Swish(keras.layers.Layer):
+    """Swish of any shape, with a gradient that is fast on CPUs."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return kernels.swish(inputs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+@keras.utils.register_keras_serializable("models")
+class Conv2D(keras.layers.Conv2D):
+    """Keras's own without activation, but with gradients of 1x1 kernels that are fast, and of biases that are right."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.kernel_size == self.strides == (1, 1):
+            x = kernels.pointwise_conv2d(inputs, tf.convert_to_tensor(self.kernel))
+        else:
+            x = self.convolution_op(inputs, self.kernel)
+        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+
+
+@keras.utils.register_keras_serializable("models")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):
+    """Keras's own with padding "same", without dilation and activation, but with gradients of biases that are right."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        shape = tf.shape(inputs)
+        size = [shape[0], shape[1] * self.strides[0], shape[2] * self.strides[1], self.filters]
+        x = tf.nn.conv2d_transpose(inputs, self.kernel, tf.stack(size), self.strides, "SAME")
+        x.set_shape(self.compute_output_shape(inputs.shape))
+        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+
+
+@keras.utils.register_keras_serializable("models")
+class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+    """Keras's own with `keepdims`, but with a gradient that is fast, and right for many pixels in float16."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return kernels.global_mean(inputs)
+
+
+@keras.utils.register_keras_serializable("models")
+class SeparableConv2D(keras.layers.SeparableConv2D):
+    """Keras's own without stride, dilation and activation, but with gradients that are fast on CPUs."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        depthwise, pointwise = (
+            tf.convert_to_tensor(w) for w in (self.depthwise_kernel, self.pointwise_kernel)
+        )
+        x = kernels.depthwise_conv2d(inputs, depthwise, 1, self.padding.upper())
+        x = kernels.pointwise_conv2d(x, pointwise)
+        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+
+
+@keras.utils.register_keras_serializable("models")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's own, but fast on CPUs in training, also for numbers of channels that oneDNN has no fast code for."""
+
+    def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
+        if not training or not kernels.own_batch_norm(inputs):
+            return super().call(inputs, training=training)
+        y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
+        for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            self.add_update(functools.partial(average.assign_add, (new - average) * (1 - self.momentum)))
+        return y
+
+
+@keras.utils.register_keras_serializable("models")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras's own, but with gradients that are fast on CPUs. Without bias and activation."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.dilation_rate != (1, 1):
+            return super().call(inputs)
+        kernel = tf.convert_to_tensor(self.depthwise_kernel)
+        return kernels.depthwise_conv2d(inputs, kernel, self.strides[0], self.padding.upper())
 
 
 @keras.utils.register_keras_serializable("models")

@@ -97,11 +97,9 @@ class World(Ranks):
         """
         return hvd.DistributedGradientTape(tape, compression=_compression(fp16_allreduce), op=hvd.Adasum)
 
-    def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
-        """Return the class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
-        if synchronised and self.size > 1:
-            return hvd.SyncBatchNormalization
-        return tf.keras.layers.BatchNormalization
+    def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer] | None:
+        """Return Horovod's batch norm, whose statistics are those of all ranks' batches, or None: the models' own."""
+        return hvd.SyncBatchNormalization if synchronised and self.size > 1 else None
 
     def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Collective: copy rank 0's values into every rank's variables."""

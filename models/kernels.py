@@ -1,0 +1,235 @@
+"""Operations whose gradients TensorFlow computes slowly on CPUs, with gradients that are faster there.
+
+The forward pass is TensorFlow's own, so an exported model holds nothing of this. On GPUs the gradients are TensorFlow's
+own as well. `benchmarks/README.md` says what each one gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+FAST_WIDTH = 3  # of kernels for which oneDNN computes the depthwise filter's gradient with vectors
+
+Gradient = Callable[..., tuple[tf.Tensor, ...] | tf.Tensor]
+
+
+def on_gpu() -> bool:
+    """Return whether TensorFlow may use a GPU in this process."""
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
+def swish(x: tf.Tensor) -> tf.Tensor:
+    """Return x · sigmoid(x) (arXiv 1710.05941), of x's shape and dtype, with a gradient that XLA compiles on CPUs.
+
+    TensorFlow's elementwise kernels for CPUs have no AVX2, and its gradient of swish is seven of them.
+    """
+    if on_gpu():
+        return tf.nn.silu(x)
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        return tf.nn.silu(x), lambda upstream: _swish_gradient(x, upstream)
+
+    return forward(x)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _swish_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Return the gradient in x, computed in float32 (float64 for float64) and rounded once."""
+    wide = tf.float64 if x.dtype == tf.float64 else tf.float32
+    z, dy = tf.cast(x, wide), tf.cast(upstream, wide)
+    s = tf.sigmoid(z)
+    return tf.cast(dy * s * (1 + z * (1 - s)), x.dtype)
+
+
+def depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
+    """Return `tf.nn.depthwise_conv2d` of x (B, H, W, C) by kernel (k, k, C, 1); padding is "SAME" or "VALID".
+
+    Gradients on CPUs: oneDNN is slow in the filter of kernels wider than three, which is cut into pieces, and in the
+    input of a strided convolution in bfloat16, which is computed in float32.
+    """
+    strides = [1, stride, stride, 1]
+    if on_gpu():
+        return tf.nn.depthwise_conv2d(x, kernel, strides, padding)
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return (
+                _input_gradient(x, kernel, upstream, strides, padding),
+                _filter_gradient(x, kernel.shape, upstream, strides, padding),
+            )
+
+        return tf.nn.depthwise_conv2d(x, kernel, strides, padding), gradient
+
+    return forward(x, kernel)
+
+
+def _input_gradient(
+    x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, strides: list[int], padding: str
+) -> tf.Tensor:
+    wide = tf.float32 if x.dtype == tf.bfloat16 and strides[1] > 1 else x.dtype
+    gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+        input_sizes=tf.shape(x),
+        filter=tf.cast(kernel, wide),
+        out_backprop=tf.cast(upstream, wide),
+        strides=strides,
+        padding=padding,
+    )
+    return tf.cast(gradient, x.dtype)
+
+
+def _filter_gradient(
+    x: tf.Tensor, shape: tf.TensorShape, upstream: tf.Tensor, strides: list[int], padding: str
+) -> tf.Tensor:
+    height, width, channels, _ = shape
+
+    def of(x: tf.Tensor, columns: int, padding: str) -> tf.Tensor:
+        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+            input=x,
+            filter_sizes=[height, columns, channels, 1],
+            out_backprop=upstream,
+            strides=strides,
+            padding=padding,
+        )
+
+    if width <= FAST_WIDTH:
+        return of(x, width, padding)
+    if padding == "SAME":
+        x = tf.pad(
+            x, [[0, 0], *(_same_padding(tf.shape(x)[i], shape[i - 1], strides[i]) for i in (1, 2)), [0, 0]]
+        )
+    columns = (tf.shape(upstream)[2] - 1) * strides[2] + FAST_WIDTH  # that a piece of the kernel reads
+    pieces, done = [], 0
+    while done < width:  # the last piece begins where it fits, and gives some columns again
+        start = min(done, width - FAST_WIDTH)
+        pieces.append(of(x[:, :, start : start + columns], FAST_WIDTH, "VALID")[:, done - start :])
+        done = start + FAST_WIDTH
+    return tf.concat(pieces, 1)
+
+
+def _same_padding(size: tf.Tensor, kernel: int, stride: int) -> list[tf.Tensor]:
+    """Return the rows (or columns) that padding "SAME" adds before and behind."""
+    total = tf.maximum((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return [total // 2, total - total // 2]
+
+
+def pointwise_conv2d(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Return the convolution of x (B, H, W, C) by kernel (1, 1, C, F).
+
+    The filter's gradient on CPUs is a product of matrices, which oneDNN computes in bfloat16 up to three times as fast
+    as the gradient of a convolution.
+    """
+    if on_gpu():
+        return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            of_input = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, strides=[1] * 4, padding="SAME"
+            )
+            of_filter = tf.matmul(_pixels(x), _pixels(upstream), transpose_a=True)
+            return of_input, tf.reshape(of_filter, kernel.shape)
+
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
+
+    return forward(x, kernel)
+
+
+def bias_add(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Return x (B, H, W, C) + bias (C,).
+
+    TensorFlow's own gradient sums bfloat16 on CPUs in bfloat16, which ends at 256 times the step: the gradient of the
+    last layer's bias was 0.4 % of what it is. The product with ones sums in float32.
+    """
+    if on_gpu():
+        return tf.nn.bias_add(x, bias)
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            pixels = _pixels(upstream)
+            return upstream, tf.matmul(tf.ones([1, tf.shape(pixels)[0]], x.dtype), pixels)[0]
+
+        return tf.nn.bias_add(x, bias), gradient
+
+    return forward(x, bias)
+
+
+def global_mean(x: tf.Tensor) -> tf.Tensor:
+    """Return the mean of the pixels of x (B, H, W, C) as (B, 1, 1, C).
+
+    float16 is summed in float32: a sum above 65,504, or a count of pixels above it, is no float16.
+    """
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            shape = tf.shape(x)
+            each = tf.cast(upstream, wide) / tf.cast(shape[1] * shape[2], wide)
+            return tf.broadcast_to(tf.cast(each, x.dtype), shape)  # divided before it is large
+
+        mean = tf.reduce_mean(tf.cast(x, wide), [1, 2], keepdims=True)
+        return tf.cast(mean, x.dtype), gradient
+
+    wide = tf.float32 if x.dtype == tf.float16 else x.dtype
+    return forward(x)
+
+
+def _pixels(x: tf.Tensor) -> tf.Tensor:
+    """Return x (B, H, W, C) as (B·H·W, C)."""
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
+VECTOR = 16  # channels: of others oneDNN normalises bfloat16 without vectors
+
+
+def own_batch_norm(x: tf.Tensor) -> bool:
+    """Return whether `batch_norm` is faster than TensorFlow's for x (B, H, W, C)."""
+    return x.dtype == tf.bfloat16 and x.shape[-1] % VECTOR != 0 and not on_gpu()
+
+
+def batch_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Normalise x (B, H, W, C) by its own moments, as in training: the result, and mean and variance (C,).
+
+    Compiled by XLA, in float32 whatever x is. Only the result has a gradient.
+    """
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[Any, Gradient]:
+        y, mean, variance = _normalise(x, gamma, beta, epsilon)
+
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return _normalise_gradient(x, upstream, gamma, mean, tf.math.rsqrt(variance + epsilon))
+
+        return (y, mean, variance), gradient
+
+    return forward(x, gamma, beta)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _normalise(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    wide = tf.cast(x, tf.float32)
+    mean, variance = tf.nn.moments(_pixels(wide), [0])
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    return tf.cast(wide * scale + (beta - mean * scale), x.dtype), mean, variance
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _normalise_gradient(
+    x: tf.Tensor, upstream: tf.Tensor, gamma: tf.Tensor, mean: tf.Tensor, inverse: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the gradients in x, gamma and beta (arXiv 1502.03167, section 3); `inverse` is that of the deviation."""
+    centred, dy = (tf.cast(x, tf.float32) - mean) * inverse, tf.cast(upstream, tf.float32)
+    of_gamma, of_beta = (tf.reduce_sum(_pixels(t), 0) for t in (dy * centred, dy))
+    count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
+    of_x = gamma * inverse * (dy - (of_beta + centred * of_gamma) / count)
+    return tf.cast(of_x, x.dtype), of_gamma, of_beta
