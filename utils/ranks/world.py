@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ class World(Ranks):
     def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer]:
         """Return the class of batch norm: Horovod's, whose statistics are those of all ranks' batches, or Keras's."""
         if synchronised and self.size > 1:
+            # Horovod's asks for what TensorFlow 1 had, and Keras warns of that in every layer's call.
+            warnings.filterwarnings("ignore", "`layer.updates` will be removed", UserWarning)
             return hvd.SyncBatchNormalization
         return tf.keras.layers.BatchNormalization
 
