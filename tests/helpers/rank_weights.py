@@ -69,7 +69,7 @@ def in_float64() -> Iterator[None]:
         mock.patch.object(training.trainer, "set_precision", set_float64),
         mock.patch.object(models.from_options, "build_model", functools.partial(build, min_level=1)),
         mock.patch.object(efficientdet, "float32", lambda x, name: x),
-        mock.patch.object(training.trainer, "make_loss", lambda *_: cross_entropy),
+        mock.patch.object(training.trainer, "make_loss", return_value=cross_entropy),
     ):
         yield
 

@@ -198,7 +198,7 @@ def test_of_all_ranks_the_first_one_shows_the_help(monkeypatch, capsys):
     monkeypatch.setenv("PMI_SIZE", "2")
     for rank, shown in ((0, True), (1, False)):
         monkeypatch.setenv("PMI_RANK", str(rank))
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             build_parser().parse_args(["--help"])
         assert capsys.readouterr().out.startswith("usage:") is shown
 
