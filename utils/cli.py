@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from utils.ranks.launcher import launcher_rank
 
@@ -35,7 +35,7 @@ def show_warnings() -> None:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose help and errors only rank 0 prints."""
 
-    def print_help(self, file: IO[str] | None = None) -> None:
+    def print_help(self, file: Any = None) -> None:
         if launcher_rank()[0] == 0:
             super().print_help(file)
 
