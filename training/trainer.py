@@ -31,6 +31,7 @@ from training.metrics import strip_counts
 from training.precise_bn import update_precise_statistics
 from utils.files import write_atomically
 from utils.ranks.world import World
+from utils.startup import NO_FLOAT16, lines_left_out
 
 ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 
@@ -55,6 +56,9 @@ def set_up_keras(options: argparse.Namespace) -> None:
     ):  # clusters of operations: what Horovod reduces cannot be compiled, so the step as a whole cannot
         tf.config.optimizer.set_jit("autoclustering")
     set_precision(options.mixed_precision)
+    if options.fp16_allreduce and not options.verbose:
+        with lines_left_out(NO_FLOAT16):
+            tf.cast(0.0, tf.float16)
 
 
 class Trainer:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.ranks.launcher import launcher_rank
 
@@ -33,7 +33,11 @@ def show_warnings() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors only rank 0 prints."""
+    """An ArgumentParser whose help and errors only rank 0 prints."""
+
+    def print_help(self, file: Any = None) -> None:
+        if launcher_rank()[0] == 0:
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(report_user_error(UserError(f"{message} (all options: --help)"), self.prog))

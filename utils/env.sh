@@ -195,7 +195,7 @@ env_create() {
 
 # What the environment was made from: anything else, and it is brought up to date. The second line of the file says
 # whether Horovod has NCCL. Once built it stays, also where there is no nvcc; an nvcc that comes later builds it.
-ENV_STAMP="$VENV $MPI $DEVICE $(cat requirements.txt tests/requirements.txt utils/horovod.sh | cksum)"
+ENV_STAMP="$VENV ${MPI_WHEEL:-system} $DEVICE $(cat requirements.txt tests/requirements.txt utils/horovod.sh | cksum)"
 env_is_ready() {
     [ "$(sed -n 1p "$VENV/.ready" 2>/dev/null)" = "$ENV_STAMP" ] && [ -x "$VENV/bin/python" ] || return 1
     [ -z "${PYTHON:-}" ] || ! env_python=$(env_find_python) || env_is_sound "$env_python" || return 1

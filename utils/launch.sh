@@ -24,6 +24,9 @@ launch() {
         # On one node Intel MPI needs no fabric, and its default one may not be there.
         [ "$(uname -n)" != "${SLURM_JOB_NODELIST:-$(uname -n)}" ] || export FI_PROVIDER="${FI_PROVIDER:-tcp}"
         set -- "$launch_hydra" -np "$NP" ${MPIRUN_ARGS:-} "$@"
+    elif [ "$MPI" = system ] && mpirun --version 2>&1 | grep -q -i -e hydra -e 'intel(r) mpi'; then
+        # MPICH's relatives pass the environment on, and refuse Open MPI's words.
+        set -- mpirun -np "$NP" ${MPIRUN_ARGS:-} "$@"
     else
         # As root (a container) Open MPI must be told twice; more ranks than cores need --oversubscribe.
         [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 NVIDIA = Path("/proc/driver/nvidia")  # exists where an NVIDIA driver is loaded
@@ -17,6 +19,8 @@ NVIDIA = Path("/proc/driver/nvidia")  # exists where an NVIDIA driver is loaded
 LOADING = (
     "^(WARNING: All log messages before absl::InitializeLog|I[0-9]{4} |E[0-9]{4} .* failed call to cuInit)"
 )
+# What it writes once, as an error, at the first float16 on a CPU without AVX-512, and then it computes with Eigen.
+NO_FLOAT16 = "^E[0-9]{4} .* oneDNN supports DT_HALF only"
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 
 
@@ -42,23 +46,30 @@ def configure_environment(options: argparse.Namespace) -> None:
 
 
 def import_tensorflow(verbose: bool) -> None:
-    """Import TensorFlow, unless `verbose` without what its libraries have to say about themselves.
-
-    They write to the file descriptor, so it leads through a process that leaves those lines out. All others appear,
-    also the last words of a library that crashes.
-    """
+    """Import TensorFlow, unless `verbose` without what its libraries have to say about themselves."""
     if verbose or "tensorflow" in sys.modules:
         importlib.import_module("tensorflow")
         return
-    command = ["grep", "--line-buffered", "-v", "-E", LOADING]
+    with lines_left_out(LOADING):
+        tensorflow = importlib.import_module("tensorflow")
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "-1" or not NVIDIA.exists():
+            tensorflow.config.list_physical_devices()  # what it says is said here and now
+
+
+@contextlib.contextmanager
+def lines_left_out(pattern: str) -> Iterator[None]:
+    """Leave lines that match the extended regular expression out of what is written to stderr within.
+
+    Libraries write to the file descriptor, so it leads through a process that leaves those lines out. All others
+    appear, also the last words of a library that crashes.
+    """
+    command = ["grep", "--line-buffered", "-v", "-E", pattern]
     stderr = os.dup(2)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True) as others:
         assert others.stdin
         os.dup2(others.stdin.fileno(), 2)
         try:
-            tensorflow = importlib.import_module("tensorflow")
-            if os.environ.get("CUDA_VISIBLE_DEVICES") == "-1" or not NVIDIA.exists():
-                tensorflow.config.list_physical_devices()  # what it says is said here and now
+            yield
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

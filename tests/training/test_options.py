@@ -194,6 +194,15 @@ def test_help_shows_each_default_once():
         assert "None" not in group, group
 
 
+def test_of_all_ranks_the_first_one_shows_the_help(monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    for rank, shown in ((0, True), (1, False)):
+        monkeypatch.setenv("PMI_RANK", str(rank))
+        with pytest.raises(SystemExit, match=r"^0$"):
+            build_parser().parse_args(["--help"])
+        assert capsys.readouterr().out.startswith("usage:") is shown
+
+
 def test_help_and_errors_do_not_wait_for_tensorflow():
     code = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: print('tensorflow' in sys.modules)"
     root = Path(__file__).parents[2]

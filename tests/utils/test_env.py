@@ -172,6 +172,19 @@ def test_another_python_makes_the_environment_anew_and_none_keeps_it(clone: Clon
     assert "venv " not in notes
 
 
+def test_intel_and_mpich_are_one_environment(clone: Clone) -> None:
+    assert clone.call(MPI="mpich")[0].endswith("env: ready\n.venv-mpich\n")
+    assert clone.call(MPI="intel") == (".venv-mpich\n", "")
+
+
+@pytest.mark.skipif(shutil.which("mpicxx", path="/usr/bin:/bin") is not None, reason="this system has an MPI")
+def test_a_system_without_an_mpi_is_told_what_to_load(clone: Clone) -> None:
+    with pytest.raises(
+        AssertionError, match="MPI=system, but there is no mpicxx on PATH: load your cluster's MPI"
+    ):
+        clone.call(MPI="system")
+
+
 def test_an_unknown_device_is_refused(clone: Clone) -> None:
     with pytest.raises(AssertionError, match="DEVICE=tpu is unknown, take cpu or gpu"):
         clone.call(DEVICE="tpu")

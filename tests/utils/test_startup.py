@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,33 @@ def test_lines_of_loading_are_left_out_and_no_others(
 def test_tensorflow_itself_is_quiet() -> None:
     done = run_python(["-c", CODE.format(False)], TF_ENABLE_ONEDNN_OPTS="1")
     assert (done.returncode, done.stderr) == (0, "I0000 later\n")
+
+
+# Takes the place of TensorFlow's own function: a CPU without AVX-512, on which oneDNN only has float32.
+OLD_CPU = """namespace tensorflow {
+enum DataType : int;
+bool IsDataTypeSupportedByOneDNNOnThisCPU(const DataType& type) { return type == 1; }
+}"""
+FLOAT16 = """import sys
+from training.options import build_parser
+from utils.startup import configure_environment, import_tensorflow
+options = build_parser().parse_args(sys.argv[1:])
+configure_environment(options)
+import_tensorflow(options.verbose)
+from training.trainer import set_up_keras
+set_up_keras(options)
+import tensorflow as tf
+tf.cast([0.0], tf.float16)
+"""
+
+
+def test_gradients_sent_as_float16_are_no_error_on_an_old_cpu(tmp_path: Path) -> None:
+    library = tmp_path / "old_cpu.so"
+    compiler = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(compiler, input=OLD_CPU, text=True, check=True)
+    said = [
+        run_python(["-c", FLOAT16, *words], LD_PRELOAD=str(library)).stderr
+        for words in (["--fp16_allreduce", "--verbose"], ["--fp16_allreduce"])
+    ]
+    assert "oneDNN supports DT_HALF only on platforms with AVX-512" in said[0]
+    assert said[1] == ""

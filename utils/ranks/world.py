@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,11 @@ class World(Ranks):
 
     def batch_norm(self, synchronised: bool) -> type[tf.keras.layers.Layer] | None:
         """Return Horovod's batch norm, whose statistics are those of all ranks' batches, or None: the models' own."""
-        return hvd.SyncBatchNormalization if synchronised and self.size > 1 else None
+        if not synchronised or self.size == 1:
+            return None
+        # Horovod's asks for what TensorFlow 1 had, and Keras warns of that in every layer's call.
+        warnings.filterwarnings("ignore", "`layer.updates` will be removed", UserWarning)
+        return hvd.SyncBatchNormalization
 
     def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Collective: copy rank 0's values into every rank's variables."""

@@ -14,6 +14,7 @@ from tests.helpers.launch import ROOT
 SCRIPTS = ("run_train.sh", "run_predict.sh", "run_prepro.sh")
 # Stands for mpirun, mpiexec.hydra, module and python: it writes down how it was called.
 NOTE = """#!/bin/sh
+echo "${MPIRUN_SAYS:-}"
 echo "$(basename "$0") $*" >>"$NOTES"
 echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-}" >>"$NOTES"
 """
@@ -47,6 +48,18 @@ def test_modules_are_loaded_inside_of_a_job_only(start, script):
     inside = start(script, "--x", SLURM_JOB_ID="7", MODULES="2023 OpenMPI", NP="2")
     assert inside.splitlines()[0] == "module load 2023 OpenMPI"
     assert "module load" not in start(script, "--x", MODULES="2023 OpenMPI", NP="2")
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ("mpirun (Open MPI) 4.1.8", "mpirun -np 3 --bind-to none --oversubscribe -x"),
+        ("HYDRA build details:\n    Version: 5.0.2", "mpirun -np 3 /"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.17", "mpirun -np 3 /"),
+    ],
+)
+def test_the_systems_mpirun_gets_words_that_it_knows(start, says, words):
+    assert f"\n{words}" in start("run_train.sh", "--x", NP="3", MPI="system", MPIRUN_SAYS=says)
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:2])
