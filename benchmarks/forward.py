@@ -1,4 +1,4 @@
-"""Measures time and memory of inference, from uint8 images to class probabilities, as the exported model does it.
+"""Measures time and memory of inference, from uint8 images to class probabilities, as predict.py does it.
 
     .venv/bin/python benchmarks/forward.py --model deeplab --img_size 1024 --batch_size 1
 
@@ -16,21 +16,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.train_step import build, build_parser, images_of, measure
+from benchmarks.train_step import build_parser, images_of, measure, set_up
 
 
 def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
     """Return one forward pass as a function without arguments; it returns when the pass is done."""
+    train_options = set_up(options)
     import tensorflow as tf
 
     from models import serving_model
-    from utils.ranks.devices import select_devices
-    from utils.ranks.world import World
+    from models.from_options import network_from_options, set_precision
 
-    select_devices(World(), no_cuda=False)  # as train.py and predict.py
-    model = serving_model(options.model, build(options))
-    forward = tf.function(lambda images: tf.reduce_mean(model(images, training=False)))
-    images = tf.constant(images_of(options))
+    set_precision(options.mixed_precision)
+    model = serving_model(options.model, network_from_options(train_options, options.num_classes))
+    spec = tf.TensorSpec((None, options.img_size, options.img_size, 3), tf.uint8)
+    forward = tf.function(
+        lambda images: model(images, training=False), input_signature=[spec], autograph=False
+    )
+    images = images_of(options)
     return lambda: forward(images).numpy()
 
 
