@@ -2,7 +2,8 @@
 
 python benchmarks/peer_step.py '{"peer": "torch", "work": "train", ...}'     what peers.py runs; the options are its own
 
-Prints one JSON object, that of `benchmarks/train_step.py` and what was measured. Only the peer's packages are needed.
+For each line that it reads it runs some steps and prints a JSON object, that of `benchmarks/train_step.py` and what was
+measured. Only the peer's packages are needed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import forward, train_step
 
 LEARNING_RATE = 1e-3
 
 Step = Callable[[], Any]
-Network = Callable[[Any, bool], Any]  # images float32 (B, H, W, 3), whether it trains → logits (B, H', W', classes)
+# Images float32 (B, H, W, 3), and whether it trains → logits (B, H', W', classes).
+Network = Callable[[Any, bool], Any]
 
 
 def suite(options: argparse.Namespace) -> Step:
@@ -87,7 +88,8 @@ def _tensorflow_step(options: argparse.Namespace, model: Any, network: Network) 
 
     def logits_of(images: tf.Tensor, training: bool) -> tf.Tensor:
         logits = tf.cast(network(tf.cast(images, tf.float32) / 127.5 - 1, training), tf.float32)
-        return tf.image.resize(logits, images.shape[1:3]) if logits.shape[1:3] != images.shape[1:3] else logits
+        size = images.shape[1:3]
+        return logits if logits.shape[1:3] == size else tf.image.resize(logits, size)
 
     @tf.function
     def train(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -180,7 +182,12 @@ def version(options: argparse.Namespace) -> str:
 def main(argv: list[str]) -> None:
     options = argparse.Namespace(**json.loads(argv[0]))
     step = PEERS[options.peer](options)
-    print(json.dumps({**train_step.measure(options, step), "version": version(options)}))
+    for _ in range(options.warm_up):
+        step()
+    options.warm_up = 0
+    print(json.dumps({"version": version(options)}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(train_step.measure(options, step)), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
     python $P --peer suite --path WORKTREE                           # another version of this suite
 
 PEERS is an environment of its own with torch and segmentation-models-pytorch from PyPI; TensorFlow's peers run in this
-suite's environment. Each measurement is a process of its own, ours and theirs in turns.
+suite's environment. Both sides are processes of their own, which compute some steps in turns while the other one waits.
+On a busy machine bind both to one core (`taskset -c 0 python …`): threads that wait for each other waste processor time.
 
 A training step is the forward pass from uint8 images, cross entropy at full resolution, the gradient and Adam. Ours is
 that of train.py, which also clips the gradient and counts for the metrics. A forward pass ends with probabilities. The
@@ -28,11 +29,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peer_step import PEERS
 
+ROOT = Path(__file__).resolve().parents[1]
 OURS, WORK, PRECISIONS = "ours", ("train", "forward"), ("float32", "bfloat16")
 FLAGS = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # of the CPU, that decide how fast it is
 
@@ -54,9 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_classes", type=int, default=2)
     parser.add_argument("--work", choices=WORK, nargs="+", default=list(WORK))
     parser.add_argument("--precisions", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
-    parser.add_argument("--steps", type=int, default=8, help="steps of a process that are timed")
-    parser.add_argument("--warm_up", type=int, default=3, help="steps of a process before these")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
+    parser.add_argument("--warm_up", type=int, default=3, help="steps before the first turn")
     return parser
 
 
@@ -65,34 +66,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, versions = [], {}
     for work in options.work:
         for precision in options.precisions:
-            ours, theirs = race(options, work, precision)
-            versions = {OURS: ours[0]["version"], options.peer: theirs[0]["version"]}
-            rows.append(row(f"{work} {precision}", ours, theirs))
+            with (
+                Side(options, True, work, precision) as ours,
+                Side(options, False, work, precision) as theirs,
+            ):
+                versions = {OURS: ours.answer()["version"], options.peer: theirs.answer()["version"]}
+                race(ours, theirs, options.rounds)
+                rows.append(row(f"{work} {precision}", ours.found, theirs.found))
     print("\n".join([*header(options, versions), *rows]))
 
 
-def race(options: argparse.Namespace, work: str, precision: str) -> tuple[Found, Found]:
-    """Return what each process of ours and of the peer measured. Who is first changes from round to round."""
-    ours: Found = []
-    theirs: Found = []
-    for number in range(options.rounds):
-        for mine in (True, False) if number % 2 == 0 else (False, True):
-            (ours if mine else theirs).append(measured(options, mine, work, precision))
-    return ours, theirs
+class Side:
+    """A process that computes one network's steps when it is asked to. SystemExit: it failed, and said why."""
+
+    def __init__(self, options: argparse.Namespace, ours: bool, work: str, precision: str) -> None:
+        case = {**vars(options), "work": work, "mixed_precision": precision}
+        if ours:
+            case |= {"peer": "suite", "path": str(ROOT), "python": sys.executable}
+        command = [case["python"], str(ROOT / "benchmarks" / "peer_step.py"), json.dumps(case)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.found: Found = []
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # it ends with its input
+
+    def measure(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.found.append(self.answer())
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next JSON object of the process. Whatever else its libraries print is passed over."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                print(line, end="", flush=True)
+                return dict(json.loads(line))
+        raise SystemExit(f"{self.process.args} ended with exit code {self.process.wait()}")
 
 
-def measured(options: argparse.Namespace, ours: bool, work: str, precision: str) -> dict[str, Any]:
-    """Run one process and return what it printed. SystemExit: it failed, with what it said."""
-    case = {**vars(options), "work": work, "mixed_precision": precision}
-    if ours:
-        case |= {"peer": "suite", "path": str(ROOT), "python": sys.executable}
-    command = [case["python"], str(ROOT / "benchmarks" / "peer_step.py"), json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    line = done.stdout.splitlines()[-1]
-    print(line, flush=True)
-    return dict(json.loads(line))
+def race(ours: Side, theirs: Side, rounds: int) -> None:
+    """Let both compute in turns. Who is first changes from round to round."""
+    for number in range(rounds):
+        for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
+            side.measure()
 
 
 def row(name: str, ours: Found, theirs: Found) -> str:
@@ -111,7 +132,8 @@ def header(options: argparse.Namespace, versions: dict[str, str]) -> list[str]:
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), "")
     flags = next((line.split() for line in cpuinfo if line.startswith("flags")), [])
-    columns = [f"{what}: {who}" for what in ("processor s", "wall s") for who in (OURS, options.peer, "ratio")]
+    sides = (OURS, options.peer, "ratio")
+    columns = [f"{what}: {who}" for what in ("processor s", "wall s") for who in sides]
     return [
         f"{len(os.sched_getaffinity(0))} cores of {cpu or platform.machine()}, of its flags "
         f"{', '.join(flag for flag in FLAGS if flag in flags) or 'none for AVX-512'}",
