@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peer_step import PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
-# What PyTorch's tuning guide gets from another malloc: freed memory stays, instead of a quarter of DeepLabV3+'s step for
-# page faults. TensorFlow has few of them.
+# What PyTorch's tuning guide gets from another malloc: freed memory stays. Page faults were a quarter of DeepLabV3+'s
+# step; TensorFlow has few of them.
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)}
 OURS, WORK, PRECISIONS = "ours", ("train", "forward"), ("float32", "bfloat16")
 FLAGS = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # of the CPU, that decide how fast it is
