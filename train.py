@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from models import load_weights
     from training.checkpoint import Checkpointer
     from training.loop import Loop
+    from training.precision import settle_precision
     from training.profiler import Profiler
     from training.progress import Progress
     from training.run_log import RunLog
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     world = init_world(options.horovod, alone=options.accumulate_steps == 1)
     devices = devices_of_rank(world, options.no_cuda)
     check_device_options(options, bool(devices))
+    settle_precision(options, bool(devices), world)
     if options.memory_report:
         found = world.on_rank_0(lambda: memory.report(options, world.local_size, bool(devices)))
         sys.stdout.write(f"{found}\n" if world.is_first else "")
@@ -162,7 +164,7 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     if loop.progress.step > start or not exported:
         log.say("exporting the model ...")
         if world.is_first:
-            export_model(trainer.model_name, trainer.model, log_dir / "model", class_names)
+            export_model(loop.options, trainer.model, log_dir / "model", class_names)
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))

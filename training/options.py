@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
-from models.from_options import PRECISIONS
+from models.from_options import AUTO, PRECISIONS
 from samplers.augment import JITTERS
 from samplers.labels.label_map import UNANNOTATED
 from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
@@ -236,9 +236,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mixed_precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="number format that the network computes in; weights, logits and loss stay float32",
+        choices=(AUTO, *PRECISIONS),
+        default=AUTO,
+        help="number format that the network computes in; weights, logits and loss stay float32. auto is bfloat16 "
+        "where the CPUs of all ranks have it, else float32",
     )
     add(
         "--recompute",

@@ -29,6 +29,7 @@ def start_summary(
             "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per rank",
             "ranks": environment["ranks"],
             "devices": environment["devices"],
+            "dtype": options.mixed_precision,
             "steps": f"{options.num_steps:,} (images) in updates of {images}, validation every "
             f"{options.validate_every:,}",
             "log_dir": str(log_dir),

@@ -212,17 +212,26 @@ def compute_precise_bn(trainer: Trainer, fed: Fed, feed: Feed, count: int) -> Fe
     return fed
 
 
-def export_model(name: str, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]) -> None:
+def export_model(
+    options: argparse.Namespace, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]
+) -> None:
     """Write a SavedModel to `path`: uint8 RGB in, class probabilities out, in inference mode. Rank 0 alone calls it.
 
-    The names of the classes are in it as well (`CLASSES_FILE`).
+    It computes in float32 whatever the training did, since not every CPU has bfloat16. The names of the classes are in
+    it as well (`CLASSES_FILE`).
     """
+    if model.compute_dtype != "float32":
+        weights, classes = model.get_weights(), model.output_shape[-1]
+        set_precision("float32")
+        model = network_from_options(options, classes)
+        set_precision(options.mixed_precision)
+        model.set_weights(weights)
     # Nobody trains it on: without the gradients of every swish the export takes a third less time.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    network = serving_model(name, model)
+    saving = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    network = serving_model(options.model, model)
 
     def write(partial: Path) -> None:
-        network.save(partial, include_optimizer=False, options=options)
+        network.save(partial, include_optimizer=False, options=saving)
         (partial / CLASSES_FILE).write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
 
     write_atomically(path, write)
