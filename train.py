@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
-    world = init_world(options.horovod, alone=options.accumulate_steps == 1)
+    world = init_world(options.horovod, options.accumulate_steps == 1, options.ranks_per_patch)
     devices = devices_of_rank(world, options.no_cuda)
     if options.deterministic and devices:
         raise UserError(

@@ -13,7 +13,7 @@ import tf_keras as keras
 from models.spatial.exchange import sum_over
 from models.spatial.forms import form_of
 from models.spatial.place import Place
-from models.spatial.rows import Strips
+from models.spatial.rows import Strips, even_strips
 from utils.ranks.group import Group
 
 
@@ -60,6 +60,16 @@ class Spatial:
                 del layer.call
                 if before is not None:
                     layer.call = before
+
+
+def spatial_runner(model: keras.Model, height: int, group: Group) -> Spatial | None:
+    """Return what runs `model` on this rank's strips of patches with `height` rows, None if it has whole patches.
+
+    ValueError: the ranks cannot have equally many rows, or a layer has no spatial form.
+    """
+    if group.size == 1:
+        return None
+    return Spatial(model, Strips(tuple(even_strips(height, group.size))), group)
 
 
 def _spatial_call(place: Place) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ def _call(place: Place, call: Call, x: tf.Tensor, training: bool) -> tf.Tensor:
     if layer.fused and pixels > 1:  # Keras's fused kernel estimates the variance of all images that there are
         variance *= pixels / (pixels - 1)
     for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        layer.add_update(lambda a=average, v=value: a.assign_sub((a - v) * (1 - layer.momentum)))
+        layer.add_update(functools.partial(layer._assign_moving_average, average, value, layer.momentum, None))
     return y
 
 
