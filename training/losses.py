@@ -14,7 +14,7 @@ from training.choices import LOSSES
 from training.strips import sum_by_strips
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # labels uint8 (B, H, W), logits (B, H, W, C) → scalar
-Total = Callable[[tf.Tensor], tf.Tensor]  # sums over this rank's pixels → over those of all ranks that share them
+Total = Callable[[tf.Tensor], tf.Tensor]  # sums over this rank's pixels → sums over whole patches
 
 DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor prediction at 1
 
@@ -22,7 +22,8 @@ DICE_SMOOTH = 1.0  # pixels; keeps a class that is in neither labels nor predict
 def make_loss(name: str, class_weights: Sequence[float] = (), total: Total = tf.identity) -> Loss:
     """Return loss `name` of `LOSSES`: labels uint8 (B, H, W), logits (B, H, W, C) → scalar, computed in strips.
 
-    With `total` it is the loss of the whole patches that several ranks share, on each of them. It is a mean over the pixels that are not IGNORED; without any it is 0. `class_weights` multiply the loss of a
+    With `total` it is the loss of the whole patches that several ranks share, the same on each of them.
+    It is a mean over the pixels that are not IGNORED; without any it is 0. `class_weights` multiply the loss of a
     pixel by its class; classes beyond them weigh 1. Dice balances the classes itself and takes no weights: ValueError,
     rather than an option that does nothing.
     """

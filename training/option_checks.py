@@ -116,8 +116,8 @@ def _size_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--adasum does not go with --ranks_per_patch: the gradients of the ranks of a patch are added up"
     if ranks > 1 and options.sync_batch_norm:
         yield (
-            "--sync_batch_norm does not go with --ranks_per_patch: batch norm's statistics are those of the whole patches "
-            "of a group of ranks"
+            "--sync_batch_norm does not go with --ranks_per_patch: the statistics are those of the whole patches of a "
+            "group of ranks"
         )
     if ranks > 1 and not options.horovod:
         yield "--ranks_per_patch needs Horovod: take off --no-horovod"

@@ -18,7 +18,6 @@ import tf_keras as keras
 
 from models.recompute import Run, call_model
 
-
 Mean = Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor]  # a layer, its input (B, H, W, C) → (C,)
 
 
@@ -32,7 +31,8 @@ def update_precise_statistics(
 ) -> None:
     """Move the averages of all batch norms by `part` (0 to 1) towards the statistics of normalised `images`.
 
-    `run` and `mean` are those of `models.spatial` where several ranks share the images. In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
+    `run` and `mean` are those of `models.spatial` where several ranks share the images.
+    In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
     become those of this batch, and the next call brings the mean over both with 1/2.
     """
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -7,6 +7,7 @@ exchange out, and the others would wait for it for ever. Horovod's other collect
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def _sum_of(pieces: Sequence[Piece], rows: Range) -> tf.Tensor:
     cuts = sorted({*rows, *(row for (start, stop), _ in pieces if start < stop for row in (start, stop))})
     shape = pieces[0][1].shape
     sums = []
-    for part in zip(cuts, cuts[1:]):
+    for part in itertools.pairwise(cuts):
         found = [_cut(piece, part) for piece in pieces if overlap(piece[0], part) == part]
         zeros = tf.zeros([shape[0], length(part), *shape[2:]], pieces[0][1].dtype)
         sums.append(tf.add_n(found) if found else zeros)
@@ -100,7 +101,7 @@ def _alltoall(
     name: str,
     sends: Sequence[Range] | None = None,
 ) -> tf.Tensor:
-    """Send parts (B, rows, W, C), one for each rank, or one that is cut as `sends`; return what comes, in one tensor."""
+    """Return what comes for parts (B, rows, W, C), one for each rank, or for one part that is cut as `sends`."""
     splits = [part.shape[1] for part in parts] if sends is None else list(map(length, sends))
     rows_first = [tf.transpose(part, (1, 0, 2, 3)) for part in parts if part.shape[1]]
     got = group.alltoall(tf.concat(rows_first, 0), splits, name)

@@ -1,18 +1,16 @@
-"""The spatial form of each kind of layer: how it runs on strips, by its own configuration and with its own variables."""
+"""The spatial form of each kind of layer: how it runs on strips, by its own configuration, with its own variables."""
 
 from __future__ import annotations
 
 import tensorflow as tf
-import tf_keras as keras
+from tf_keras import layers
 
 from models.deeplab import ResizeLike
 from models.layers import Dropout, FastFusion
 from models.spatial.norm import BATCH_NORM
 from models.spatial.place import Call, Form, Place
 from models.spatial.resize import RESIZE_LIKE, UPSAMPLING
-from models.spatial.rows import Range, Window
-
-layers = keras.layers
+from models.spatial.rows import Window
 
 
 def form_of(layer: layers.Layer) -> Form:
@@ -37,7 +35,7 @@ def _pointwise(place: Place, call: Call, inputs: tf.Tensor | list[tf.Tensor], tr
 
 def _concatenated_height(layer: layers.Concatenate, heights: tuple[int, ...]) -> int:
     if layer.axis not in (-1, 3):
-        raise ValueError(f"layer {layer.name} concatenates along axis {layer.axis}, which is not that of channels")
+        raise ValueError(f"layer {layer.name} concatenates along axis {layer.axis}, not channels")
     return _pointwise_height(layer, heights)
 
 
@@ -83,7 +81,9 @@ def _pad_columns(x: tf.Tensor, window: Window, value: float) -> tf.Tensor:
 
 def _transposed(layer: layers.Conv2DTranspose, outputs: int, axis: int) -> Window:
     """Return the window of the convolution whose gradient this layer is."""
-    return Window.of(outputs, layer.kernel_size[axis], layer.strides[axis], layer.dilation_rate[axis], layer.padding)
+    return Window.of(
+        outputs, layer.kernel_size[axis], layer.strides[axis], layer.dilation_rate[axis], layer.padding
+    )
 
 
 def _transposed_height(layer: layers.Conv2DTranspose, heights: tuple[int, ...]) -> int:
@@ -117,7 +117,7 @@ def _padded_height(layer: layers.ZeroPadding2D, heights: tuple[int, ...]) -> int
 
 
 def _pad(place: Place, call: Call, x: tf.Tensor, training: bool) -> tf.Tensor:
-    (above, below), columns = place.layer.padding
+    (above, _), columns = place.layer.padding
     x = place.take(x, Window(1, 1, above, place.height).reads)
     return tf.pad(x, [[0, 0], [0, 0], columns, [0, 0]])
 

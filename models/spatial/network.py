@@ -25,7 +25,9 @@ class Spatial:
     """
 
     def __init__(self, model: keras.Model, strips: Strips, group: Group) -> None:
-        """ValueError names a layer that has no spatial form."""
+        """ValueError names a layer that has no spatial form, or says that there are not as many strips as ranks."""
+        if len(strips.image) != group.size:
+            raise ValueError(f"{group.size} ranks cannot have {len(strips.image)} strips")
         self.group, self.strips = group, strips
         self.places = {place.layer.name: place for place in _places(model, strips, group)}
 

@@ -16,7 +16,12 @@ AXES = (0, 1, 2)
 
 
 def _height(layer: keras.layers.Layer, heights: tuple[int, ...]) -> int:
-    if list(layer.axis) != [3] or layer.renorm or layer.virtual_batch_size or not (layer.center and layer.scale):
+    if (
+        list(layer.axis) != [3]
+        or layer.renorm
+        or layer.virtual_batch_size
+        or not (layer.center and layer.scale)
+    ):
         raise ValueError(f"batch norm {layer.name} is not over pixels with a scale and an offset")
     return heights[0]
 
@@ -30,14 +35,16 @@ def _call(place: Place, call: Call, x: tf.Tensor, training: bool) -> tf.Tensor:
     if layer.fused and pixels > 1:  # Keras's fused kernel estimates the variance of all images that there are
         variance *= pixels / (pixels - 1)
     for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        layer.add_update(functools.partial(layer._assign_moving_average, average, value, layer.momentum, None))
+        layer.add_update(
+            functools.partial(layer._assign_moving_average, average, value, layer.momentum, None)
+        )
     return y
 
 
 def _normalise(
     place: Place, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, pixels: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return this rank's rows of the result, and mean and variance (C,) of the whole patches, which have no gradient."""
+    """Return this rank's rows of the result; and mean and variance (C,) of whole patches, which have no gradient."""
     name, epsilon = place.layer.name, place.layer.epsilon
 
     @tf.custom_gradient
@@ -69,7 +76,8 @@ def _moments(place: Place, x: tf.Tensor, pixels: int) -> tuple[tf.Tensor, tf.Ten
     ranges = place.strips.of(place.heights[0])
     parts = tf.constant([(stop - start) / place.heights[0] for start, stop in ranges], _dtype(x))[:, None]
     local = tf.stack(tf.nn.moments(tf.cast(x, _dtype(x)), AXES))
-    means, variances = tf.unstack(gather(local, place.group, f"{place.layer.name}.moments"), axis=1)  # (ranks, C)
+    all_ranks = gather(local, place.group, f"{place.layer.name}.moments")  # (ranks, 2, C)
+    means, variances = tf.unstack(all_ranks, axis=1)
     mean = tf.reduce_sum(parts * means, 0)
     return mean, tf.reduce_sum(parts * (variances + tf.math.squared_difference(means, mean)), 0)
 

@@ -53,7 +53,8 @@ class Strips:
     def of(self, height: int) -> list[Range]:
         """Return the rows that each rank has of a feature map with `height` rows."""
         ranges = [
-            (-(-start * height // self.height), -(-stop * height // self.height)) for start, stop in self.image
+            (-(-start * height // self.height), -(-stop * height // self.height))
+            for start, stop in self.image
         ]
         if min(stop - start for start, stop in ranges) < self.lowest and height != self.height:
             return [(0, height)] * len(ranges)
@@ -122,7 +123,9 @@ class Plan:
     def of(cls, rank: int, have: Sequence[Range], need: Sequence[Range]) -> Plan:
         """Return the plan of `rank`. ValueError if a rank needs none of its own rows."""
         if not all(length(overlap(mine, needed)) for mine, needed in zip(have, need)):
-            raise ValueError(f"ranks have the rows {list(have)} and need {list(need)}: some need no row of their own")
+            raise ValueError(
+                f"ranks have the rows {list(have)} and need {list(need)}: one needs none of its own"
+            )
         own = overlap(have[rank], need[rank])
         first = own[0], own[0] + 1
         sends = [overlap(have[rank], needed) for needed in need]

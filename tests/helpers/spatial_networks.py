@@ -10,13 +10,13 @@ from unittest import mock
 import tensorflow as tf
 import tf_keras as keras
 
-from models import deeplab, efficientdet, training_network
+from models import build_model, deeplab, efficientdet, training_network
 from models.deeplab import ResizeLike
 from models.layers import Dropout, FastFusion
 from models.recompute import Recomputed
 from models.spatial.network import Spatial
 from tests.helpers import toy_models
-from tests.helpers.toy_models import randomise, real_model, toy_deeplab, toy_efficientdet
+from tests.helpers.toy_models import randomise, toy_deeplab, toy_efficientdet
 
 layers = keras.layers
 CLASSES = 3
@@ -40,7 +40,9 @@ def every_layer(size: None, classes: int) -> keras.Model:
     x = layers.Add(name="c/add")([y, z])
     y = layers.DepthwiseConv2D(3, dilation_rate=6, padding="same", name="d/dilated")(x)
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="d/mean")(y)
-    pooled = layers.BatchNormalization(momentum=0.9, name="d/norm")(layers.Conv2D(6, 1, name="d/conv")(pooled))
+    pooled = layers.BatchNormalization(momentum=0.9, name="d/norm")(
+        layers.Conv2D(6, 1, name="d/conv")(pooled)
+    )
     y = layers.Multiply(name="d/excite")([y, layers.Activation("sigmoid", name="d/sigmoid")(pooled)])
     y = Dropout(0.5, noise_shape=(None, 1, 1, 1), name="d/depth")(y)
     x = layers.Add(name="d/add")([x, y, ResizeLike(name="d/like")([pooled, x])])
@@ -56,6 +58,10 @@ def every_layer(size: None, classes: int) -> keras.Model:
     return keras.Model(images, layers.UpSampling2D(2, interpolation="bilinear", name="g/logits")(x))
 
 
+def _real(name: str) -> Callable[..., keras.Model]:
+    return lambda size, classes, **options: build_model(name, size, classes, **options)
+
+
 def _block(layer: str) -> str:
     return layer.partition("/")[0]
 
@@ -65,8 +71,8 @@ NETWORKS: dict[str, tuple[Callable[..., keras.Model], int, str, Callable[[str], 
     "every_layer": (every_layer, 32, "effdetd0", _block),
     "effdet": (toy_efficientdet, 128, "effdetd0", efficientdet.block_of),
     "deeplab": (toy_deeplab, 32, "deeplab", deeplab.block_of),
-    "effdetd0": (lambda size, classes, **o: real_model("effdetd0", classes, **o), 128, "effdetd0", efficientdet.block_of),
-    "real_deeplab": (lambda size, classes, **o: real_model("deeplab", classes, **o), 64, "deeplab", deeplab.block_of),
+    "effdetd0": (_real("effdetd0"), 128, "effdetd0", efficientdet.block_of),
+    "real_deeplab": (_real("deeplab"), 64, "deeplab", deeplab.block_of),
 }
 
 

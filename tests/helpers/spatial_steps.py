@@ -8,6 +8,7 @@ average, relative to the largest value in each; and the error of all gradients a
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -22,7 +23,7 @@ import tf_keras as keras
 from models.layers import drawing
 from models.spatial import rows
 from models.spatial.network import Spatial
-from tests.helpers.spatial_networks import CLASSES, NETWORKS, build, on_strips
+from tests.helpers.spatial_networks import NETWORKS, build, on_strips
 from training.losses import make_loss
 from utils.ranks.group import Group
 from utils.ranks.world import World, init_world
@@ -49,9 +50,9 @@ class Case:
 
     def strips(self, ranks: int) -> rows.Strips:
         """Return the strips of the patch."""
-        parts = np.cumsum([0, *(self.parts or [1] * ranks)])
+        parts = np.cumsum([0, *(self.parts[:ranks] or [1] * ranks)])
         bounds = [int(self.height * part // parts[-1]) for part in parts]
-        return rows.Strips(tuple(zip(bounds, bounds[1:])), self.lowest)
+        return rows.Strips(tuple(itertools.pairwise(bounds)), self.lowest)
 
 
 def step(case: Case, model: keras.Model, spatial: Spatial, images: np.ndarray, labels: np.ndarray) -> Values:
@@ -95,7 +96,9 @@ def compare(case: Case, world: World) -> dict[str, tuple[float, str]]:
     images, labels = patches(case, group.index)
     strips = case.strips(group.size)
     mine = slice(*strips.image[group.rank])
-    found = mean_over_ranks(step(case, model, Spatial(model, strips, group), images[:, mine], labels[:, mine]))
+    found = mean_over_ranks(
+        step(case, model, Spatial(model, strips, group), images[:, mine], labels[:, mine])
+    )
     whole = Spatial(model, rows.Strips(((0, case.height),)), Group())
     wanted = {name: np.zeros_like(value) for name, value in found.items()}
     if group.rank == 0:
@@ -137,6 +140,7 @@ CASES = {
     "uneven": Case("every_layer", 96, parts=(3, 2, 4, 3)),
     "odd": Case("every_layer", 112, lowest=1),  # strips of an odd number of rows, lower than halos
     "bfloat16": Case("every_layer", 96, policy="mixed_bfloat16"),
+    "float16": Case("every_layer", 96, policy="mixed_float16"),
     "float32": Case("every_layer", 96, policy="float32"),
     "p1": Case("effdet", 128, options={"fpn_min_level": 1}),
     "p2": Case("effdet", 256, options={"fpn_min_level": 2}),

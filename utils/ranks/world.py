@@ -204,9 +204,7 @@ def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) 
     hvd.init(process_sets=sets)
     killed_rank.announce(rank)
     mine = sets[hvd.rank() // ranks_per_patch] if sets else hvd.global_process_set
-    world = World(
-        hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine
-    )
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine)
     if world.size != launched:
         raise UserError(
             f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
