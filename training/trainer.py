@@ -71,8 +71,7 @@ class Trainer:
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
         set_up_keras(options)
-        batch_norm = world.batch_norm(options.sync_batch_norm)
-        self.model = network_from_options(options, num_classes, batch_norm)
+        self.model = network_from_options(options, num_classes, world.batch_norm(options.sync_batch_norm))
         self.spatial = spatial_runner(self.model, options.img_size, world.group)
         self.network = training_network(options.model, self.model, options.recompute, self.spatial)
         self.loss = make_loss(options.loss, class_weights, self.spatial.sum if self.spatial else tf.identity)
@@ -122,10 +121,10 @@ class Trainer:
     ) -> StepResult:
         """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W).
 
-        Where ranks share patches, these are this rank's strips of them. `batch` is the batch's index, of which dropout
-        is a function, the same one on all ranks of a group. `frozen`: batch norm uses its moving
-        averages, as in inference; the first time they are averaged over ranks. `stop`: this rank asks to stop.
-        `meanwhile` is called when the step has begun: a GPU computes on while it runs.
+        Where ranks share patches, these are this rank's strips. `batch` is the batch's index, of which the group's
+        dropout is a function. `frozen`: batch norm uses its moving averages, as in inference; the first time they are
+        averaged over ranks. `stop`: this rank asks to stop. `meanwhile` is called when the step has begun: a GPU
+        computes on while it runs.
         """
         if frozen and not self.frozen:
             self.average_statistics()  # Horovod
@@ -138,23 +137,21 @@ class Trainer:
         )
         meanwhile()
         mean_loss, stop_votes = shared.numpy()
-        counts = (confusion.numpy(), histogram.numpy(), float(loss), self._images(images))
+        counts = (confusion.numpy(), histogram.numpy(), float(loss), self.world.group.counted(images))
         return StepResult(float(mean_loss), bool(stop_votes > 0), counts)
 
     def evaluate_batch(
         self, images: Pixels, labels: Pixels, meanwhile: Callable[[], None] = lambda: None
     ) -> tuple[BatchCounts, np.ndarray]:
-        """Return the counts of a batch and the predicted classes uint8 (B, H, W), in inference mode.
-
-        Collective in the group where ranks share patches, whose strips these are; else not collective.
-        """
+        """Collective in the group: return a batch's counts and predicted classes uint8 (B, H, W), in inference mode."""
         loss, confusion, histogram, classes = self.eval_graph(shared_tensor(images), shared_tensor(labels))
         meanwhile()
-        return (confusion.numpy(), histogram.numpy(), float(loss), self._images(images)), classes.numpy()
-
-    def _images(self, images: Pixels) -> int:
-        """Return how many images this rank counts: of those that ranks share, the first one counts all."""
-        return len(images) if self.world.group.rank == 0 else 0
+        return (
+            confusion.numpy(),
+            histogram.numpy(),
+            float(loss),
+            self.world.group.counted(images),
+        ), classes.numpy()
 
     def _train_step(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
@@ -181,8 +178,11 @@ class Trainer:
 
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model."""
-        classes, parameters = self.num_classes, self.model.count_params()
-        return {"model": self.model_name, "classes": classes, "parameters": parameters}
+        return {
+            "model": self.model_name,
+            "classes": self.num_classes,
+            "parameters": self.model.count_params(),
+        }
 
 
 def shared_tensor(array: Pixels) -> tf.Tensor:

@@ -50,7 +50,7 @@ def _normalise(
     @tf.custom_gradient
     def normalised(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[Any, Callable[..., Any]]:
         with tf.name_scope(f"{name}/moments"):
-            mean, variance = _moments(place, x, pixels)
+            mean, variance = _moments(place, x)
         y = _affine(x, gamma, beta, mean, variance, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -68,29 +68,38 @@ def _normalise(
     return normalised(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
 
 
-def _moments(place: Place, x: tf.Tensor, pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _moments(place: Place, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Collective: return mean and variance (C,) of the whole patches, by the parallel algorithm of Chan et al.
 
     Each rank's variance is around its own mean: sums of squares would cancel out in float32.
     """
     ranges = place.strips.of(place.heights[0])
-    parts = tf.constant([(stop - start) / place.heights[0] for start, stop in ranges], _dtype(x))[:, None]
-    local = tf.stack(tf.nn.moments(tf.cast(x, _dtype(x)), AXES))
+    local = tf.stack(_local_moments(x))
+    parts = tf.constant([(stop - start) / place.heights[0] for start, stop in ranges], local.dtype)[:, None]
     all_ranks = gather(local, place.group, f"{place.layer.name}.moments")  # (ranks, 2, C)
     means, variances = tf.unstack(all_ranks, axis=1)
     mean = tf.reduce_sum(parts * means, 0)
     return mean, tf.reduce_sum(parts * (variances + tf.math.squared_difference(means, mean)), 0)
 
 
-def _dtype(x: tf.Tensor) -> tf.DType:
-    return tf.float64 if x.dtype == tf.float64 else tf.float32
+def _local_moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean and variance (C,) of this rank's rows."""
+    if x.dtype == tf.float64:  # TensorFlow's fused kernels have no float64
+        return tf.nn.moments(x, AXES)
+    # Two thirds of the time of tf.nn.moments, in bfloat16 one third, although it also normalises for nothing.
+    one, zero = tf.ones([x.shape[3]]), tf.zeros([x.shape[3]])
+    found = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=one, offset=zero, mean=zero, variance=zero, is_training=True
+    )
+    pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    return found.batch_mean, found.batch_variance * ((pixels - 1) / pixels)
 
 
 def _affine(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
 ) -> tf.Tensor:
     """Return (x - mean) / √(variance + ε) · scale + offset."""
-    if x.dtype == tf.float64:  # TensorFlow's fused kernels have no float64
+    if x.dtype == tf.float64:
         return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon)
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, is_training=False

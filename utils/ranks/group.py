@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ class Group:
     process_set: Any = None  # Horovod's
     # How often a name was used in a graph; so a layer that runs again in the same graph gets another one.
     _names: Any = field(default_factory=weakref.WeakKeyDictionary, compare=False, repr=False)
+
+    def counted(self, images: Sized) -> int:
+        """Return how many images this rank counts of a batch: the first rank counts those that all share."""
+        return len(images) if self.rank == 0 else 0
 
     def alltoall(self, x: tf.Tensor, splits: Sequence[int], name: str) -> tf.Tensor:
         """Collective: send `splits[k]` rows (the first axis) of `x` to each rank k. Return what comes, by rank.
