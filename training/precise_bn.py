@@ -60,6 +60,7 @@ def _measure(
     training: Any = None,
 ) -> tf.Tensor:
     x = tf.cast(inputs, norm.moving_mean.dtype)
+    part = tf.cast(part, x.dtype)
     norm.moving_mean.assign_add(part * (mean(norm, x) - norm.moving_mean))
     spread = mean(norm, tf.math.squared_difference(x, norm.moving_mean))
     norm.moving_variance.assign_add(part * (spread - norm.moving_variance))
