@@ -25,7 +25,7 @@ from samplers import SamplerError, training_loader, validation_loader
 from training import memory
 from training.data import prepare_slides, sampler_config, split_values
 from training.label_summary import LABELS_FILE, RunLabels
-from training.option_checks import parse_options
+from training.option_checks import check_device_options, parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
 from utils.cli import EXIT_DONE, EXIT_STOPPED, RunError, UserError, report_user_error, show_warnings
@@ -73,11 +73,7 @@ def run(options: argparse.Namespace) -> int:
     # 1. Ranks and devices.
     world = init_world(options.horovod, options.accumulate_steps == 1, options.ranks_per_patch)
     devices = devices_of_rank(world, options.no_cuda)
-    if options.deterministic and devices:
-        raise UserError(
-            "--deterministic works on CPUs: TensorFlow has no deterministic kernels on GPUs for some operations; add "
-            "--no_cuda"
-        )
+    check_device_options(options, bool(devices))
     if options.memory_report:
         found = world.on_rank_0(lambda: memory.report(options, world.local_size, bool(devices)))
         sys.stdout.write(f"{found}\n" if world.is_first else "")

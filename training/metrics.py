@@ -145,20 +145,26 @@ def auc(histogram: np.ndarray) -> float | None:
 def batch_counts(labels: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Count in a graph: uint8 (B, H, W), float (B, H, W, C) → confusion (C, C), histogram (2, AUC_BINS), int64.
 
-    IGNORED pixels fall behind the last cell and the last bin, and `bincount` leaves out what is behind `maxlength`.
+    IGNORED pixels fall behind the last cell and the last bin, which are not counted.
     """
     classes = probabilities.shape[-1]
-    label = tf.reshape(tf.cast(labels, tf.int32), [-1])
-    predicted = tf.reshape(tf.argmax(probabilities, -1, output_type=tf.int32), [-1])
-    confusion = tf.math.bincount(label * classes + predicted, minlength=classes**2, maxlength=classes**2)
+    label = tf.reshape(tf.cast(labels, tf.int64), [-1])
+    predicted = tf.reshape(tf.argmax(probabilities, -1, output_type=tf.int64), [-1])
     tumour = tf.reshape(1.0 - tf.cast(probabilities[..., 0], tf.float32), [-1])
-    bins = tf.clip_by_value(tf.cast(tumour * AUC_BINS, tf.int32), 0, AUC_BINS - 1)
-    bins += AUC_BINS * (tf.cast(label > 0, tf.int32) + tf.cast(label == IGNORED, tf.int32))
-    histogram = tf.math.bincount(bins, minlength=2 * AUC_BINS, maxlength=2 * AUC_BINS)
-    return (
-        tf.reshape(tf.cast(confusion, tf.int64), [classes, classes]),
-        tf.reshape(tf.cast(histogram, tf.int64), [2, AUC_BINS]),
-    )
+    bins = tf.clip_by_value(tf.cast(tumour * AUC_BINS, tf.int64), 0, AUC_BINS - 1)
+    bins += AUC_BINS * (tf.cast(label > 0, tf.int64) + tf.cast(label == IGNORED, tf.int64))
+    confusion, histogram = _bincount(label * classes + predicted, classes**2), _bincount(bins, 2 * AUC_BINS)
+    return tf.reshape(confusion, [classes, classes]), tf.reshape(histogram, [2, AUC_BINS])
+
+
+def _bincount(values: tf.Tensor, size: int) -> tf.Tensor:
+    """Count int64 values (pixels,) from 0 on; what is not below `size` is left out. Returns int64 (size,).
+
+    `tf.math.bincount` wants int32, whose arithmetic TensorFlow does in main memory, also where a GPU computes.
+    """
+    none = tf.constant([], tf.int32)
+    counts = tf.raw_ops.DenseBincount(input=values, size=tf.constant(size, tf.int64), weights=none)
+    return tf.cast(counts, tf.int64)
 
 
 def strip_counts(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -54,6 +54,19 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def check_device_options(options: argparse.Namespace, on_gpu: bool) -> None:
+    """Raise UserError for an option that the rank's device cannot follow, or that does nothing there."""
+    if options.deterministic and on_gpu:
+        raise UserError(
+            "--deterministic works on CPUs: TensorFlow has no deterministic kernels on GPUs for some operations; add "
+            "--no_cuda"
+        )
+    if options.jit and not on_gpu:
+        raise UserError(
+            "--jit works on GPUs: on CPUs XLA's convolutions take many times as long as oneDNN's; leave it out"
+        )
+
+
 def _path_problems(options: argparse.Namespace) -> Iterator[str]:
     """Yield what is wrong with the folders and files that were named, or not named."""
     if options.dataset is not None and options.data_root is None and options.slide_path is None:

@@ -394,6 +394,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="give the same bits each time on the same number of threads of CPUs; slower",
     )
     add(
+        "--jit",
+        action="store_true",
+        help="on GPUs: let XLA compile what lies between the reductions over ranks; the first steps take minutes",
+    )
+    add(
         "--memory_report",
         action="store_true",
         help="first measure the memory of a training step, say what fits, and stop if this run does not",

@@ -51,6 +51,10 @@ def set_up_keras(options: argparse.Namespace) -> None:
     tf.keras.utils.set_random_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if (
+        options.jit
+    ):  # clusters of operations: what Horovod reduces cannot be compiled, so the step as a whole cannot
+        tf.config.optimizer.set_jit("autoclustering")
     set_precision(options.mixed_precision)
 
 

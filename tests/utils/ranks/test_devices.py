@@ -132,11 +132,16 @@ def test_a_gpu_that_tensorflow_does_not_see_is_said_with_the_reason(
     assert capsys.readouterr().err == ""
 
 
-def test_what_only_cpus_can_do_is_refused_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "devices_of_rank", lambda *_: ["gpu 0"])
-    options = parse_options(["--slide_path", str(tmp_path), "--deterministic"])
-    with pytest.raises(UserError, match="--deterministic works on CPUs"):
-        train.run(options)
+@pytest.mark.parametrize(
+    ("option", "found", "said"),
+    [("--deterministic", ["gpu 0"], "--deterministic works on CPUs"), ("--jit", [], "--jit works on GPUs")],
+)
+def test_what_the_device_cannot_do_is_refused(
+    option: str, found: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "devices_of_rank", lambda *_: found)
+    with pytest.raises(UserError, match=said):
+        train.run(parse_options(["--slide_path", str(tmp_path), option]))
 
 
 def test_the_memory_report_is_of_the_gpu(
