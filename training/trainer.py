@@ -68,10 +68,9 @@ class Trainer:
         world: World,
         class_weights: Sequence[float] = (),  # of each class in the loss, 1 for those beyond
     ) -> None:
-        self.world = world
+        self.world, self.seed = world, options.seed
         self.model_name = options.model
         self.num_classes = num_classes
-        self.seed = options.seed
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
         set_up_keras(options)
@@ -123,12 +122,11 @@ class Trainer:
         stop: bool = False,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W).
+        """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W) or strips of them.
 
-        Where ranks share patches, these are this rank's strips. `batch` is the batch's index, of which the group's
-        dropout is a function. `frozen`: batch norm uses its moving averages, as in inference; the first time they are
-        averaged over ranks. `stop`: this rank asks to stop. `meanwhile` is called when the step has begun: a GPU
-        computes on while it runs.
+        `batch` is the batch's index, of which the group's dropout is a function. `frozen`: batch norm uses its moving
+        averages, as in inference; the first time they are averaged over ranks. `stop`: this rank asks to stop.
+        `meanwhile` is called when the step has begun: a GPU computes on while it runs.
         """
         if frozen and not self.frozen:
             self.average_statistics()  # Horovod
@@ -150,12 +148,8 @@ class Trainer:
         """Collective in the group: return a batch's counts and predicted classes uint8 (B, H, W), in inference mode."""
         loss, confusion, histogram, classes = self.eval_graph(shared_tensor(images), shared_tensor(labels))
         meanwhile()
-        return (
-            confusion.numpy(),
-            histogram.numpy(),
-            float(loss),
-            self.world.group.counted(images),
-        ), classes.numpy()
+        counts = (confusion.numpy(), histogram.numpy(), float(loss), self.world.group.counted(images))
+        return counts, classes.numpy()
 
     def _train_step(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
@@ -182,11 +176,8 @@ class Trainer:
 
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model."""
-        return {
-            "model": self.model_name,
-            "classes": self.num_classes,
-            "parameters": self.model.count_params(),
-        }
+        classes, parameters = self.num_classes, self.model.count_params()
+        return {"model": self.model_name, "classes": classes, "parameters": parameters}
 
 
 def shared_tensor(array: Pixels) -> tf.Tensor:
