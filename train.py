@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
-    world = init_world(options.horovod, alone=options.accumulate_steps == 1)
+    world = init_world(options.horovod, options.accumulate_steps == 1, options.ranks_per_patch)
     devices = devices_of_rank(world, options.no_cuda)
     check_device_options(options, bool(devices))
     settle_precision(options, bool(devices), world)

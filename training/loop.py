@@ -44,7 +44,7 @@ class Loop:
     laps: Laps = field(default_factory=Laps)
 
     def __post_init__(self) -> None:
-        self.plan = Plan.of(self.options, self.world.size)
+        self.plan = Plan.of(self.options, self.world.group.count)
         self.stopping = Stopping(self.options.time_limit)
 
     def train(self) -> bool:

@@ -20,7 +20,7 @@ def start_summary(
     log_dir: Path,
 ) -> str:
     """Return one line per topic. `slides`: number of slides for training and validation; `labels`: what they show."""
-    images = options.batch_size * options.accumulate_steps * trainer.world.size
+    images = options.batch_size * options.accumulate_steps * trainer.world.group.count
     return lines(
         {
             "model": f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes",
