@@ -145,7 +145,7 @@ def test_of_a_partly_annotated_slide_only_the_outlines_are_known(tmp_path: Path)
     normal = make_slide(tmp_path, "normal_1", [], label=None)
     sampler = SAMPLERS["surf"]([replace(whole, partly_annotated=True), normal], CONFIG, 0, 1)
     images, labels = np.empty((4, 64, 64, 3), np.uint8), np.empty((4, 64, 64), np.uint8)
-    patches, _ = sampler.fill(0, images, labels)
+    patches = sampler.fill(0, images, labels).patches
     assert [(patch.slide, patch.tumour) for patch in patches] == [
         *[("tumor_1", True)] * 2,
         *[("normal_1", False)] * 2,
