@@ -36,7 +36,7 @@ class Label:
     def read_at(
         self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part | None = None
     ) -> np.ndarray:
-        """Return the classes of a region or of a part of it: uint8 (height, width), pixels of `downsample` level-0 ones.
+        """Return the classes of a region or a part of it: uint8 (height, width), pixels of `downsample` level-0 ones.
 
         A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
         not inside the slide, ReadError if a mask cannot be decoded.

@@ -157,7 +157,7 @@ class PolygonLabel(Label):
     def _windows(
         self, x_l0: float, y_l0: float, width: int, height: int, downsample: float
     ) -> list[tuple[int, Part]]:
-        """Return the areas that a patch meets, in the order of painting: index, and window in the pixels of the patch."""
+        """Return the areas that a patch meets, in the order of painting: index, window in pixels of the patch."""
         window = shapely.box(x_l0, y_l0, x_l0 + width * downsample, y_l0 + height * downsample)
         result = []
         for number in sorted(int(i) for i in self._tree.query(window)):

@@ -65,9 +65,9 @@ def serve(control: Connection, ring_fd: int) -> None:
             elif kind == "drop":
                 sampler.drop(*arguments)
             elif kind == "again":
-                again, slot, ruling = arguments[1:]
-                filled = sampler.fill(again, *slots[slot], ruling)
-                send(control, ("batch", arguments[0], again, slot, filled))
+                *place, ruling = arguments  # epoch, index, slot
+                images, labels = slots[place[2]]
+                send(control, ("batch", *place, sampler.fill(place[1], images, labels, ruling)))
             elif arguments[0] == epoch:
                 free.append(arguments[1])
         slot = free.popleft()
