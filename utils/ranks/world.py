@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import tensorflow as tf
 from utils.cli import UserError
 from utils.doctor import version_of
 from utils.ranks import killed_rank
+from utils.ranks.group import Group
 from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
 from utils.ranks.single import Ranks
 
@@ -42,6 +44,14 @@ class World(Ranks):
     local_rank: int = 0
     local_size: int = 1
     horovod: bool = False
+    ranks_per_patch: int = 1
+    process_set: Any = None  # Horovod's, of the ranks that share this rank's patches
+
+    @cached_property
+    def group(self) -> Group:
+        """Return the ranks that share this rank's patches."""
+        ranks = self.ranks_per_patch
+        return Group(self.rank % ranks, ranks, self.rank // ranks, self.size // ranks, self.process_set)
 
     def gather(self, value: T) -> list[T]:
         return hvd.allgather_object(value) if self.size > 1 else [value]
@@ -164,12 +174,18 @@ def check_launcher() -> None:
     )
 
 
-def init_world(use_horovod: bool, alone: bool = True) -> World:
+def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) -> World:
     """Start Horovod and return the ranks. A single process starts it only if `alone` is False.
 
-    UserError: Horovod is missing, or sees another number of ranks than the launcher started.
+    UserError: Horovod is missing, or sees another number of ranks than the launcher started; or the ranks cannot be
+    divided into groups of `ranks_per_patch`.
     """
     rank, launched = launcher_rank()
+    if launched % ranks_per_patch:
+        raise UserError(
+            f"--ranks_per_patch {ranks_per_patch} does not divide the number of ranks, which is {launched}: start "
+            f"{-(-launched // ranks_per_patch) * ranks_per_patch} ranks with the launcher"
+        )
     if not use_horovod:
         if launched > 1:
             raise UserError(
@@ -184,9 +200,13 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
     check_launcher()
     if launched == 1:  # Open MPI's wheel does not start without its mpirun
         os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
-    hvd.init()
+    sets = _process_sets(launched, ranks_per_patch)
+    hvd.init(process_sets=sets)
     killed_rank.announce(rank)
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
+    mine = sets[hvd.rank() // ranks_per_patch] if sets else hvd.global_process_set
+    world = World(
+        hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine
+    )
     if world.size != launched:
         raise UserError(
             f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
@@ -194,3 +214,16 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
             "mpiexec.hydra of that environment"
         )
     return world
+
+
+def _process_sets(ranks: int, ranks_per_patch: int) -> list[Any]:
+    """Return Horovod's process set of each group of ranks that share a patch; none where one set would hold all or one.
+
+    They are all there before the first graph is traced, for its ops have the number of a set in them.
+    """
+    if ranks_per_patch in (1, ranks):
+        return []
+    return [
+        hvd.ProcessSet(list(range(start, start + ranks_per_patch)))
+        for start in range(0, ranks, ranks_per_patch)
+    ]
