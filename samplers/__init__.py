@@ -71,7 +71,7 @@ def training_loader(
         bad_slides_allowed=allowed,
         dropped=dropped,
         height=config.strips.rows.height,
-        gather=gather,
+        gather=gather if config.strip is not None else None,
     )
 
 
@@ -103,7 +103,7 @@ def validation_loader(
         count=count,
         bad_slides_allowed=allowed,
         height=config.strips.rows.height,
-        gather=gather,
+        gather=gather if config.strip is not None else None,
     )
 
 

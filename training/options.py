@@ -241,6 +241,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="number format that the network computes in; weights, logits and loss stay float32",
     )
     add(
+        "--ranks_per_patch",
+        type=positive_int,
+        default=1,
+        help="consecutive ranks that share each patch, of which each has a strip: the memory of a step is divided among "
+        "them, and the result is the same",
+    )
+    add(
         "--recompute",
         choices=RECOMPUTE,
         default="none",

@@ -83,7 +83,7 @@ def group_batches(
     """
 
     def batches(member: int, gathering: Gathering) -> list[Batch]:
-        place = PatchGroup(group, groups, member, ranks_per_patch)
+        place = PatchGroup(member, ranks_per_patch, group, groups)
         mine = replace(config, strip=place.strip(config.img_size, unit))
 
         def gather(value: Any) -> list[Any]:

@@ -43,51 +43,46 @@ class Strip:
 
 @dataclass(frozen=True)
 class PatchGroup:
-    """The place of a rank: `member` of the `members` ranks of group `index`, of `count` groups."""
+    """The ranks that share a patch: this is `rank` of `size` of them, in the group `index` of `count`."""
 
+    rank: int = 0
+    size: int = 1
     index: int = 0
     count: int = 1
-    member: int = 0
-    members: int = 1
 
     @classmethod
-    def of(cls, rank: int, size: int, ranks_per_patch: int) -> PatchGroup:
-        """Return the place of `rank` of `size` ranks. UserError, with the numbers that work, if they do not divide."""
-        if size % ranks_per_patch:
-            fitting = [str(number) for number in range(1, size + 1) if size % number == 0]
-            below = size // ranks_per_patch * ranks_per_patch
-            others = [str(number) for number in (below, below + ranks_per_patch) if number]
+    def of(cls, rank: int, ranks: int, ranks_per_patch: int = 1) -> PatchGroup:
+        """Return the place of `rank` of `ranks`. UserError, with the numbers that work, if they cannot be divided."""
+        if ranks % ranks_per_patch:
+            below = ranks // ranks_per_patch * ranks_per_patch
+            others = " or ".join(str(number) for number in (below, below + ranks_per_patch) if number)
+            fitting = " or ".join(str(number) for number in range(1, ranks + 1) if ranks % number == 0)
             raise UserError(
-                f"--ranks_per_patch {ranks_per_patch} does not divide the number of ranks, {size}: start "
-                f"{' or '.join(others)} ranks, or take --ranks_per_patch {' or '.join(fitting)}"
+                f"--ranks_per_patch {ranks_per_patch} does not divide the number of ranks, which is {ranks}: start "
+                f"{others} ranks with the launcher, or take --ranks_per_patch {fitting}"
             )
-        index, member = divmod(rank, ranks_per_patch)
-        return cls(index, size // ranks_per_patch, member, ranks_per_patch)
+        return cls(rank % ranks_per_patch, ranks_per_patch, rank // ranks_per_patch, ranks // ranks_per_patch)
 
     @property
-    def ranks(self) -> range:
-        """Return the ranks of the group."""
-        return range(self.index * self.members, (self.index + 1) * self.members)
-
-    @property
-    def is_first_member(self) -> bool:
-        """Whether the rank is the one of its group that counts what the whole group has in common."""
-        return self.member == 0
+    def is_first(self) -> bool:
+        """Whether this is the rank of its group that counts what the group has in common."""
+        return self.rank == 0
 
     def strip(self, height: int, unit: int = 1) -> Strip:
-        """Return the rank's strip of patches of `height` rows. UserError as `strip_rows`."""
-        return Strip(self.member, strip_rows(height, self.members, unit))
+        """Return this rank's strip of patches with `height` rows. UserError as `strip_rows`."""
+        return Strip(self.rank, strip_rows(height, self.size, unit))
 
 
 def strip_rows(height: int, ranks: int, unit: int = 1) -> tuple[Rows, ...]:
-    """Return the rows of each rank's strip of a patch of `height` rows, from the top.
+    """Return the rows of each rank's strip of a patch with `height` rows, from the top.
 
-    Border k lies at k · height / ranks, rounded down to a multiple of `unit`, the largest stride of the model: so the
-    strips of its feature maps have whole rows at every level. The strips are equal if ranks · unit divides the height.
-    Otherwise they differ by one unit (and the last one has the rest if the height is no multiple of the unit).
+    The strips are equal if `ranks` divides the height. Otherwise border k is k · height / ranks, rounded down to a
+    multiple of `unit`, the largest stride of the model: so the strips of its feature maps have whole rows at every
+    level. They then differ by one unit (and the last one has the rest if the height is no multiple of the unit).
     UserError, with the numbers that work, if a strip would have no row.
     """
-    borders = [*(k * height // (ranks * unit) * unit for k in range(ranks)), height]
+    step = height // ranks if height % ranks == 0 else unit
+    borders = [*(k * height // (ranks * step) * step for k in range(ranks)), height]
     rows = tuple(Rows(start, stop) for start, stop in pairwise(borders))
     if min(strip.height for strip in rows) <= 0:
         raise UserError(

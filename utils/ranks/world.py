@@ -22,6 +22,7 @@ from utils.doctor import version_of
 from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
+from utils.ranks.patch_group import PatchGroup
 from utils.ranks.single import Ranks
 
 try:
@@ -55,6 +56,11 @@ class World(Ranks):
 
     def gather(self, value: T) -> list[T]:
         return hvd.allgather_object(value) if self.size > 1 else [value]
+
+    def gather_in_group(self, value: T) -> list[T]:
+        if self.ranks_per_patch == 1:
+            return [value]
+        return hvd.allgather_object(value, name="group", process_set=self.process_set)
 
     def broadcast(self, value: T) -> T:
         return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
@@ -181,11 +187,7 @@ def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) 
     divided into groups of `ranks_per_patch`.
     """
     rank, launched = launcher_rank()
-    if launched % ranks_per_patch:
-        raise UserError(
-            f"--ranks_per_patch {ranks_per_patch} does not divide the number of ranks, which is {launched}: start "
-            f"{-(-launched // ranks_per_patch) * ranks_per_patch} ranks with the launcher"
-        )
+    PatchGroup.of(rank, launched, ranks_per_patch)
     if not use_horovod:
         if launched > 1:
             raise UserError(
@@ -204,9 +206,7 @@ def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) 
     hvd.init(process_sets=sets)
     killed_rank.announce(rank)
     mine = sets[hvd.rank() // ranks_per_patch] if sets else hvd.global_process_set
-    world = World(
-        hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine
-    )
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine)
     if world.size != launched:
         raise UserError(
             f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
