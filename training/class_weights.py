@@ -78,9 +78,9 @@ def balanced_weights(pixels: np.ndarray) -> list[float]:
 def count_pixels(
     pairs: Sequence[SlidePair], config: SamplerConfig, num_classes: int, world: World
 ) -> np.ndarray:
-    """Collective: return the pixels of each class in this rank's first training patches, or in its strips of them: (C,).
+    """Collective: return the pixels of each class in this rank's first training patches, or strips of them: (C,).
 
-    There are COUNTED_PATCHES on all ranks together, and as many of them for each rank or group that shares patches.
+    All ranks together look at COUNTED_PATCHES patches.
     What is counted are patches, not slides: --batch_tumor_ratio and the sampler decide how often a class is seen.
     """
     batches = max(1, COUNTED_PATCHES // (world.group.count * config.batch_size))

@@ -114,8 +114,8 @@ class Progress:
         """Return this rank's progress, and a remark if the patches will come in another order.
 
         `state` is `to_state`'s with the `batch_size` of the run. With another number of ranks or another batch size
-        each rank goes on behind the batches that were seen, and finds bad slides again. Of ranks that share patches it is
-        the number of groups that counts.
+        each rank goes on behind the batches that were seen, and finds bad slides again. Ranks that share patches count
+        as one.
         """
         names = {f.name for f in fields(cls)} - {"interval", *PER_RANK}
         values = {name: state[name] for name in names if name in state}

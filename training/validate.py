@@ -86,7 +86,8 @@ def _panel(world: Ranks, image: np.ndarray, label: np.ndarray, classes: np.ndarr
     if world.group.size == 1:
         return panel(image, label, classes)
     strips = world.gather_in_group(small_strip(image, label, classes))
-    return panel(*(np.concatenate(parts) for parts in zip(*strips)))
+    image, label, classes = (np.concatenate(parts) for parts in zip(*strips))
+    return panel(image, label, classes)
 
 
 def validate(
