@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from samplers import Batch, Loader, SamplerConfig, SlidePair, training_loader, validation_loader
 from utils.ranks.patch_group import PatchGroup
+from utils.ranks.single import Ranks
 
 T = TypeVar("T")
 TIMEOUT = 120  # seconds; a rank that waits for the others longer is a rank that hangs
@@ -59,6 +60,25 @@ def on_members(members: int, function: Callable[[int, Gathering], T]) -> tuple[l
         ):
             raise error
         return [future.result() for future in futures], gathering
+
+
+@dataclass(frozen=True)
+class Member(Ranks):
+    """One of the ranks of a group that share all patches, in `on_members`."""
+
+    gathering: Any = None
+
+    @property
+    def group(self) -> PatchGroup:
+        return PatchGroup.of(self.rank, self.size, self.size)
+
+    def gather(self, value: T) -> list[T]:
+        return self.gathering.gather(self.rank, value)
+
+    gather_in_group = gather
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        return np.sum(self.gather(array), axis=0, dtype=array.dtype)
 
 
 def copy_of(batch: Batch) -> Batch:

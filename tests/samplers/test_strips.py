@@ -125,8 +125,8 @@ def test_each_rank_reads_its_strip_of_the_image_only(
     monkeypatch.setattr(Slide, "read_level", noted)
     for place in ("agreement.contrast_of_sums_is_low", "draw.contrast_is_low"):  # no patch is drawn again
         monkeypatch.setattr(f"samplers.{place}", lambda pixels: False)
-    for resolution, most in ((None, 1.0), (1.37 * SPACING, 1.2), (0.73 * SPACING, 1.2)):
-        config = replace(CONFIG, resolution=resolution, batch_tumor_ratio=1.0)
+    for resolution, most in ((None, 1.0), (1.37 * SPACING, 1.25), (0.73 * SPACING, 1.25)):
+        config = replace(CONFIG, img_size=192, resolution=resolution, batch_tumor_ratio=1.0)
         whole_batches(pairs, config, 6)
         whole = sum(sizes)
         sizes.clear()
