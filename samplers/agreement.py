@@ -1,21 +1,23 @@
 """How the ranks that share a patch agree on it, although each of them reads only a strip.
 
 All ranks of a group draw the same places. What only the whole patch shows, each of them reports of its strip: that it
-could not be read, and the sums that say whether the patch is pale. `ruling_after` is a pure function of the reports of
-all of them, so they all find the same ruling without another message: None if they agree, otherwise the places in the
-sequence of draws (slot in the batch, attempt) at which each of them has to draw again. The batch is then filled anew,
-with the ruling. The earliest place goes first, because what comes after it depends on it.
+could not be read, what its label shows, and the sums that say whether the patch is pale. `ruling_after` is a pure
+function of the reports of all of them, so they all find the same ruling without another message: None if they agree,
+otherwise the places in the sequence of draws (slot in the batch, attempt) at which each of them has to draw again. The
+batch is then filled anew, with the ruling. The earliest place goes first, because what comes after it depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from samplers.patches import PatchInfo, SamplerError
+from samplers.shown import Claim, Shown, Wanted
 from samplers.tissue import contrast_of_sums_is_low
 
 AT_START = (-1, -1)  # the place of a failure that came before the first draw
@@ -44,6 +46,7 @@ class Look:
     place: Place
     patch: PatchInfo
     sums: np.ndarray | None = None  # `tissue.contrast_sums` of its strip; None if the patch may be pale
+    claim: Claim | None = None  # None if all of the label was looked at, or may show anything
 
 
 class Filled(NamedTuple):
@@ -61,10 +64,13 @@ class Filled(NamedTuple):
 
 @dataclass(frozen=True)
 class Ruling:
-    """The places at which the ranks of a group draw again: where a slide failed on one of them, or patches are pale."""
+    """The places at which the ranks of a group draw again: where a slide failed on one of them, or a patch is rejected.
+
+    `rejected` says of each place whether the patch is pale; otherwise its label does not fit.
+    """
 
     failures: tuple[Failure, ...] = ()
-    pale: frozenset[tuple[int, int]] = frozenset()
+    rejected: Mapping[tuple[int, int], bool] = field(default_factory=dict)
 
     def at_start(self) -> list[Failure]:
         return [failure for failure in self.failures if failure.place == AT_START]
@@ -100,12 +106,15 @@ def ruling_after(reports: Sequence[Filled], ruling: Ruling) -> Ruling | None:
     failures = {(f.place, f.slide if f.place == AT_START else ""): f for f in every}
     shared = set.intersection(*({_event(f) for f in report.failures} for report in reports))
     alone = [f.place for f in every if _event(f) not in shared]
-    pale = _pale([report.looks for report in reports], before=min(alone, default=None))
-    if not alone and pale is None:
+    rejected = _rejected([report.looks for report in reports], before=min(alone, default=None))
+    if not alone and rejected is None:
         return None
-    first = min([*alone, *([pale] if pale else [])])
+    if rejected is not None:
+        place, is_pale = rejected
+        ruling = replace(ruling, rejected={**ruling.rejected, place: is_pale})
+    first = min(alone) if rejected is None else rejected[0]
     settled = sorted((f for f in failures.values() if f.place <= first), key=_order)
-    return replace(ruling, failures=tuple(settled), pale=ruling.pale | ({pale} if pale == first else set()))
+    return replace(ruling, failures=tuple(settled))
 
 
 def agreed(reports: Sequence[Filled]) -> Filled:
@@ -123,23 +132,32 @@ def _order(failure: Failure) -> tuple[tuple[int, int], bool, str]:
     return failure.place, not failure.proposing, failure.slide
 
 
-def _pale(looks: Sequence[Sequence[Look]], before: tuple[int, int] | None) -> Place | None:
-    """Return the first place with a pale patch, if it comes before a place."""
+def _rejected(looks: Sequence[Sequence[Look]], before: tuple[int, int] | None) -> tuple[Place, bool] | None:
+    """Return the first place with a patch that is rejected, if it comes before a place; and whether it is pale."""
     for seen in zip(*looks):
         first = seen[0]
         if before is not None and first.place >= before:
             return None
         if len({_identity(look) for look in seen}) > 1:
             raise SamplerError(f"the ranks that share a patch drew different ones: {_listed(seen)}")
+        claims = [look.claim for look in seen if look.claim is not None]
+        if claims and not _fits(claims):
+            return first.place, False
         if first.sums is not None and contrast_of_sums_is_low(sum(look.sums for look in seen)):
-            return first.place
+            return first.place, True
     if before is None and len({len(rank) for rank in looks}) > 1:
         raise SamplerError(f"the ranks that share a patch drew {', '.join(str(len(rank)) for rank in looks)}")
     return None
 
 
-def _identity(look: Look) -> tuple[Place, PatchInfo, bool]:
-    return look.place, replace(look.patch, tumour=False), look.sums is None
+def _fits(claims: Sequence[Claim]) -> bool:
+    """Return whether the strips of a label together show what was wanted."""
+    return functools.reduce(Shown.with_part, (claim.shown for claim in claims)).fits(claims[0].wanted)
+
+
+def _identity(look: Look) -> tuple[Place, PatchInfo, Wanted | None, bool]:
+    wanted = look.claim and look.claim.wanted
+    return look.place, replace(look.patch, tumour=False), wanted, look.sums is None
 
 
 def _listed(looks: Collection[Look]) -> str:

@@ -2,7 +2,7 @@
 
 A patch is a function of (seed, rank, batch index, place in the batch): each patch has its own generator. Where several
 ranks share a patch, `rank` is the number of their group (`utils.ranks.patch_group`). Each of them then reads its strip
-of image and label, and looks at the rest of the label only as far as it decides whether the patch is taken.
+of image and label, and what only the whole patch shows they compare (`samplers.agreement`).
 
 The first batch_size · batch_tumor_ratio patches of a batch are tumour patches. The fraction of that number is the
 chance of one more: of the batches of one patch with a ratio of 0.5, a random half are tumour patches.
@@ -19,10 +19,10 @@ import numpy as np
 
 from samplers.agreement import NO_RULING, Failure, Filled, Look, Place, Ruling
 from samplers.augment import Augmentation
-from samplers.labels.label_map import IGNORED, shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_AUGMENT, SEED_BATCH, SEED_TUMOUR, PatchInfo, SamplerConfig, SamplerError
 from samplers.reader import BadSlideError, OpenPair, PairReader
+from samplers.shown import Claim, Shown, Wanted
 from samplers.slides.part import Part
 from samplers.tissue import contrast_is_low, contrast_sums, patch_origin
 
@@ -31,42 +31,20 @@ MAX_PALE = 10  # proposals per patch that are rejected for low contrast; the nex
 
 
 class Pixels(NamedTuple):
-    """The label (h, w) and the image (h, w, 3) of a patch or a strip of it, uint8; whether the patch has tumour."""
+    """The label (h, w) and the image (h, w, 3) of a patch or a strip of it, uint8; and what its label shows.
+
+    `claim`: the rest of the label decides whether it fits.
+    """
 
     label: np.ndarray
     image: np.ndarray
-    tumour: bool
-
-
-class Shown(NamedTuple):
-    """What parts of a label show: numbers of pixels and of known ones, and whether some have tumour or are wanted."""
-
-    pixels: int
-    known: int
-    tumour: bool
-    wanted: bool
-
-    @classmethod
-    def by(cls, label: np.ndarray, wanted: int | str) -> Shown:
-        known = int(np.count_nonzero(label != IGNORED))
-        found = not isinstance(wanted, str) and bool((label == wanted).any())
-        return cls(label.size, known, bool(shows_tumour(label).any()), found)
-
-    def __add__(self, other: Shown) -> Shown:  # type: ignore[override] # not the sum of tuples
-        return Shown(
-            self.pixels + other.pixels,
-            self.known + other.known,
-            self.tumour or other.tumour,
-            self.wanted or other.wanted,
-        )
+    shown: Shown
+    claim: Claim | None
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A patch to try: its corner in level-0 pixels, and what its label must contain.
-
-    wanted: a class that at least one pixel must have, or "tumour" (any class above 0), or "none" (no class above 0).
-    """
+    """A patch to try: its corner in level-0 pixels, and what its label must contain (`Wanted.kind`)."""
 
     pair: SlidePair
     x_l0: int
@@ -76,25 +54,22 @@ class Proposal:
     def read(self, opened: OpenPair, parts: Sequence[Part | None] = (None,)) -> Pixels | None:
         """Return the first of the `parts` of the patch, which together are all of it; None if the label does not fit.
 
-        The label is read first, because it is cheaper and may rule the patch out.
+        The label is read first, because it is cheaper and may rule the patch out. Of several parts the other ones are
+        read only for tumour patches, which many proposals are not. All others nearly always fit, so that the ranks
+        that share a patch take them, and compare what their strips show (`agreement.ruling_after`).
         """
+        wanted = Wanted(self.wanted, opened.min_known)
         label = opened.read_label(self.x_l0, self.y_l0, parts[0])
-        shown = Shown.by(label, self.wanted)
-        for part in parts[1:]:
-            if shown.tumour and not opened.min_known and (isinstance(self.wanted, str) or shown.wanted):
-                break  # the rest changes nothing
-            shown += Shown.by(opened.read_label(self.x_l0, self.y_l0, part), self.wanted)
-        if not self.fits(shown, opened.min_known):
-            return None
-        return Pixels(label, opened.read_image(self.x_l0, self.y_l0, parts[0]), shown.tumour)
-
-    def fits(self, shown: Shown, min_known: float = 0.0) -> bool:
-        """Return whether the label of the patch shows what was wanted, and is known enough."""
-        if min_known and shown.known / shown.pixels < min_known:
-            return False
-        if isinstance(self.wanted, str):
-            return shown.tumour == (self.wanted == "tumour")
-        return shown.wanted
+        shown = Shown.by(label, wanted)
+        claim = None if len(parts) == 1 or wanted.kind == "tumour" else Claim(shown, wanted)
+        if claim is None:
+            for part in parts[1:]:
+                if shown.tumour and not wanted.min_known:
+                    break  # the rest changes nothing
+                shown = shown.with_part(Shown.by(opened.read_label(self.x_l0, self.y_l0, part), wanted))
+            if not shown.fits(wanted):
+                return None
+        return Pixels(label, opened.read_image(self.x_l0, self.y_l0, parts[0]), shown, claim)
 
 
 class DrawingSampler:
@@ -156,8 +131,8 @@ class DrawingSampler:
                 proposal = self._propose(draw, rng, tumour, place)
                 if proposal is None:
                     continue
-                if place in draw.ruling.pale:
-                    pale += 1
+                if place in draw.ruling.rejected:
+                    pale += draw.ruling.rejected[place]
                     continue
                 pixels = self.reader.read(proposal.pair, partial(proposal.read, parts=parts))
             except BadSlideError as error:
@@ -173,8 +148,8 @@ class DrawingSampler:
                 continue
             _write(augmentation, pixels, image_out, label_out)
             size_l0 = self.reader.geometry(proposal.pair)[0]
-            patch = PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, pixels.tumour)
-            return Look(place, patch, sums)
+            patch = PatchInfo(proposal.pair.name, proposal.x_l0, proposal.y_l0, size_l0, pixels.shown.tumour)
+            return Look(place, patch, sums, pixels.claim)
         failed = {failure.slide: failure.reason for failure in draw.failures.values()}
         raise SamplerError(
             f"batch {draw.index}: {MAX_TRIES} patches were drawn and none was suitable; failed slides: {failed}"

@@ -9,6 +9,7 @@ import pytest
 
 from samplers import PatchInfo, SamplerError
 from samplers.agreement import NO_RULING, Failure, Filled, Look, Place, Ruling, agreed, ruling_after
+from samplers.shown import Claim, Shown, Wanted
 from samplers.tissue import contrast_sums
 
 FLAT = np.full((32, 64, 3), 128, np.uint8)
@@ -42,9 +43,30 @@ def test_a_patch_is_pale_as_a_whole() -> None:
     half = [report(look(0, pixels=FLAT)), report(look(0))]
     assert ruling_after(half, NO_RULING) is None
     pale = [report(look(0), look(1, 2, FLAT))] * 2
-    assert ruling_after(pale, NO_RULING) == Ruling(pale=frozenset({(1, 2)}))
+    assert ruling_after(pale, NO_RULING) == Ruling(rejected={(1, 2): True})
     taken = [report(look(0), look(1, 11, None))] * 2  # after so many pale ones it is taken as it is
     assert ruling_after(taken, NO_RULING) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "strips", "fits"),
+    [
+        ("none", 0.0, [[0, 0], [0, 0]], True),
+        ("none", 0.0, [[0, 0], [0, 1]], False),
+        ("none", 0.5, [[0, 255], [0, 0]], True),
+        ("none", 0.5, [[0, 255], [255, 255]], False),
+        (2, 0.0, [[0, 1], [2, 0]], True),
+        (2, 0.0, [[0, 1], [1, 0]], False),
+    ],
+)
+def test_a_label_is_judged_as_a_whole(
+    kind: int | str, least: float, strips: list[list[int]], fits: bool
+) -> None:
+    wanted = Wanted(kind, least)
+    labels = [np.array([strip], np.uint8) for strip in strips]
+    looks = [replace(look(1), claim=Claim(Shown.by(label, wanted), wanted)) for label in labels]
+    found = ruling_after([report(look(0), seen) for seen in looks], NO_RULING)
+    assert found == (None if fits else Ruling(rejected={(1, 0): False}))
 
 
 def test_a_failure_of_one_rank_is_one_of_all_and_one_of_all_needs_no_ruling() -> None:
@@ -63,10 +85,10 @@ def test_the_earliest_place_goes_first() -> None:
     reports = [r._replace(failures=(both, *r.failures)) for r in reports]
     assert ruling_after(reports, NO_RULING) == Ruling((both, early))
     pale = [report(look(0, 0, FLAT), look(1, 1), failures=(late,)), report(look(0, 0, FLAT), look(1))]
-    assert ruling_after(pale, NO_RULING) == Ruling(pale=frozenset({(0, 0)}))
-    known = Ruling(pale=frozenset({(0, 0)}))
+    known = Ruling(rejected={(0, 0): True})
+    assert ruling_after(pale, NO_RULING) == known
     reports = [report(look(0, 1), look(1, 1), failures=(late,)), report(look(0, 1), look(1))]
-    assert ruling_after(reports, known) == Ruling((late,), known.pale)
+    assert ruling_after(reports, known) == Ruling((late,), known.rejected)
 
 
 def test_one_failure_counts_of_a_place_that_ranks_met_in_different_ways() -> None:

@@ -23,8 +23,8 @@ CLOCK = ("images_per_second", "sampler_wait", "seconds")
 
 def command(demo: Path, log_dir: Path, *others: str) -> list[str | Path]:
     words = (
-        "--model deeplab --img_size 192 --batch_size 3 --num_steps 240 --val_split 0.34 --validation_patches 6 "
-        "--log_every 60 --validate_every 120 --checkpoint_every 12 --keep_checkpoints 9 --freeze_bn 0 --hard_mining "
+        "--model deeplab --img_size 192 --batch_size 3 --num_steps 120 --val_split 0.34 --validation_patches 6 "
+        "--log_every 30 --validate_every 60 --checkpoint_every 12 --keep_checkpoints 9 --freeze_bn 0 --hard_mining "
         "--hard_mining_threshold 0.4 --class_weights balanced --batch_tumor_ratio 0.6 --learning_rate 0.01 "
         "--deterministic"
     )
@@ -82,15 +82,12 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
     shutil.copytree(stopped, log_dir)
     assert "differs" not in run(command(demo, log_dir, *words), ranks)
     assert_same_metrics(log_dir, whole)
-    found, expected = state(log_dir, 240), state(whole, 240)
+    found, expected = state(log_dir, 120), state(whole, 120)
     assert len(found["ranks"]) == 2
     assert found["ranks"] == expected["ranks"]
     weights = [json.loads((folder / "labels.json").read_text())["weights"] for folder in (log_dir, whole)]
     assert weights[0] == weights[1]
     assert weights[0] != [1, 1]
-    for picture in (whole / "samples").iterdir():
-        pixels = [cv2.imread(str(folder / "samples" / picture.name)) for folder in (log_dir, whole)]
-        np.testing.assert_array_equal(*pixels)
     panels = sorted(path.relative_to(whole) for path in (whole / "pictures").rglob("*.png"))
     assert panels
     for path in panels:
