@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -12,7 +14,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers import Batch, SamplerConfig, SamplerError, SlidePair, training_loader, validation_loader
+from samplers import Batch, SamplerConfig, SamplerError, SlidePair, surf, training_loader, validation_loader
 from samplers.augment import Augmentation
 from samplers.labels.label_map import LabelMap
 from samplers.reader import OpenPair
@@ -285,3 +287,25 @@ def test_a_slide_that_fails_on_one_rank_alone_is_left_out_by_all(
     batches = joined(found)
     assert len(batches) == 10
     assert "tumor_2" not in {patch.slide for batch in batches for patch in batch.patches}
+
+
+def test_a_read_that_fails_once_on_one_rank_changes_nothing(
+    pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it comes while the place of a patch is drawn: the second attempt draws the same place."""
+    config = replace(CONFIG, img_size=24, bb_downsample=9)
+    slides = [make_slide(pairs[0].slide.parent, "tumor_9", [(300, 200, 420, 330)], downsamples=(1, 60))]
+    expected = whole_batches(slides, config, 5)
+    point, calls, first = surf._point, itertools.count(), []
+
+    def failing(opened: OpenPair, *arguments: object) -> object:
+        found = point(opened, *arguments)  # type: ignore[arg-type]
+        first.append(threading.get_ident())
+        if threading.get_ident() == first[0] and next(calls) % 2 == 0:
+            raise OSError("lost for a moment")
+        return found
+
+    monkeypatch.setattr(surf, "_point", failing)
+    found, _ = group_batches(slides, config, 2, 5)
+    assert_same(joined(found), expected)
+    assert next(calls) > 5
