@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
+from tests.helpers.tiny_slides import overwrite_tile
 from training.resume import read_metrics
 from utils.cli import EXIT_STOPPED
 
@@ -21,14 +22,14 @@ TOY = "tests/helpers/toy_pixels.py"
 CLOCK = ("images_per_second", "sampler_wait", "seconds")
 
 
-def command(demo: Path, log_dir: Path, *others: str) -> list[str | Path]:
+def command(data: Path, log_dir: Path, *others: str) -> list[str | Path]:
     words = (
         "--model deeplab --img_size 192 --batch_size 3 --num_steps 120 --val_split 0.34 --validation_patches 6 "
         "--log_every 30 --validate_every 60 --checkpoint_every 12 --keep_checkpoints 9 --freeze_bn 0 --hard_mining "
         "--hard_mining_threshold 0.4 --class_weights balanced --batch_tumor_ratio 0.6 --learning_rate 0.01 "
-        "--deterministic"
+        "--deterministic --max_bad_slides 1"
     )
-    folders = ["--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir]
+    folders = ["--slide_path", data / "slides", "--label_path", data / "masks", "--log_dir", log_dir]
     return [TOY, *words.split(), *folders, *others]
 
 
@@ -54,18 +55,28 @@ def state(log_dir: Path, step: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torn(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo slides, one of which has a damaged tile, which only some strips meet."""
+    folder = tmp_path_factory.mktemp("torn")
+    for name in ("slides", "masks"):
+        shutil.copytree(demo / name, folder / name)
+    overwrite_tile(sorted((folder / "slides").iterdir())[0], 4, b"\xff\xd9")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(torn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log_dir of a run on 2 ranks with whole patches."""
     log_dir = tmp_path_factory.mktemp("whole") / "log"
-    run(command(demo, log_dir), 2)
+    run(command(torn, log_dir), 2)
     return log_dir
 
 
 @pytest.fixture(scope="module")
-def stopped(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(torn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log_dir of a run on 4 ranks, two to a patch, of which one got a signal after a checkpoint."""
     log_dir = tmp_path_factory.mktemp("stopped") / "log"
-    process = start_python(command(demo, log_dir, "--ranks_per_patch", "2"), 4)
+    process = start_python(command(torn, log_dir, "--ranks_per_patch", "2"), 4)
     wait_for((log_dir / "checkpoints" / "step_000000012").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     [child for child in children if TOY in child.cmdline()][-1].send_signal(signal.SIGUSR1)
@@ -76,11 +87,11 @@ def stopped(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("ranks", "words"), [(4, ["--ranks_per_patch", "2"]), (2, [])])
 def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_with_whole_patches(
-    whole: Path, stopped: Path, demo: Path, tmp_path: Path, ranks: int, words: list[str]
+    whole: Path, stopped: Path, torn: Path, tmp_path: Path, ranks: int, words: list[str]
 ) -> None:
     log_dir = tmp_path / "log"
     shutil.copytree(stopped, log_dir)
-    assert "differs" not in run(command(demo, log_dir, *words), ranks)
+    assert "differs" not in run(command(torn, log_dir, *words), ranks)
     assert_same_metrics(log_dir, whole)
     found, expected = state(log_dir, 120), state(whole, 120)
     assert len(found["ranks"]) == 2
@@ -88,6 +99,7 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
     weights = [json.loads((folder / "labels.json").read_text())["weights"] for folder in (log_dir, whole)]
     assert weights[0] == weights[1]
     assert weights[0] != [1, 1]
+    assert any(row["bad_slides"] for row in read_metrics(log_dir))
     panels = sorted(path.relative_to(whole) for path in (whole / "pictures").rglob("*.png"))
     assert panels
     for path in panels:
