@@ -244,8 +244,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--ranks_per_patch",
         type=positive_int,
         default=1,
-        help="consecutive ranks that share each patch, of which each has a strip: the memory of a step is divided "
-        "among them, and the result is the same",
+        help="consecutive ranks that share each patch: each one has a strip of it and of the activations, and the "
+        "result is the same",
     )
     add(
         "--recompute",
