@@ -7,22 +7,18 @@ Workers run ahead as far as their rings in shared memory allow (`samplers.worker
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 
 import numpy as np
 
 from samplers.agreement import NO_RULING, Filled, Ruling, Sampler, agreed, ruling_after
 from samplers.patches import Batch, SamplerError
 from samplers.workers import ring
-from samplers.workers.ring import IGNORED_SIGNALS, Setup
+from samplers.workers.process import WorkerProcess, stop
+from samplers.workers.ring import Setup
 
 log = logging.getLogger(__name__)
 
@@ -30,70 +26,6 @@ log = logging.getLogger(__name__)
 # one of 50 workers has begun when it is told (each is at most ring.MAX_SLOTS batches ahead), so the timing does not
 # change the batches. Until then a batch that meets the damaged place of the slide draws again.
 DROP_AFTER = 256
-
-
-class _Worker:
-    """A started worker process. Raises OSError if the system does not start it or provides no memory."""
-
-    def __init__(self, number: int, setup: Setup) -> None:
-        self.number = number
-        root = str(Path(__file__).resolve().parents[2])
-        ring_fd = ring.create(setup.batch_size, setup.img_size, setup.slots, setup.height)
-        self.control, theirs = Pipe()
-        # Blocked signals stay blocked over fork and exec, so no signal of the batch system reaches the worker before
-        # the worker ignores it. Signals for this process arrive when they are unblocked below.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
-        try:
-            self.slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots, setup.height)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "samplers.workers.worker", str(theirs.fileno()), str(ring_fd)],
-                pass_fds=(theirs.fileno(), ring_fd),
-                stdin=subprocess.DEVNULL,
-                # `-m` searches the working directory first, so no module of the user can hide ours.
-                cwd=root,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-                    # The cores belong to TensorFlow: each worker has one thread for libvips and one for OpenBLAS.
-                    "VIPS_CONCURRENCY": "1",
-                    "OMP_NUM_THREADS": "1",
-                    # Keep the memory of a patch's buffers (some MB) instead of returning it to the system each
-                    # time: page faults took a tenth of the processor time (glibc only).
-                    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-                    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-                },
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            theirs.close()
-            os.close(ring_fd)
-
-    def death(self) -> SamplerError:
-        """Return an error that says how the process ended."""
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return SamplerError(f"sampler worker {self.number} closed its socket but is still running")
-        how = f"with exit code {code}"
-        if code < 0:
-            how = f"by signal {-code} ({signal.Signals(-code).name})"
-        if code == -signal.SIGKILL:
-            how += ": it was killed, or the memory was used up"
-        return SamplerError(f"sampler worker {self.number} (process {self.process.pid}) ended {how}")
-
-
-def _stop(workers: list[_Worker]) -> None:
-    """End the workers; kill those that have not ended after two seconds."""
-    for worker in workers:
-        worker.control.close()  # the worker notices it after its current batch
-    deadline = time.monotonic() + 2
-    for worker in workers:
-        try:
-            worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-    workers.clear()
 
 
 class Loader:
@@ -135,9 +67,9 @@ class Loader:
         self._gather = gather
         self._make_sampler = make_sampler
         self._sampler: Sampler | None = None  # only with processes=0
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._closed = False
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._finalizer = weakref.finalize(self, stop, self._workers)
         self._epoch = (
             0  # number of the iteration; batches that workers still send for an earlier one are ignored
         )
@@ -156,7 +88,7 @@ class Loader:
         setup = Setup(self._make_sampler, self._batch_size, self._img_size, self._height, slots, processes)
         try:
             for number in range(processes):
-                self._workers.append(_Worker(number, setup))
+                self._workers.append(WorkerProcess(number, setup))
         except OSError as error:
             self.close()
             raise SamplerError(f"a sampler worker could not be started: {error}") from error
@@ -236,7 +168,7 @@ class Loader:
     def _arrays(self, index: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
         return self._worker_of(index).slots[slot] if self._workers else self._here
 
-    def _worker_of(self, index: int) -> _Worker:
+    def _worker_of(self, index: int) -> WorkerProcess:
         return self._workers[index % len(self._workers)]
 
     def _fill_here(self, index: int, ruling: Ruling = NO_RULING) -> Filled:
@@ -261,7 +193,7 @@ class Loader:
         if epoch == self._epoch:
             self._ready[index] = (slot, filled)
 
-    def _send(self, worker: _Worker, message: object) -> None:
+    def _send(self, worker: WorkerProcess, message: object) -> None:
         try:
             worker.control.send(message)
         except OSError as error:

@@ -55,28 +55,18 @@ def state(log_dir: Path, step: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def torn(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo slides, one of which has a damaged tile, which only some strips meet."""
-    folder = tmp_path_factory.mktemp("torn")
-    for name in ("slides", "masks"):
-        shutil.copytree(demo / name, folder / name)
-    overwrite_tile(sorted((folder / "slides").iterdir())[0], 4, b"\xff\xd9")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(torn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log_dir of a run on 2 ranks with whole patches."""
     log_dir = tmp_path_factory.mktemp("whole") / "log"
-    run(command(torn, log_dir), 2)
+    run(command(demo, log_dir), 2)
     return log_dir
 
 
 @pytest.fixture(scope="module")
-def stopped(torn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log_dir of a run on 4 ranks, two to a patch, of which one got a signal after a checkpoint."""
     log_dir = tmp_path_factory.mktemp("stopped") / "log"
-    process = start_python(command(torn, log_dir, "--ranks_per_patch", "2"), 4)
+    process = start_python(command(demo, log_dir, "--ranks_per_patch", "2"), 4)
     wait_for((log_dir / "checkpoints" / "step_000000012").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     [child for child in children if TOY in child.cmdline()][-1].send_signal(signal.SIGUSR1)
@@ -87,11 +77,11 @@ def stopped(torn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("ranks", "words"), [(4, ["--ranks_per_patch", "2"]), (2, [])])
 def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_with_whole_patches(
-    whole: Path, stopped: Path, torn: Path, tmp_path: Path, ranks: int, words: list[str]
+    whole: Path, stopped: Path, demo: Path, tmp_path: Path, ranks: int, words: list[str]
 ) -> None:
     log_dir = tmp_path / "log"
     shutil.copytree(stopped, log_dir)
-    assert "differs" not in run(command(torn, log_dir, *words), ranks)
+    assert "differs" not in run(command(demo, log_dir, *words), ranks)
     assert_same_metrics(log_dir, whole)
     found, expected = state(log_dir, 120), state(whole, 120)
     assert len(found["ranks"]) == 2
@@ -99,13 +89,31 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
     weights = [json.loads((folder / "labels.json").read_text())["weights"] for folder in (log_dir, whole)]
     assert weights[0] == weights[1]
     assert weights[0] != [1, 1]
-    assert any(row["bad_slides"] for row in read_metrics(log_dir))
     panels = sorted(path.relative_to(whole) for path in (whole / "pictures").rglob("*.png"))
     assert panels
     for path in panels:
         first, second = (cv2.imread(str(folder / path)) for folder in (log_dir, whole))
         assert first.shape == second.shape
         assert (np.abs(first.astype(int) - second) > 8).mean() < 0.02
+
+
+def test_a_tile_that_breaks_is_left_out_by_all_ranks_of_a_group_and_none_waits(
+    demo: Path, tmp_path: Path
+) -> None:
+    data, log_dir = tmp_path / "data", tmp_path / "log"
+    for name in ("slides", "masks"):
+        shutil.copytree(demo / name, data / name)
+    process = start_python(command(data, log_dir, "--ranks_per_patch", "2"), 4)
+    wait_for((log_dir / "checkpoints" / "step_000000012").exists, process)
+    slide = Path(json.loads((log_dir / "splits.json").read_text())["train"][0]["slide"])
+    overwrite_tile(slide, 4, b"\xff\xd9")  # one of nine: most patches that meet it do so in one strip
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    assert read_metrics(log_dir)[-1]["step"] == 120
+    assert [row["bad_slides"] for row in read_metrics(log_dir) if row["split"] == "train"][-1] == 1
+    of_groups = [set(mine["dropped"]) for mine in state(log_dir, 120)["ranks"]]
+    assert {slide.stem} in of_groups
+    assert errors.count(f"bad slide, left out from now on: {slide.stem}") == 2 * sum(map(bool, of_groups))
 
 
 def test_ranks_that_cannot_be_divided_into_groups_are_refused(tmp_path: Path) -> None:
