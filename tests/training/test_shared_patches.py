@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
+from tests.helpers.lesion_slides import make_slide
 from tests.helpers.tiny_slides import overwrite_tile
 from training.resume import read_metrics
 from utils.cli import EXIT_STOPPED
@@ -97,16 +98,18 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
         assert (np.abs(first.astype(int) - second) > 8).mean() < 0.02
 
 
-def test_a_tile_that_breaks_is_left_out_by_all_ranks_of_a_group_and_none_waits(
-    demo: Path, tmp_path: Path
-) -> None:
+def test_tiles_that_break_are_left_out_by_all_ranks_of_a_group_and_none_waits(tmp_path: Path) -> None:
     data, log_dir = tmp_path / "data", tmp_path / "log"
     for name in ("slides", "masks"):
-        shutil.copytree(demo / name, data / name)
+        (data / name).mkdir(parents=True)
+    for i in range(3):
+        pair = make_slide(data / "slides", f"tumor_{i}")
+        shutil.move(str(pair.label), data / "masks")
     process = start_python(command(data, log_dir, "--ranks_per_patch", "2"), 4)
     wait_for((log_dir / "checkpoints" / "step_000000012").exists, process)
     slide = Path(json.loads((log_dir / "splits.json").read_text())["train"][0]["slide"])
-    overwrite_tile(slide, 4, b"\xff\xd9")  # one of nine: most patches that meet it do so in one strip
+    for number in range(5 * 16, 6 * 16):  # a row of tiles of 64 pixels, less than a strip
+        overwrite_tile(slide, number, b"\0")
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert read_metrics(log_dir)[-1]["step"] == 120
