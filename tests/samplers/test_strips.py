@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers import Batch, SamplerConfig, SamplerError, SlidePair, surf, training_loader, validation_loader
-from samplers.augment import Augmentation
 from samplers.labels.label_map import LabelMap
 from samplers.reader import OpenPair
 from samplers.slides.part import Part
@@ -167,19 +166,6 @@ def test_any_part_of_any_patch_is_cut_from_the_whole(
 def cut_pairs(pairs: list[SlidePair], tmp_path_factory: pytest.TempPathFactory) -> list[OpenPair]:
     jpeg = write_jpeg(tmp_path_factory.mktemp("jpeg") / "tumor_3.tif", texture(WIDTH, HEIGHT), SPACING)
     return [OpenPair(pair, CONFIG) for pair in [*pairs, replace(pairs[2], slide=jpeg)]]
-
-
-@given(st.integers(1, 40), st.data())
-def test_the_rows_of_every_turn_come_from_the_part_that_it_names(size: int, data: st.DataObject) -> None:
-    image = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    start, stop = data.draw(cut(size))
-    for turn in range(8):
-        table = np.random.default_rng(turn).integers(0, 256, (1, 256, 3), dtype=np.uint8)
-        augmentation = Augmentation(turn, table)
-        whole, strip = np.empty_like(image), np.empty((stop - start, size, 3), np.uint8)
-        augmentation.image(image, whole)
-        augmentation.image(image[augmentation.source_of(start, stop, size).slices], strip)
-        np.testing.assert_array_equal(strip, whole[start:stop])
 
 
 def pale_slide(folder: Path) -> SlidePair:
