@@ -116,7 +116,9 @@ def test_tiles_that_break_are_left_out_by_all_ranks_of_a_group_and_none_waits(tm
     assert [row["bad_slides"] for row in read_metrics(log_dir) if row["split"] == "train"][-1] == 1
     of_groups = [set(mine["dropped"]) for mine in state(log_dir, 120)["ranks"]]
     assert {slide.stem} in of_groups
-    assert errors.count(f"bad slide, left out from now on: {slide.stem}") == 2 * sum(map(bool, of_groups))
+    assert errors.count(f"] warning: bad slide, left out from now on: {slide.stem}") == 2 * sum(
+        map(bool, of_groups)
+    )
 
 
 def test_ranks_that_cannot_be_divided_into_groups_are_refused(tmp_path: Path) -> None:
