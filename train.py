@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
     train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
-    config = sampler_config(options, label_map)
+    config = sampler_config(options, label_map, world.group)
     labels = RunLabels.of(options, config, train_pairs, val_pairs, facts, world, resumed)
 
     # 3. Model and optimizer.
@@ -113,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
         log = stack.enter_context(
             RunLog(log_dir if world.is_first else None, options.num_steps, progress.step)
         )
-        shared = world.rank, world.size, options.sample_processes
-        start = progress.next_batch, progress.dropped
-        train_loader = stack.enter_context(training_loader(train_pairs, config, *shared, *start))
+        share = world.group.index, world.group.count, options.sample_processes
+        start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
+        train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
         val_loader = stack.enter_context(
-            world.all_or_none(lambda: validation_loader(val_pairs, config, *shared))
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather))
         )
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)

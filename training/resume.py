@@ -16,7 +16,7 @@ from utils.files import write_atomically
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
-    *("recompute", "memory_report", "jit"),
+    *("recompute", "ranks_per_patch", "memory_report", "jit"),
 }
 
 

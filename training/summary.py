@@ -26,7 +26,8 @@ def start_summary(
             "model": f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes",
             "slides": f"{slides[0]} for training, {slides[1]} for validation",
             "labels": labels,
-            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per rank",
+            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per "
+            f"{'rank' if options.ranks_per_patch == 1 else f'group of {options.ranks_per_patch} ranks'}",
             "ranks": environment["ranks"],
             "devices": environment["devices"],
             "dtype": options.mixed_precision,

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from utils.ranks.patch_group import PatchGroup
+
 try:
     import horovod.tensorflow as hvd
 except ImportError:  # a group of one needs none
@@ -18,13 +20,9 @@ except ImportError:  # a group of one needs none
 
 
 @dataclass(frozen=True)
-class Group:
-    """`size` consecutive ranks that share a patch: this is `rank` of them, in the group `index` of `count`."""
+class Group(PatchGroup):
+    """A group with Horovod's process set for it."""
 
-    rank: int = 0
-    size: int = 1
-    index: int = 0
-    count: int = 1
     process_set: Any = None  # Horovod's
     # How often a name was used in a graph; so a layer that runs again in the same graph gets another one.
     _names: Any = field(default_factory=weakref.WeakKeyDictionary, compare=False, repr=False)

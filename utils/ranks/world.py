@@ -23,6 +23,7 @@ from utils.doctor import version_of
 from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
+from utils.ranks.patch_group import PatchGroup
 from utils.ranks.single import Ranks
 
 try:
@@ -56,6 +57,11 @@ class World(Ranks):
 
     def gather(self, value: T) -> list[T]:
         return hvd.allgather_object(value) if self.size > 1 else [value]
+
+    def gather_in_group(self, value: T) -> list[T]:
+        if self.ranks_per_patch == 1:
+            return [value]
+        return hvd.allgather_object(value, name="group", process_set=self.process_set)
 
     def broadcast(self, value: T) -> T:
         return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
@@ -184,11 +190,7 @@ def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) 
     divided into groups of `ranks_per_patch`.
     """
     rank, launched = launcher_rank()
-    if launched % ranks_per_patch:
-        raise UserError(
-            f"--ranks_per_patch {ranks_per_patch} does not divide the number of ranks, which is {launched}: start "
-            f"{-(-launched // ranks_per_patch) * ranks_per_patch} ranks with the launcher"
-        )
+    PatchGroup.of(rank, launched, ranks_per_patch)
     if not use_horovod:
         if launched > 1:
             raise UserError(
