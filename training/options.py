@@ -254,13 +254,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "result is the same",
     )
     add(
-        "--ranks_per_patch",
-        type=positive_int,
-        default=1,
-        help="consecutive ranks that share each patch: each one has a strip of it and of the activations, and the "
-        "result is the same",
-    )
-    add(
         "--recompute",
         choices=RECOMPUTE,
         default="none",
