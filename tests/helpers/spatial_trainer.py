@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from typing import Any
 
@@ -26,12 +27,11 @@ from training.options import build_parser
 from training.trainer import Trainer
 from utils.ranks.world import World, init_world
 
-STEPS, SIZE = 2, 384
+STEPS = 2
 TINY = 1e-12  # biases before a batch norm stay 0 but for rounding
 CASES = {
     "plain": [],
-    "frozen": ["--loss", "dice"],
-    "recompute": ["--recompute", "full"],
+    "frozen": ["--loss", "dice", "--recompute", "full"],
 }
 
 
@@ -43,27 +43,27 @@ def build(name: str, size: None, classes: int, bn_momentum: float, batch_norm: A
     return model
 
 
-def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return one image and its label, of which a part is ignored."""
     rng = np.random.default_rng(index)
-    coarse = rng.integers(0, 255, (1, SIZE // 16, SIZE // 16, 3)).astype(np.uint8)
+    coarse = rng.integers(0, 255, (1, size // 16, size // 16, 3)).astype(np.uint8)
     images = coarse.repeat(16, axis=1).repeat(16, axis=2)
     labels = (images[..., 0] > 127).astype(np.uint8)
-    labels[:, SIZE // 3 :, : SIZE // 2] = 255
+    labels[:, size // 3 :, : size // 2] = 255
     return images, labels
 
 
-def train(case: str, world: World) -> dict[str, Any]:
+def train(case: str, world: World, size: int) -> dict[str, Any]:
     """Return what this rank has after some steps and one evaluation: losses, counts, classes, weights, collectives."""
-    rows = slice(*even_strips(SIZE, world.group.size)[world.group.rank])
-    options = build_parser().parse_args([*CASES[case], "--img_size", str(SIZE), "--optimizer", "sgd"])
+    rows = slice(*even_strips(size, world.group.size)[world.group.rank])
+    options = build_parser().parse_args([*CASES[case], "--img_size", str(size), "--optimizer", "sgd"])
     trainer = Trainer(options, 2, world)
     loss = trainer.loss
     trainer.loss = lambda labels, logits: tf.cast(loss(labels, logits), tf.float32)
     trainer.synchronise()
     steps = []
     for index in range(STEPS):
-        images, labels = (np.ascontiguousarray(x[:, rows]) for x in batch(index))
+        images, labels = (np.ascontiguousarray(x[:, rows]) for x in batch(index, size))
         if case == "frozen":
             trainer.update_precise_bn(images, 1 / (index + 1))
         steps.append(trainer.train_step(images, labels, 1e-2, index, case == "frozen"))
@@ -93,11 +93,12 @@ def collectives(graph: Any) -> list[str]:
 
 def compare(case: str, world: World) -> dict[str, float]:
     """Collective: return on rank 0 what differs between the ranks, and between all of them and one process."""
-    ranks = world.gather(train(case, world))
+    size = math.lcm(128, world.group.size)
+    ranks = world.gather(train(case, world, size))
     first = ranks[0]
     if not world.is_first:
         return {}
-    alone = train(case, World())
+    alone = train(case, World(), size)
     whole = {key: sum(rank[key] for rank in ranks) for key in ("confusion", "histogram", "images")}
     classes = np.concatenate([rank["classes"] for rank in ranks], 1)
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.launch import run_python
+from tests.helpers.launch import QUICK_EXCHANGES, run_python
 from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks.world import World, init_world
@@ -18,9 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "spatial_trainer.py"
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_steps_precise_statistics_and_evaluations_are_those_of_one_process(ranks):
-    done = run_python(
-        [SCRIPT, str(ranks), "plain", "frozen", "recompute"], ranks=ranks, HOROVOD_CYCLE_TIME="1"
-    )
+    done = run_python([SCRIPT, str(ranks), "plain", "frozen"], ranks=ranks, **QUICK_EXCHANGES)
     assert done.returncode == 0, done.stderr
     for case, found in json.loads(done.stdout.strip().splitlines()[-1]).items():
         assert found["loss"] < 1e-6, case  # float32

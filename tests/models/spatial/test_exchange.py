@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from models.spatial.exchange import _sum_of, take_rows
-from tests.helpers.launch import run_python
+from tests.helpers.launch import QUICK_EXCHANGES, run_python
 from utils.ranks.group import Group
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "row_exchange.py"
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[2] / "helpers" / "row_exchange.py"
 @pytest.mark.parametrize(("ranks", "per_patch"), [(2, 2), (3, 3), (4, 2)])
 def test_rows_come_as_they_are_and_gradients_go_back(ranks, per_patch):
     """With strips lower than the halo, and a rank that others need nothing of; <Ax, y> = <x, A'y>."""
-    done = run_python([SCRIPT, str(per_patch)], ranks=ranks, HOROVOD_CYCLE_TIME="1")
+    done = run_python([SCRIPT, str(per_patch)], ranks=ranks, **QUICK_EXCHANGES)
     assert done.returncode == 0, done.stderr
     for case, result in json.loads(done.stdout.strip().splitlines()[-1]).items():
         assert result["wrong_rows"] == 0, case

@@ -12,7 +12,7 @@ import tf_keras as keras
 
 from models.spatial.network import Spatial, spatial_runner
 from models.spatial.rows import Strips
-from tests.helpers.launch import run_python
+from tests.helpers.launch import QUICK_EXCHANGES, run_python
 from utils.ranks.group import Group
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "spatial_steps.py"
@@ -34,12 +34,7 @@ SLOW = [
 @functools.lru_cache
 def found(ranks: int, per_patch: int, cases: tuple[str, ...]) -> dict[str, Any]:
     """Return what spatial_steps.py prints; it starts once for all cases."""
-    quiet = {
-        "HOROVOD_CYCLE_TIME": "1",
-        "HOROVOD_CACHE_CAPACITY": "16384",
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-    }
-    done = run_python([SCRIPT, str(per_patch), *cases], ranks=ranks, timeout=3600, **quiet)
+    done = run_python([SCRIPT, str(per_patch), *cases], ranks=ranks, timeout=3600, **QUICK_EXCHANGES)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
