@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--mixed_precision",
         choices=PRECISIONS,
-        help="number format that the network computes in (default: that of the training); exported models keep theirs",
+        help="number format that the network computes in (default: that of the training)",
     )
     add = parser.add_argument_group("lesions").add_argument
     add(

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from models import load_weights
     from training.checkpoint import Checkpointer
     from training.loop import Loop
+    from training.precision import settle_precision
     from training.profiler import Profiler
     from training.progress import Progress
     from training.run_log import RunLog
@@ -71,9 +72,10 @@ def run(options: argparse.Namespace) -> int:
     from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
-    world = init_world(options.horovod, alone=options.accumulate_steps == 1)
+    world = init_world(options.horovod, options.accumulate_steps == 1, options.ranks_per_patch)
     devices = devices_of_rank(world, options.no_cuda)
     check_device_options(options, bool(devices))
+    settle_precision(options, bool(devices), world)
     if options.memory_report:
         found = world.on_rank_0(lambda: memory.report(options, world.local_size, bool(devices)))
         sys.stdout.write(f"{found}\n" if world.is_first else "")
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
     train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
-    config = sampler_config(options, label_map)
+    config = sampler_config(options, label_map, world.group)
     labels = RunLabels.of(options, config, train_pairs, val_pairs, facts, world, resumed)
 
     # 3. Model and optimizer.
@@ -111,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
         log = stack.enter_context(
             RunLog(log_dir if world.is_first else None, options.num_steps, progress.step)
         )
-        shared = world.rank, world.size, options.sample_processes
-        start = progress.next_batch, progress.dropped
-        train_loader = stack.enter_context(training_loader(train_pairs, config, *shared, *start))
+        share = world.group.index, world.group.count, options.sample_processes
+        start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
+        train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
         val_loader = stack.enter_context(
-            world.all_or_none(lambda: validation_loader(val_pairs, config, *shared))
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather))
         )
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
@@ -162,7 +164,7 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     if loop.progress.step > start or not exported:
         log.say("exporting the model ...")
         if world.is_first:
-            export_model(trainer.model_name, trainer.model, log_dir / "model", class_names)
+            export_model(loop.options, trainer.model, log_dir / "model", class_names)
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))

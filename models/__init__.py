@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import tf_keras as keras
 
     from models.pretrained import LoadReport
+    from models.recompute import Run
 
 CLASSES_FILE = "classes.json"  # in the folder of an exported model: a list of names for each class
 
@@ -107,21 +108,23 @@ def normalise(name: str, images: tf.Tensor | np.ndarray) -> tf.Tensor:
 
 
 def training_network(
-    name: str, model: keras.Model, recompute: str = "none"
+    name: str, model: keras.Model, recompute: str = "none", run: Run | None = None
 ) -> Callable[[tf.Tensor, bool], tf.Tensor]:
     """Return `model` as a function of uint8 RGB (B, H, W, 3) and whether it is training → float32 logits (B, H, W, C).
 
     `recompute`: "none" keeps all activations for the gradient, "blocks" what goes between blocks, "full" the
-    images only, see models.recompute.
+    images only, see models.recompute. `run` runs the model, or blocks of it, in another way than Keras: on strips of
+    the images, see models.spatial.
     """
-    prepare = _normaliser(name)
-    if recompute == "none":
-        return lambda images, training: model(prepare(images), training=training)
     from models import deeplab, efficientdet
-    from models.recompute import Recomputed
+    from models.recompute import Recomputed, call_model
+
+    prepare, run = _normaliser(name), run or call_model
+    if recompute == "none":
+        return lambda images, training: run(model, prepare(images), training)
 
     block_of = (efficientdet if isinstance(lookup(name), EfficientDetRow) else deeplab).block_of
-    return Recomputed(model, block_of, prepare, sparse=recompute == "full")
+    return Recomputed(model, block_of, prepare, recompute == "full", run)
 
 
 def serving_model(name: str, model: keras.Model) -> keras.Model:

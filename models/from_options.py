@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     import tf_keras as keras
 
 PRECISIONS = ("float32", "float16", "bfloat16")  # choices of --mixed_precision
+AUTO = "auto"  # one more of train.py, which settles it before a network is built
 NETWORK_OPTIONS = ("model", "fpn_min_level", "fpn_cells", "output_stride")  # decide which variables there are
 
 
 def set_precision(precision: str) -> None:
-    """Let layers that are built from now on compute in one of PRECISIONS. Their variables stay float32."""
+    """Let layers that are built from now on compute in one of PRECISIONS. Their variables stay float32.
+
+    AUTO that nobody settled is float32.
+    """
     import tf_keras as keras
 
-    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+    whole = precision in ("float32", AUTO)
+    keras.mixed_precision.set_global_policy("float32" if whole else f"mixed_{precision}")
 
 
 def network_from_options(

@@ -19,8 +19,14 @@ import tf_keras as keras
 from models.layers import current_draw, drawing
 
 Tensors = dict[str, tf.Tensor]  # by the name of the layer that they come from
+Run = Callable[[keras.Model, Any, bool], Any]  # a model, its inputs, training → its outputs
 
 PART = 8  # blocks whose inputs are kept at a time, where not those of all blocks are
+
+
+def call_model(model: keras.Model, inputs: Any, training: bool) -> Any:
+    """Run a model as Keras does."""
+    return model(inputs, training=training)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Recomputed:
     `prepare` makes the model's input of the images (B, H, W, 3), which are kept as they are; it runs again too.
     With `sparse` not even what goes from block to block is kept: of every half of the blocks what comes before
     it is computed again, and so on until there are PART of them (Griewank, 1992), for log(blocks) forward passes.
-    For graphs (tf.function): it is their control dependencies that keep the order.
+    `run` runs a block. For graphs (tf.function): it is their control dependencies that keep the order.
     """
 
     def __init__(
@@ -81,10 +87,11 @@ class Recomputed:
         block_of: Callable[[str], str],
         prepare: Callable[[tf.Tensor], tf.Tensor],
         sparse: bool = False,
+        run: Run = call_model,
     ) -> None:
         self.blocks = split(model, block_of)
         self.start, self.end = model.layers[0].name, self.blocks[-1].outputs[0]
-        self.prepare, self.sparse = prepare, sparse
+        self.prepare, self.sparse, self.run = prepare, sparse, run
         self.norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
     def __call__(self, images: tf.Tensor, training: bool) -> tf.Tensor:
@@ -115,7 +122,7 @@ class Recomputed:
 
     def outputs(self, block: Block, tensors: Tensors, training: bool) -> list[tf.Tensor]:
         inputs = [self.prepare(tensors[n]) if n == self.start else tensors[n] for n in block.inputs]
-        return tf.nest.flatten(block.model(inputs, training=training))
+        return tf.nest.flatten(self.run(block.model, inputs, training))
 
 
 class _Backward:

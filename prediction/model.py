@@ -16,9 +16,10 @@ import numpy as np
 
 from models import CLASSES_FILE
 from models.catalog import MODELS
-from models.from_options import NETWORK_OPTIONS, network_from_options, set_precision
+from models.from_options import AUTO, NETWORK_OPTIONS, network_from_options, set_precision
 from samplers.labels.label_map import class_names
 from utils.cli import UserError
+from utils.cpu import computes_bfloat16
 
 EXPORTED, STATE = "saved_model.pb", "state.json"
 
@@ -146,10 +147,15 @@ class Predictor:
 
         from prediction.exported import load_exported
 
+        precision = precision or source.options.get("mixed_precision")
         if source.is_exported:
             model = load_exported(source.path, trust)
+            if (
+                precision == "bfloat16" and computes_bfloat16()
+            ):  # exported models compute in float32 by themselves
+                tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
         else:
-            model = _load_checkpoint(source, precision or source.options["mixed_precision"])
+            model = _load_checkpoint(source, precision or AUTO)
 
         def planes(images: tf.Tensor) -> tf.Tensor:
             probabilities = _averaged(model, images) if tta else model(images)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from samplers.slides.part import Part
+
 # Optical density of the stains in red, green and blue (Ruifrok and Johnston 2001, table 1).
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 BRIGHTNESS = 0.05  # the optical densities of all channels are shifted by ± this
@@ -58,17 +60,27 @@ class Augmentation:
         table = 255 * np.exp(-(_DENSITY[:, None] * gain + shift))  # (256, 3)
         return cls(turn, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
 
+    def source_of(self, start: int, stop: int, size: int) -> Part:
+        """Return the part of the patch, before it is augmented, that becomes its rows `start` to `stop`.
+
+        The patch is a square of `size` pixels.
+        """
+        # Of a transposed patch a row was a column, which a flip along x has moved, otherwise one along y.
+        if self.turn & (1 if self.turn & 4 else 2):
+            start, stop = size - stop, size - start
+        return Part(0, size, start, stop) if self.turn & 4 else Part(start, stop, 0, size)
+
     def image(self, image: np.ndarray, out: np.ndarray) -> None:
-        """Write the augmented image to `out`; both are uint8 (H, H, 3)."""
+        """Write the augmented image, uint8 (h, w, 3), to `out`: a patch, or a part as `source_of` gives it."""
         _turn(cv2.LUT(image, self.table), self.turn, out)
 
     def label(self, label: np.ndarray, out: np.ndarray) -> None:
-        """Write the label, turned like the image, to `out`; both are uint8 (H, H)."""
+        """Write the label, uint8 (h, w), turned like the image, to `out`."""
         _turn(label, self.turn, out)
 
 
 def _turn(image: np.ndarray, turn: int, out: np.ndarray) -> None:
-    """Write the square image, flipped along x (bit 0) and y (bit 1), then transposed (bit 2), to `out`."""
+    """Write the image, flipped along x (bit 0) and y (bit 1), then transposed (bit 2), to `out`."""
     flips = (turn & 1, turn >> 1 & 1)
     target = np.empty_like(image) if turn & 4 else out
     if any(flips):

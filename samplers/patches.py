@@ -5,12 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from samplers.labels.label import LabelMap
 from samplers.pairs.pairing import SlidePair
+from utils.ranks.patch_group import Rows, Strip
 
 # The first word of each seed, so that the draws for different purposes are independent.
 SEED_BATCH, SEED_SHARE, SEED_VALIDATION, SEED_AUGMENT, SEED_TUMOUR = 1, 2, 3, 4, 5
@@ -43,6 +43,12 @@ class SamplerConfig:
     annotation_weighting: str = "balanced"
     max_bad_slides: float = 0.01
     max_validation_patches: int = 512
+    strip: Strip | None = None
+
+    @property
+    def strips(self) -> Strip:
+        """Return the strip of this rank, which is the whole patch unless several ranks share it."""
+        return self.strip or Strip(0, (Rows(0, self.img_size),))
 
     def bad_slides_allowed(self, slides: int) -> int:
         if 0 < self.max_bad_slides < 1:
@@ -66,28 +72,15 @@ class PatchInfo:
 
 @dataclass
 class Batch:
-    """One batch of one rank. The arrays may be views of memory that the next batch overwrites."""
+    """One batch of one rank. The arrays may be views of memory that the next batch overwrites.
+
+    H is the height of the rank's strip if several ranks share a patch. `patches` are the whole ones.
+    """
 
     index: int
     images: np.ndarray  # uint8 (B, H, W, 3)
     labels: np.ndarray  # uint8 (B, H, W)
     patches: list[PatchInfo]
-
-
-class Sampler(Protocol):
-    """Fills batches. The result depends only on the index and on the slides that `drop` has excluded."""
-
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
-        """Write batch `index` to images (B, H, W, 3) and labels (B, H, W), uint8.
-
-        Returns its patches (fewer than B in the last batch of a validation) and the slides that could not be read,
-        as name → reason. Raises SamplerError if there is no patch of the wanted kind.
-        """
-
-    def drop(self, slide: str, index: int) -> None:
-        """Draw nothing from this slide from batch `index` on."""
 
 
 def name_seed(name: str) -> int:

@@ -15,6 +15,7 @@ from samplers.labels.label_map import IGNORED, shows_tumour
 from samplers.pairs.pairing import SlidePair, map_of
 from samplers.patches import SamplerConfig
 from samplers.slides.errors import DataError
+from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
@@ -59,15 +60,16 @@ class OpenPair:
             self.slide.close()
             raise
 
-    def read_label(self, x_l0: int, y_l0: int) -> np.ndarray:
-        """Return the classes of the patch at a corner in level-0 pixels: uint8 (H, W)."""
-        return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, self.downsample)
+    def read_label(self, x_l0: int, y_l0: int, part: Part | None = None) -> np.ndarray:
+        """Return the classes of the patch at a corner in level-0 pixels, or of a part of it: uint8 (H, W)."""
+        return self.label.read_at(x_l0, y_l0, self.img_size, self.img_size, self.downsample, part)
 
-    def read_image(self, x_l0: int, y_l0: int) -> np.ndarray:
-        """Return the image of the patch at a corner in level-0 pixels: uint8 RGB (H, W, 3)."""
+    def read_image(self, x_l0: int, y_l0: int, part: Part | None = None) -> np.ndarray:
+        """Return the image of the patch at a corner in level-0 pixels, or of a part of it: uint8 RGB (H, W, 3)."""
         if self.downsample == 1:
-            return self.slide.read(x_l0, y_l0, self.img_size, self.img_size)
-        return self.slide.read_at(x_l0, y_l0, self.img_size, self.img_size, self.spacing)
+            part = part or Part(0, self.img_size, 0, self.img_size)
+            return self.slide.read(x_l0 + part.left, y_l0 + part.top, part.width, part.height)
+        return self.slide.read_at(x_l0, y_l0, self.img_size, self.img_size, self.spacing, part)
 
     @property
     def held_bytes(self) -> int:

@@ -91,7 +91,13 @@ class SurfSampler(DrawingSampler):
         wanted = "tumour" if tumour else "none"
         pair, regions = self._draw_slide(rng, wanted, skip)
         cells = regions.free if wanted == "none" else regions.tumour
-        point = self.reader.read(pair, lambda opened: _point(opened, regions.cell, cells, wanted, rng))
+        state = rng.bit_generator.state
+
+        def point_of(opened: OpenPair) -> tuple[float, float] | None:
+            rng.bit_generator.state = state  # a second attempt to read draws the same point
+            return _point(opened, regions.cell, cells, wanted, rng)
+
+        point = self.reader.read(pair, point_of)
         return point and self.centred(pair, *point, wanted)
 
     def _draw_slide(

@@ -48,6 +48,29 @@ def contrast_is_low(image: np.ndarray) -> bool:
     return float(cv2.meanStdDev(image)[1].mean()) < MIN_CONTRAST
 
 
+def contrast_sums(pixels: np.ndarray, top: int) -> np.ndarray:
+    """Return what `contrast_is_low` needs of a part of an image, such that the parts' sums are those of the whole.
+
+    pixels: uint8 (h, w, 3), whose first row is the image's row `top`. Returns int64 (2, 7), of every eighth row of the
+    image and of all rows: number of pixels, then by channel the sum of the values and of their squares.
+    """
+    rows = []
+    for chosen in (pixels[-top % 8 :: 8], pixels):
+        count = chosen.shape[0] * chosen.shape[1]
+        mean, deviation = (v.ravel() for v in cv2.meanStdDev(chosen)) if count else np.zeros((2, 3))
+        # Whole numbers below 2^53: what they lost in the division comes back by rounding.
+        rows.append([count, *np.rint(mean * count), *np.rint((deviation**2 + mean**2) * count)])
+    return np.array(rows).astype(np.int64)
+
+
+def contrast_of_sums_is_low(sums: np.ndarray) -> bool:
+    """Return `contrast_is_low` of an image from the added `contrast_sums` of its parts."""
+    inverse = 1.0 / sums[:, :1]
+    mean = sums[:, 1:4] * inverse
+    rough, exact = np.sqrt(np.maximum(sums[:, 4:] * inverse - mean**2, 0)).mean(axis=1)
+    return bool((rough if abs(rough - MIN_CONTRAST) > 5 else exact) < MIN_CONTRAST)
+
+
 def patch_origin(centre_l0: float, size_l0: int, extent_l0: int) -> int:
     """Return the start of a patch centred on a point and moved inside the slide, on one axis in level-0 pixels."""
     return int(min(max(round(centre_l0 - size_l0 / 2), 0), extent_l0 - size_l0))

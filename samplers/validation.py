@@ -6,15 +6,18 @@ The list depends on the slides and the configuration, not on the number of ranks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
 
+from samplers.agreement import NO_RULING, Failure, Filled, Look, Place, Ruling
 from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
 from samplers.slides.errors import DataError
+from samplers.slides.part import Part
 from samplers.tissue import window_sums, windows_of
 
 MIN_TISSUE = 0.1  # fraction of a patch
@@ -76,29 +79,32 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
 
 
 class GridSampler:
-    """Reads a fixed list of patches batch by batch, see `patches.Sampler`. The last batch may be smaller."""
+    """Reads a fixed list of patches batch by batch, see `agreement.Sampler`. The last batch may be smaller."""
 
     def __init__(self, items: Sequence[Item], config: SamplerConfig) -> None:
         self._items = items
         self._reader = PairReader(config)
+        self._part = None if config.strips.is_whole else Part(*config.strips.rows, 0, config.img_size)
 
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
-        patches: list[PatchInfo] = []
-        failed: dict[str, str] = {}
-        for pair, patch in self._items[index * len(images) : (index + 1) * len(images)]:
-            corner = patch.x_l0, patch.y_l0
-            try:
-                label = self._reader.read(pair, lambda opened: opened.read_label(*corner))  # noqa: B023
-                image = self._reader.read(pair, lambda opened: opened.read_image(*corner))  # noqa: B023
-            except BadSlideError as error:
-                failed[pair.name] = error.reason
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
+        failures: list[Failure] = []
+        looks: list[Look] = []
+        for slot, (pair, patch) in enumerate(self._items[index * len(images) : (index + 1) * len(images)]):
+            place = Place(slot, 0)
+            ruled = ruling.failure_at(place)
+            if ruled is not None:
+                failures.append(ruled)
                 continue
-            images[len(patches)], labels[len(patches)] = image, label
-            tumour = bool(shows_tumour(label).any())
-            patches.append(PatchInfo(patch.slide, *corner, patch.size_l0, tumour))
-        return patches, failed
+            where = patch.x_l0, patch.y_l0, self._part
+            try:
+                label = self._reader.read(pair, lambda opened: opened.read_label(*where))  # noqa: B023
+                image = self._reader.read(pair, lambda opened: opened.read_image(*where))  # noqa: B023
+            except BadSlideError as error:
+                failures.append(Failure(pair.name, error.reason, place))
+                continue
+            images[len(looks)], labels[len(looks)] = image, label
+            looks.append(Look(place, replace(patch, tumour=bool(shows_tumour(label).any()))))
+        return Filled([look.patch for look in looks], failures, looks)
 
     def drop(self, slide: str, index: int) -> None:
         """Do nothing: every validation tries the same patches, and leaves out only those that cannot be read."""

@@ -78,13 +78,15 @@ def balanced_weights(pixels: np.ndarray) -> list[float]:
 def count_pixels(
     pairs: Sequence[SlidePair], config: SamplerConfig, num_classes: int, world: World
 ) -> np.ndarray:
-    """Return the pixels of each class in this rank's first training patches, of COUNTED_PATCHES on all ranks: (C,).
+    """Collective: return the pixels of each class in this rank's first training patches, or strips of them: (C,).
 
+    All ranks together look at COUNTED_PATCHES patches.
     What is counted are patches, not slides: --batch_tumor_ratio and the sampler decide how often a class is seen.
     """
-    batches = max(1, COUNTED_PATCHES // (world.size * config.batch_size))
+    batches = max(1, COUNTED_PATCHES // (world.group.count * config.batch_size))
     pixels = np.zeros(IGNORED + 1)
-    with training_loader(pairs, config, world.rank, world.size, processes=0) as loader:
+    share = world.group.index, world.group.count
+    with training_loader(pairs, config, *share, processes=0, gather=world.gather_in_group) as loader:
         for batch in islice(loader, batches):
             for label in batch.labels:
                 pixels += np.bincount(label.ravel(), minlength=IGNORED + 1)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from models.catalog import DeepLabRow, lookup, multiple_of
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, itc_slides, of_centers
@@ -21,6 +22,7 @@ from training.resume import read_splits
 from utils.cli import UserError
 from utils.failures import write_failures_to
 from utils.ranks.launcher import launcher_rank, terminal_columns
+from utils.ranks.patch_group import PatchGroup
 
 if TYPE_CHECKING:
     from utils.ranks.world import World
@@ -239,7 +241,10 @@ def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list
     }
 
 
-def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerConfig:
+def sampler_config(
+    options: argparse.Namespace, label_map: LabelMap, group: PatchGroup | None = None
+) -> SamplerConfig:
+    """Return the configuration of this rank's samplers. `group`: the ranks that share its patches, None: none do."""
     return SamplerConfig(
         sampler=options.data_sampler,
         img_size=options.img_size,
@@ -255,4 +260,13 @@ def sampler_config(options: argparse.Namespace, label_map: LabelMap) -> SamplerC
         annotation_weighting=options.annotation_weighting,
         max_bad_slides=options.max_bad_slides,
         max_validation_patches=options.validation_patches,
+        strip=None
+        if group is None or group.size == 1
+        else group.strip(options.img_size, strip_unit(options)),
     )
+
+
+def strip_unit(options: argparse.Namespace) -> int:
+    """Return the largest stride of the network: strips of unequal height are a multiple of it."""
+    deeplab = isinstance(lookup(options.model), DeepLabRow)
+    return int(options.output_stride) if deeplab else multiple_of(options.model)

@@ -29,8 +29,8 @@ def forecast(loop: Loop) -> str:
     steps, most = options.planned_steps, options.planned_validation_patches
     patches = validated if validated < options.validation_patches else most  # else there may be more
     splits = read_splits(log_dir)
-    images = options.batch_size * world.size * options.accumulate_steps
-    pace = {split: options.batch_size * world.size / found.usual for split, found in laps.items()}
+    images = options.batch_size * world.group.count * options.accumulate_steps
+    pace = {split: options.batch_size * world.group.count / found.usual for split, found in laps.items()}
     updates = -(-steps // images)
     validations = -(-steps // options.validate_every)  # at its end as well
     times = updates * images / pace["train"], validations * patches / pace["val"]

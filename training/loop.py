@@ -44,7 +44,7 @@ class Loop:
     laps: Laps = field(default_factory=Laps)
 
     def __post_init__(self) -> None:
-        self.plan = Plan.of(self.options, self.world.size)
+        self.plan = Plan.of(self.options, self.world.group.count)
         self.stopping = Stopping(self.options.time_limit)
 
     def train(self) -> bool:
@@ -59,7 +59,7 @@ class Loop:
             shutil.rmtree(self.log_dir / "model", ignore_errors=True)
         batches = iter(self.loader)
         if self.options.hard_mining:
-            batches = mined(batches, self.trainer, self.options, lambda *n: progress.interval.count_mined(*n))
+            batches = mined(batches, self.trainer, self.options, self.world, self.count_mined)
         feed = Feed(batches, self.trainer.gpu)
         self.log.bar.now("the first step takes longest")
         progress.interval.start(self.loader.wait_seconds)
@@ -79,6 +79,11 @@ class Loop:
             if done or result.stop:
                 return not done
         raise AssertionError("the training loader is endless")
+
+    def count_mined(self, candidates: int, rejected: int) -> None:
+        """Count patches that hard mining looked at and rejected; those that ranks share are counted once."""
+        if self.world.group.is_first:
+            self.progress.interval.count_mined(candidates, rejected)
 
     def train_on(self, number: int, fed: Fed, feed: Feed) -> tuple[float, StepResult]:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""

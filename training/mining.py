@@ -1,19 +1,21 @@
 """Hard mining: patches that the current model gets right are replaced by new draws before it trains on a batch.
 
-Each rank mines alone, in inference mode and without gradients: no collective, so no rank waits for another.
+Each rank mines alone, in inference mode and without gradients: no collective, so no rank waits for another. Ranks that
+share their patches mine together, as a patch is easy or hard as a whole.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from samplers import Batch
 from training.metrics import mean_iou, patch_confusions
+from utils.ranks.single import Ranks
 
 
 class Predictor(Protocol):
@@ -31,7 +33,7 @@ class HardMiner:
 
     A patch is easy from a mIoU of `threshold` on. In at most `tries` rounds the easy patches of a batch are
     replaced by hard ones of the next batches, tumour by tumour and other by other, so that the batch keeps its
-    size and its tumour ratio; then what is left stays as it is.
+    size and its tumour ratio; then what is left stays as it is. Collective in a group of ranks that share patches.
     """
 
     batches: Iterator[Batch]
@@ -39,6 +41,7 @@ class HardMiner:
     threshold: float
     tries: int
     count: Callable[[int, int], None]
+    world: Ranks = field(default_factory=Ranks)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
@@ -68,7 +71,8 @@ class HardMiner:
     def _easy(self, batch: Batch) -> np.ndarray:
         """Return which patches of a batch are easy: bool (B,)."""
         _, classes = self.predictor.evaluate_batch(batch.images, batch.labels)
-        confusions = patch_confusions(batch.labels, classes, self.predictor.num_classes)
+        confusions = np.stack(patch_confusions(batch.labels, classes, self.predictor.num_classes))
+        confusions = self.world.sum_in_group(confusions)  # Horovod: of whole patches
         easy = np.array([(mean_iou(confusion) or 0.0) >= self.threshold for confusion in confusions])
         self.count(len(easy), int(easy.sum()))
         return easy
@@ -78,8 +82,9 @@ def mined(
     batches: Iterator[Batch],
     predictor: Predictor,
     options: argparse.Namespace,
+    world: Ranks,
     count: Callable[[int, int], None],
 ) -> Iterator[Batch]:
     """Return `batches` as `--hard_mining` and the options that go with it say."""
     threshold, tries = options.hard_mining_threshold, options.hard_mining_tries
-    return iter(HardMiner(batches, predictor, threshold, tries, count))
+    return iter(HardMiner(batches, predictor, threshold, tries, count, world))

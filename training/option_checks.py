@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.catalog import EfficientDetRow, lookup, multiple_of
+from models.spatial.rows import sizes_that_work
 from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.labels.label_map import LabelMap, class_names
 from samplers.pairs.names import patient_pattern
@@ -99,12 +100,7 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
             yield f"--patient_pattern: {error}"
     if options.valid_slide_path is None and not 0 < options.val_split < 1:
         yield f"--val_split {options.val_split} leaves no slides for training or for validation"
-    multiple = multiple_of(options.model)
-    if options.img_size % multiple:
-        nearest = max(multiple, round(options.img_size / multiple) * multiple)
-        yield (
-            f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: take {nearest}"
-        )
+    yield from _size_problems(options)
     if options.pos_pixel_weight == options.neg_pixel_weight == 0:
         yield "--pos_pixel_weight and --neg_pixel_weight are both 0: there is nothing to learn"
     if options.adasum and options.accumulate_steps > 1:
@@ -116,6 +112,28 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--accumulate_steps needs Horovod: take off --no-horovod"
     if options.debug and options.resume:
         yield "--debug always begins anew: take off --resume"
+
+
+def _size_problems(options: argparse.Namespace) -> Iterator[str]:
+    """Yield why patches of this size cannot be computed, or not by this number of ranks."""
+    multiple, ranks = multiple_of(options.model), options.ranks_per_patch
+    if options.img_size % multiple:
+        nearest = max(multiple, round(options.img_size / multiple) * multiple)
+        yield (
+            f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: take {nearest}"
+        )
+    elif options.img_size % ranks:
+        sizes = " or ".join(map(str, sorted(set(sizes_that_work(options.img_size, multiple, ranks)))))
+        yield f"--img_size {options.img_size} cannot be divided by --ranks_per_patch {ranks}: take {sizes}"
+    if ranks > 1 and options.adasum:
+        yield "--adasum does not go with --ranks_per_patch: the gradients of the ranks of a patch are added up"
+    if ranks > 1 and options.sync_batch_norm:
+        yield (
+            "--sync_batch_norm does not go with --ranks_per_patch: the statistics are those of the whole patches of a "
+            "group of ranks"
+        )
+    if ranks > 1 and not options.horovod:
+        yield "--ranks_per_patch needs Horovod: take off --no-horovod"
 
 
 def _label_problems(options: argparse.Namespace) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.catalog import FPN_MIN_LEVELS, MODELS, OUTPUT_STRIDES, RECOMPUTE
-from models.from_options import PRECISIONS
+from models.from_options import AUTO, PRECISIONS
 from samplers.augment import JITTERS
 from samplers.labels.label_map import UNANNOTATED
 from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
@@ -49,7 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("options of the original suite").add_argument
     add("--img_size", type=positive_int, default=1024, help="side of a patch in pixels")
-    add("--batch_size", type=positive_int, default=2, help="patches per batch and rank")
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=2,
+        help="patches per batch and rank (or group of --ranks_per_patch)",
+    )
     add("--num_steps", type=positive_int, default=50000, help="number of training steps (images)")
     add("--val_split", type=fraction, default=0.15, help="share of the slides that is used for validation")
     add("--model", choices=list(MODELS), default="effdetd0", help="EfficientDet or DeepLabV3+")
@@ -236,9 +241,17 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mixed_precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="number format that the network computes in; weights, logits and loss stay float32",
+        choices=(AUTO, *PRECISIONS),
+        default=AUTO,
+        help="number format that the network computes in; weights, logits and loss stay float32. auto is bfloat16 "
+        "where the CPUs of all ranks have it, else float32",
+    )
+    add(
+        "--ranks_per_patch",
+        type=positive_int,
+        default=1,
+        help="consecutive ranks that share each patch: each one has a strip of it and of the activations, and the "
+        "result is the same",
     )
     add(
         "--recompute",

@@ -43,7 +43,7 @@ class Plan:
 
     @classmethod
     def of(cls, options: argparse.Namespace, ranks: int) -> Plan:
-        """Build the plan of a run on this number of ranks."""
+        """Build the plan of a run on this number of ranks, or groups of ranks that share their patches."""
         # Where the ranks' gradients agree, Adasum's result is as long as one rank's gradient: so is its rate.
         scale = SCALINGS["none" if options.adasum else options.lr_scaling](ranks)
         return cls(

@@ -16,22 +16,34 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from models.recompute import Run, call_model
 
-def update_precise_statistics(model: keras.Model, images: tf.Tensor, part: tf.Tensor) -> None:
+Mean = Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor]  # a layer, its input (B, H, W, C) → (C,)
+
+
+def mean_of_pixels(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    """Return the mean (C,) of all pixels of `x` (B, H, W, C)."""
+    return tf.reduce_mean(x, [0, 1, 2])
+
+
+def update_precise_statistics(
+    model: keras.Model, images: tf.Tensor, part: tf.Tensor, run: Run = call_model, mean: Mean = mean_of_pixels
+) -> None:
     """Move the averages of all batch norms by `part` (0 to 1) towards the statistics of normalised `images`.
 
+    `run` and `mean` are those of `models.spatial` where several ranks share the images.
     In inference mode, in a graph (tf.function), where a layer reads its averages after they were moved. With 1 they
     become those of this batch, and the next call brings the mean over both with 1/2.
     """
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    with _measuring(norms, part):
-        model(images, training=False)
+    with _measuring(norms, part, mean):
+        run(model, images, False)
 
 
 @contextlib.contextmanager
-def _measuring(norms: Sequence[keras.layers.Layer], part: tf.Tensor) -> Iterator[None]:
+def _measuring(norms: Sequence[keras.layers.Layer], part: tf.Tensor, mean: Mean) -> Iterator[None]:
     for norm in norms:
-        norm.call = functools.partial(_measure, norm, norm.call, part)  # hides the method
+        norm.call = functools.partial(_measure, norm, norm.call, part, mean)  # hides the method
     try:
         yield
     finally:
@@ -43,11 +55,13 @@ def _measure(
     norm: keras.layers.Layer,
     call: Callable[..., tf.Tensor],
     part: tf.Tensor,
+    mean: Mean,
     inputs: tf.Tensor,  # (B, H, W, C)
     training: Any = None,
 ) -> tf.Tensor:
     x = tf.cast(inputs, norm.moving_mean.dtype)
-    norm.moving_mean.assign_add(part * (tf.reduce_mean(x, [0, 1, 2]) - norm.moving_mean))
-    spread = tf.reduce_mean(tf.math.squared_difference(x, norm.moving_mean), [0, 1, 2])
+    part = tf.cast(part, x.dtype)
+    norm.moving_mean.assign_add(part * (mean(norm, x) - norm.moving_mean))
+    spread = mean(norm, tf.math.squared_difference(x, norm.moving_mean))
     norm.moving_variance.assign_add(part * (spread - norm.moving_variance))
     return call(inputs, training=False)

@@ -1,7 +1,8 @@
 """The progress of a run: the state that a checkpoint holds besides the variables, which writes and reads itself.
 
 A new field of `Progress` is written and read by itself, once for all ranks. A field that each rank has for itself is
-named in PER_RANK as well, and `from_state` decides what becomes of it when the number of ranks is another one.
+named in PER_RANK as well, and `from_state` decides what becomes of it when the number of ranks is another one. Ranks
+that share their patches (`--ranks_per_patch`) have the same values: the state has them once for each group.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Progress:
         """Collective: return the state of all ranks as JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "interval"}
         mine = {name: values.pop(name) for name in PER_RANK}
-        return {**values, "ranks": world.gather(mine), "interval": self.interval.to_state(world)}
+        of_groups = world.gather(mine)[:: world.group.size]
+        return {**values, "ranks": of_groups, "interval": self.interval.to_state(world)}
 
     @classmethod
     def from_state(
@@ -112,21 +114,23 @@ class Progress:
         """Return this rank's progress, and a remark if the patches will come in another order.
 
         `state` is `to_state`'s with the `batch_size` of the run. With another number of ranks or another batch size
-        each rank goes on behind the batches that were seen, and finds bad slides again.
+        each rank goes on behind the batches that were seen, and finds bad slides again. Ranks that share patches count
+        as one.
         """
         names = {f.name for f in fields(cls)} - {"interval", *PER_RANK}
         values = {name: state[name] for name in names if name in state}
         values["best"] = tuple(values["best"])
-        ranks, step = state["ranks"], state["step"]
+        ranks, step, group = state["ranks"], state["step"], world.group
         remark = ""
-        if (len(ranks), state["batch_size"]) == (world.size, options.batch_size):
-            mine = ranks[world.rank]
+        if (len(ranks), state["batch_size"]) == (group.count, options.batch_size):
+            mine = ranks[group.index]
             dropped = {slide: tuple(value) for slide, value in mine["dropped"].items()}
             values.update(next_batch=mine["next_batch"], dropped=dropped)
         else:
-            update = world.size * options.batch_size * options.accumulate_steps
+            update = group.count * options.batch_size * options.accumulate_steps
             values["next_batch"] = -(-step // update) * options.accumulate_steps
-            remark = f"; it had {len(ranks)} ranks with batch {state['batch_size']}: the order of the patches differs"
+            kind = "ranks" if group.size == 1 else "groups of ranks"
+            remark = f"; it had {len(ranks)} {kind} with batch {state['batch_size']}: the order of the patches differs"
         # The sums of all ranks go on in rank 0: they are summed over ranks again.
         if world.is_first:
             interval = Interval.from_state(state["interval"], num_classes)

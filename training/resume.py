@@ -16,7 +16,7 @@ from utils.files import write_atomically
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
-    *("recompute", "memory_report", "jit"),
+    *("recompute", "ranks_per_patch", "memory_report", "jit"),
 }
 
 
@@ -49,13 +49,19 @@ def find_checkpoint(options: argparse.Namespace) -> Path | None:
     return path
 
 
-def _check_options(options: argparse.Namespace, log_dir: Path) -> None:
-    path = log_dir / "options.json"
+def options_of_run(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the run that these options go on with began with, {} if it begins. UserError: it cannot be read."""
+    if options.log_dir is None or options.debug or not (options.log_dir / "options.json").exists():
+        return {}
+    path = options.log_dir / "options.json"
     try:
-        before = dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    now = option_values(options)
+
+
+def _check_options(options: argparse.Namespace, log_dir: Path) -> None:
+    before, now = options_of_run(options), option_values(options)
     lines = [
         f"  --{name} was {before[name]}, is {now[name]}"
         for name in now

@@ -24,7 +24,8 @@ class Samples:
     patches: list[PatchInfo] = field(default_factory=list)
 
     def add(self, patches: Sequence[PatchInfo]) -> None:
-        if len(self.patches) < MAX_PATCHES:
+        """Take the patches of a batch; the first one of the ranks that share them does."""
+        if self.world.group.is_first and len(self.patches) < MAX_PATCHES:
             self.patches.extend(patches)
 
     def draw(self) -> None:

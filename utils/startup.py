@@ -33,10 +33,13 @@ def configure_environment(options: argparse.Namespace) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         for name in ("tensorflow", "absl"):  # absl prints a line for each swish of an exported model
             logging.getLogger(name).setLevel(logging.ERROR)
+    shares = getattr(options, "ranks_per_patch", 1) > 1  # predict.py has no such options
+    if shares:  # thousands of exchanges in a step: what is not in this cache is negotiated each time
+        os.environ.setdefault("HOROVOD_CACHE_CAPACITY", "16384")
     # By default Horovod's ranks negotiate every millisecond and MPI waits by spinning, which costs a third of a core.
-    # A step takes so long on CPUs that 20 ms do not matter, unless each batch norm waits for the other ranks.
+    # A step takes so long on CPUs that 20 ms do not matter, unless each batch norm or layer waits for other ranks.
     if options.no_cuda or not NVIDIA.exists():
-        waiting = getattr(options, "sync_batch_norm", False)  # predict.py has no such option
+        waiting = getattr(options, "sync_batch_norm", False) or shares
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "1" if waiting else "20")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     # While rank 0 exports or writes, the others wait: no stall, for as long as that may take.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from samplers.slides.part import Part
 from samplers.slides.slide import inside
 
 
@@ -32,18 +33,22 @@ class Label:
         self.unmapped = ""  # a line on the groups of the file that the label map does not name
         self.groups: dict[str, int] = {}  # annotations of each group in the file, used or not
 
-    def read_at(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        """Return the classes of a region: uint8 (height, width), pixels of `downsample` level-0 pixels.
+    def read_at(
+        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part | None = None
+    ) -> np.ndarray:
+        """Return the classes of a region or a part of it: uint8 (height, width), pixels of `downsample` level-0 ones.
 
         A pixel has the class at its centre, (x_l0 + (i + 0.5) · downsample, …). Raises ValueError if the region is
         not inside the slide, ReadError if a mask cannot be decoded.
         """
         for start, size, limit in ((x_l0, width, self.size[0]), (y_l0, height, self.size[1])):
             inside(start / downsample, size, int(np.ceil(limit / downsample)), "label")
-        return self._read(x_l0, y_l0, width, height, downsample)
+        return self._read(x_l0, y_l0, width, height, downsample, part or Part(0, height, 0, width))
 
-    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
-        return np.zeros((height, width), np.uint8)
+    def _read(
+        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part
+    ) -> np.ndarray:
+        return np.zeros((part.height, part.width), np.uint8)
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         """Return the classes of the whole slide: uint8 (height, width).

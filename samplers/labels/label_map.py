@@ -110,11 +110,6 @@ def shows_tumour(classes: np.ndarray) -> np.ndarray:
     return np.asarray(classes - np.uint8(1) < IGNORED - 1)  # 0 becomes 255, and 255 becomes 254
 
 
-def known_share(classes: np.ndarray) -> float:
-    """Return the share of uint8 classes that are not IGNORED."""
-    return float(np.count_nonzero(classes != IGNORED) / classes.size)
-
-
 def class_names(label_map: Sequence[str] | None, num_classes: int) -> list[list[str]]:
     """Return the names of each class, at least one: its groups in --label_map that are not pixel values nor NO_GROUP.
 

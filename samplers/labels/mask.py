@@ -13,6 +13,7 @@ from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
 from samplers.labels.mask_levels import checked_levels
 from samplers.labels.mask_values import MaskValues, count_values
 from samplers.slides.frame import SlideFrame, mask_scale
+from samplers.slides.part import Part
 from samplers.slides.slide import Slide
 
 _REGION_SIDE = 2048  # pixels of the longer side of the picture in which a mask's regions are found
@@ -31,12 +32,14 @@ class MaskLabel(Label):
         self._values = MaskValues(label_map, self.mask)
         self._unannotated = label_map.unannotated
 
-    def _read(self, x_l0: float, y_l0: float, width: int, height: int, downsample: float) -> np.ndarray:
+    def _read(
+        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part
+    ) -> np.ndarray:
         corner, shrink = (x_l0 / self._scale, y_l0 / self._scale), downsample / self._scale
         level = self.mask.level_at_least(shrink)
         if level:
             level = max(exact for exact in self._exact() if exact <= level)
-        return self._values.of(self.mask.read_grid(*corner, width, height, shrink, level))
+        return self._values.of(self.mask.read_grid(*corner, width, height, shrink, level, part))
 
     def _exact(self) -> tuple[int, ...]:
         """Return the levels with the values of level 0. Which they are is looked up when it matters."""

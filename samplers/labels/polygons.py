@@ -11,6 +11,8 @@ import numpy as np
 import shapely
 from rasterio.features import shapes
 
+from samplers.slides.part import Part
+
 _STEPS_PER_PIXEL = 8  # with which `touched` follows an outline
 
 
@@ -26,18 +28,28 @@ def edges_of(geometry: shapely.Geometry) -> np.ndarray:
     return np.ascontiguousarray(edges.T)
 
 
-def fill(edges: np.ndarray, x: float, y: float, width: int, height: int, downsample: float) -> np.ndarray:
-    """Return the pixels of a window whose centres lie inside: bool (height, width).
+def fill(
+    edges: np.ndarray,
+    x: float,
+    y: float,
+    width: int,
+    height: int,
+    downsample: float,
+    part: Part | None = None,
+) -> np.ndarray:
+    """Return the pixels of a window, or of a part of it, whose centres lie inside: bool (height, width).
 
     `edges` (4, n) and the window's corner (x, y) are in level-0 pixels. The window's size is in pixels that span
     `downsample` level-0 pixels. A pixel is inside if, to the left of its centre, the row crosses an odd number of
     edges. An edge includes its smaller y but not its larger one, so that a vertex counts once and each row crosses
     an even number of edges.
     """
-    near = (edges[1] < y + height * downsample) & (edges[3] > y) & (edges[1] != edges[3])
-    x1, y1, x2, y2 = edges[:, near]
-    centres_x = x + (np.arange(width) + 0.5) * downsample
-    centres_y = y + (np.arange(height) + 0.5) * downsample
+    part = part or Part(0, height, 0, width)
+    height, width = part.height, part.width
+    near = (edges[1] < y + part.bottom * downsample) & (edges[3] > y + part.top * downsample)
+    x1, y1, x2, y2 = edges[:, near & (edges[1] != edges[3])]
+    centres_x = x + (np.arange(part.left, part.right) + 0.5) * downsample
+    centres_y = y + (np.arange(part.top, part.bottom) + 0.5) * downsample
     first, end = np.searchsorted(centres_y, y1), np.searchsorted(centres_y, y2)
     rows_of_edge = end - first
     edge = np.repeat(np.arange(len(x1)), rows_of_edge)

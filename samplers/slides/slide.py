@@ -15,7 +15,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import pyvips
 
 from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
 from samplers.slides.errors import DataError
@@ -31,25 +30,12 @@ from samplers.slides.formats import (
 from samplers.slides.handle import VipsHandle, open_image
 from samplers.slides.levels import Level, downsample_of
 from samplers.slides.mask_file import class_values, open_mask
+from samplers.slides.part import Part, resample_part, shrink, source_of
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SPACING = 0.25  # µm/px, 40×
 _MAX_STRIP_PIXELS = 16 << 20  # that are read at once for a thumbnail
-
-
-def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return an image, uint8 (h, w, 3), shrunk to `width` × `height`.
-
-    With whole factors a pixel is the mean of the pixels that it covers. With other factors OpenCV's mean takes longer
-    than reading the patch (27 ms from 1475² to 1024²), so libvips weighs the pixels by a triangle, in 8 ms.
-    """
-    rows, columns = pixels.shape[:2]
-    if rows % height == 0 and columns % width == 0:
-        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels), columns, rows, 3, "uchar")
-    reduced = image.reduce(columns / width, rows / height, kernel="linear")
-    return np.frombuffer(reduced.write_to_memory(), np.uint8).reshape(height, width, 3)
 
 
 def _open_level(path: Path, extra_band: bool, level: Level) -> VipsHandle:
@@ -124,43 +110,68 @@ class Slide:
         """
         if not 0 <= level < len(self.level_sizes):
             raise ValueError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes) - 1}")
+        return self.read_level(*self._corner(x_l0, y_l0, width, height, level), width, height, level)
+
+    def _corner(self, x_l0: int, y_l0: int, width: int, height: int, level: int) -> tuple[int, int]:
+        """Return the corner of a region in pixels of `level`. ValueError if the region is not inside."""
         x, y = (
             inside(start / self.downsamples[level], size, limit, f"{self.path}, level {level}")
             for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level])
         )
-        return self.read_level(x, y, width, height, level)
+        return x, y
 
-    def read_at(self, x_l0: int, y_l0: int, width: int, height: int, spacing: float) -> np.ndarray:
-        """Return a region of `width` × `height` pixels of `spacing` µm/px, otherwise like `read`.
+    def read_at(
+        self, x_l0: int, y_l0: int, width: int, height: int, spacing: float, part: Part | None = None
+    ) -> np.ndarray:
+        """Return a region of `width` × `height` pixels of `spacing` µm/px, or a part of it, otherwise like `read`.
 
         The next finer level is read and shrunk, each pixel from all that it covers; a spacing finer than level 0
-        is interpolated. A label has the nearest values, see `read_grid`.
+        is interpolated. A label has the nearest values, see `read_grid`. A part has the pixels of the whole, but only
+        what it needs is read.
         """
         downsample = spacing / self.spacing
         if self.kind == "label":
-            return self.read_grid(x_l0, y_l0, width, height, downsample)
+            return self.read_grid(x_l0, y_l0, width, height, downsample, part=part)
         level = self.level_at_least(downsample)
         scale = downsample / self.downsamples[level]
         source = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if part is not None:
+            needed, (x, y) = (
+                source_of(part, (width, height), source),
+                self._corner(x_l0, y_l0, *source, level),
+            )
+            corner = x + needed.left, y + needed.top
+            pixels = self.read_level(*corner, needed.width, needed.height, level)
+            return resample_part(pixels, needed, source, part, (width, height))
         pixels = self.read(x_l0, y_l0, *source, level)
         if source == (width, height):
             return pixels
         if scale < 1:
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-        return _shrink(pixels, width, height)
+        return shrink(pixels, width, height)
 
     def read_grid(
-        self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, level: int | None = None
+        self,
+        x_l0: float,
+        y_l0: float,
+        width: int,
+        height: int,
+        downsample: float,
+        level: int | None = None,
+        part: Part | None = None,
     ) -> np.ndarray:
-        """Return values of a label at the points of a grid, without interpolation: uint8 (h, w).
+        """Return values of a label at the points of a grid, or of a part of it, without interpolation: uint8 (h, w).
 
         A value is that of the pixel of `level` in which the point (x_l0 + (i + 0.5) · downsample, …) lies; None means
         the next finer level.
         """
         if level is None:
             level = self.level_at_least(downsample)
+        part = part or Part(0, height, 0, width)
         places = []
-        for start, size, limit in zip((x_l0, y_l0), (width, height), self.level_sizes[level]):
+        for start, size, limit, span in zip(
+            (x_l0, y_l0), (width, height), self.level_sizes[level], (part[2:], part[:2])
+        ):
             inside(
                 start / downsample,
                 size,
@@ -169,12 +180,12 @@ class Slide:
                 ),  # the level may be rounded down
                 str(self.path),
             )
-            centres = (start + (np.arange(size) + 0.5) * downsample) / self.downsamples[level]
+            centres = (start + (np.arange(*span) + 0.5) * downsample) / self.downsamples[level]
             places.append(np.minimum(centres.astype(np.int64), limit - 1))
         xs, ys = places
         spans = (int(xs[-1] - xs[0]) + 1, int(ys[-1] - ys[0]) + 1)
         pixels = self.read_level(int(xs[0]), int(ys[0]), *spans, level)
-        return pixels if spans == (width, height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
+        return pixels if spans == (part.width, part.height) else pixels[np.ix_(ys - ys[0], xs - xs[0])]
 
     def thumbnail(self, max_side: int) -> np.ndarray:
         """Return the whole slide at `max_side` pixels of its longer side, or at level 0 if that is smaller.

@@ -7,21 +7,18 @@ Workers run ahead as far as their rings in shared memory allow (`samplers.worker
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 
 import numpy as np
 
-from samplers.patches import Batch, PatchInfo, Sampler, SamplerError
+from samplers.agreement import NO_RULING, Filled, Ruling, Sampler, agreed, ruling_after
+from samplers.patches import Batch, SamplerError
 from samplers.workers import ring
-from samplers.workers.ring import IGNORED_SIGNALS, Setup
+from samplers.workers.process import WorkerProcess, stop
+from samplers.workers.ring import Setup
 
 log = logging.getLogger(__name__)
 
@@ -31,70 +28,6 @@ log = logging.getLogger(__name__)
 DROP_AFTER = 256
 
 
-class _Worker:
-    """A started worker process. Raises OSError if the system does not start it or provides no memory."""
-
-    def __init__(self, number: int, setup: Setup) -> None:
-        self.number = number
-        root = str(Path(__file__).resolve().parents[2])
-        ring_fd = ring.create(setup.batch_size, setup.img_size, setup.slots)
-        self.control, theirs = Pipe()
-        # Blocked signals stay blocked over fork and exec, so no signal of the batch system reaches the worker before
-        # the worker ignores it. Signals for this process arrive when they are unblocked below.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
-        try:
-            self.slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "samplers.workers.worker", str(theirs.fileno()), str(ring_fd)],
-                pass_fds=(theirs.fileno(), ring_fd),
-                stdin=subprocess.DEVNULL,
-                # `-m` searches the working directory first, so no module of the user can hide ours.
-                cwd=root,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-                    # The cores belong to TensorFlow: each worker has one thread for libvips and one for OpenBLAS.
-                    "VIPS_CONCURRENCY": "1",
-                    "OMP_NUM_THREADS": "1",
-                    # Keep the memory of a patch's buffers (some MB) instead of returning it to the system each
-                    # time: page faults took a tenth of the processor time (glibc only).
-                    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-                    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-                },
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            theirs.close()
-            os.close(ring_fd)
-
-    def death(self) -> SamplerError:
-        """Return an error that says how the process ended."""
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return SamplerError(f"sampler worker {self.number} closed its socket but is still running")
-        how = f"with exit code {code}"
-        if code < 0:
-            how = f"by signal {-code} ({signal.Signals(-code).name})"
-        if code == -signal.SIGKILL:
-            how += ": it was killed, or the memory was used up"
-        return SamplerError(f"sampler worker {self.number} (process {self.process.pid}) ended {how}")
-
-
-def _stop(workers: list[_Worker]) -> None:
-    """End the workers; kill those that have not ended after two seconds."""
-    for worker in workers:
-        worker.control.close()  # the worker notices it after its current batch
-    deadline = time.monotonic() + 2
-    for worker in workers:
-        try:
-            worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-    workers.clear()
-
-
 class Loader:
     """Iterates over batches, and ends its workers at the end of a `with` block or when it is garbage collected.
 
@@ -102,6 +35,9 @@ class Loader:
     With `count` (validation), each `iter()` begins with batch 0 and ends after `count` batches. Without it (training),
     iteration continues endlessly at `next_index`, at first `start`. There can be one iteration at a time. `dropped` is
     the `Loader.dropped` of the run that is resumed. processes=0 draws in the calling process.
+
+    Where ranks share each patch, `height` is that of this rank's strips, and `gather` returns what all of them give to
+    it, by member of the group: each batch is then collective in the group, which agrees on it (`samplers.agreement`).
 
     Raises SamplerError if a worker died (noticed at once, while waiting or with the next batch) or raised an error
     (its traceback is in the message), or if more than `bad_slides_allowed` slides could not be read.
@@ -117,6 +53,8 @@ class Loader:
         count: int | None = None,
         bad_slides_allowed: int = 1,
         dropped: Mapping[str, tuple[str, int]] | None = None,
+        height: int | None = None,
+        gather: Callable[[Filled], list[Filled]] | None = None,
     ) -> None:
         self.next_index = start
         self.count = count
@@ -125,17 +63,19 @@ class Loader:
             str, tuple[str, int]
         ] = {}  # bad slide → (reason, first batch that does not draw from it)
         self._allowed = bad_slides_allowed
-        self._batch_size, self._img_size = batch_size, img_size
+        self._batch_size, self._img_size, self._height = batch_size, img_size, height or img_size
+        self._gather = gather
         self._make_sampler = make_sampler
         self._sampler: Sampler | None = None  # only with processes=0
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._closed = False
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._finalizer = weakref.finalize(self, stop, self._workers)
         self._epoch = (
             0  # number of the iteration; batches that workers still send for an earlier one are ignored
         )
         self._held: tuple[int, int, int] | None = None  # (index, epoch, slot) of the batch taken last
-        self._ready: dict[int, tuple[int, list[PatchInfo], dict[str, str]]] = {}
+        self._ready: dict[int, tuple[int, Filled]] = {}
+        self._here: tuple[np.ndarray, np.ndarray]  # the arrays of the batch taken last, only with processes=0
         if processes:
             self._spawn(processes)
         for slide, (reason, first) in (dropped or {}).items():
@@ -144,11 +84,11 @@ class Loader:
             self._start()  # the first batches are drawn while the caller builds its model
 
     def _spawn(self, processes: int) -> None:
-        slots = ring.slot_count(self._batch_size, self._img_size, processes)
-        setup = Setup(self._make_sampler, self._batch_size, self._img_size, slots, processes)
+        slots = ring.slot_count(self._batch_size, self._img_size, processes, self._height)
+        setup = Setup(self._make_sampler, self._batch_size, self._img_size, self._height, slots, processes)
         try:
             for number in range(processes):
-                self._workers.append(_Worker(number, setup))
+                self._workers.append(WorkerProcess(number, setup))
         except OSError as error:
             self.close()
             raise SamplerError(f"a sampler worker could not be started: {error}") from error
@@ -176,46 +116,67 @@ class Loader:
             index = self.next_index
             self._give_back()
             began = time.perf_counter()
-            batch, slot, failed = self._take(index)
+            slot, filled = self._agree(index, *self._take(index))
             self.wait_seconds += time.perf_counter() - began
             self._held = (index, epoch, slot)
-            self._count_bad(index, failed)
+            self._count_bad(index, filled.failed)
             self.next_index = index + 1
-            if batch.patches:
-                yield batch
+            if filled.patches:
+                images, labels = self._arrays(index, slot)
+                count = len(filled.patches)
+                yield Batch(index, images[:count], labels[:count], list(filled.patches))
 
     def _give_back(self) -> None:
         """Allow the worker to overwrite the slot of the batch taken last."""
         if self._held is not None and self._workers:
             index, epoch, slot = self._held
-            self._send(self._workers[index % len(self._workers)], ("free", epoch, slot))
+            self._send(self._worker_of(index), ("free", epoch, slot))
         self._held = None
 
-    def _take(self, index: int) -> tuple[Batch, int, dict[str, str]]:
-        """Wait for batch `index`. Return it, its slot in the ring and the slides that failed."""
+    def _take(self, index: int) -> tuple[int, Filled]:
+        """Wait for batch `index`. Return its slot in the ring and what it was filled with."""
         if self._closed:
             raise SamplerError("the loader is closed")
         if not self._workers:
-            return self._fill_here(index)
+            self._here = (
+                np.empty((self._batch_size, self._height, self._img_size, 3), np.uint8),
+                np.empty((self._batch_size, self._height, self._img_size), np.uint8),
+            )
+            return 0, self._fill_here(index)
         while True:
             # If the batch is there, this does not wait but still notices a dead worker.
             for control in wait([w.control for w in self._workers], 0 if index in self._ready else None):
                 self._receive(control)
             if index in self._ready:
-                break
-        slot, patches, failed = self._ready.pop(index)
-        images, labels = self._workers[index % len(self._workers)].slots[slot]
-        return Batch(index, images[: len(patches)], labels[: len(patches)], patches), slot, failed
+                return self._ready.pop(index)
 
-    def _fill_here(self, index: int) -> tuple[Batch, int, dict[str, str]]:
+    def _agree(self, index: int, slot: int, filled: Filled) -> tuple[int, Filled]:
+        """Collective in the group: let the batch be filled anew until all ranks of the group agree on it."""
+        if self._gather is None:
+            return slot, filled
+        ruling: Ruling | None = NO_RULING
+        while ruling is not None:
+            reports = self._gather(filled._replace(patches=[]))
+            ruling = ruling_after(reports, ruling)
+            if ruling is not None and self._workers:
+                self._send(self._worker_of(index), ("again", self._epoch, index, slot, ruling))
+                slot, filled = self._take(index)
+            elif ruling is not None:
+                filled = self._fill_here(index, ruling)
+        return slot, agreed(reports)
+
+    def _arrays(self, index: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._worker_of(index).slots[slot] if self._workers else self._here
+
+    def _worker_of(self, index: int) -> WorkerProcess:
+        return self._workers[index % len(self._workers)]
+
+    def _fill_here(self, index: int, ruling: Ruling = NO_RULING) -> Filled:
         if self._sampler is None:
             self._sampler = self._make_sampler()
             for slide, (_, first) in self.dropped.items():
                 self._sampler.drop(slide, first)
-        images = np.empty((self._batch_size, self._img_size, self._img_size, 3), np.uint8)
-        labels = np.empty((self._batch_size, self._img_size, self._img_size), np.uint8)
-        patches, failed = self._sampler.fill(index, images, labels)
-        return Batch(index, images[: len(patches)], labels[: len(patches)], patches), 0, failed
+        return self._sampler.fill(index, *self._here, ruling)
 
     def _receive(self, control: object) -> None:
         worker = next(w for w in self._workers if w.control is control)
@@ -228,11 +189,11 @@ class Loader:
         if kind == "error":
             self.close()
             raise SamplerError(f"sampler worker {worker.number} failed:\n{arguments[0]}")
-        epoch, index, slot, patches, failed = arguments
+        epoch, index, slot, filled = arguments
         if epoch == self._epoch:
-            self._ready[index] = (slot, patches, failed)
+            self._ready[index] = (slot, filled)
 
-    def _send(self, worker: _Worker, message: object) -> None:
+    def _send(self, worker: WorkerProcess, message: object) -> None:
         try:
             worker.control.send(message)
         except OSError as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samplers.patches import Sampler
+from samplers.agreement import Sampler
 
 MAX_SLOTS = 4
 MAX_BYTES = 1 << 30  # of all rings of a process; but each worker has at least two slots, however large
@@ -25,44 +25,48 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 
 @dataclass(frozen=True)
 class Setup:
-    """The setup of a worker. make_sampler is pickled, so it must be a function or class that can be imported."""
+    """The setup of a worker. make_sampler is pickled, so it must be a function or class that can be imported.
+
+    height is that of a rank's strip of a patch.
+    """
 
     make_sampler: Callable[[], Sampler]
     batch_size: int
     img_size: int
+    height: int
     slots: int
     step: int  # the number of workers
 
 
-def batch_bytes(batch_size: int, img_size: int) -> int:
-    return batch_size * img_size * img_size * 4  # three bytes per pixel for the image, one for the label
+def batch_bytes(batch_size: int, img_size: int, height: int | None = None) -> int:
+    """Return the bytes of a batch of patches, or of strips of them of `height` rows."""
+    # Three bytes per pixel for the image, one for the label.
+    return batch_size * (height or img_size) * img_size * 4
 
 
-def slot_count(batch_size: int, img_size: int, processes: int) -> int:
+def slot_count(batch_size: int, img_size: int, processes: int, height: int | None = None) -> int:
     """Return the slots per ring: one that the consumer holds and one to fill, more if batches are small."""
-    return int(np.clip(MAX_BYTES // (processes * batch_bytes(batch_size, img_size)), 2, MAX_SLOTS))
+    in_use = processes * batch_bytes(batch_size, img_size, height)
+    return int(np.clip(MAX_BYTES // in_use, 2, MAX_SLOTS))
 
 
-def create(batch_size: int, img_size: int, slots: int) -> int:
+def create(batch_size: int, img_size: int, slots: int, height: int | None = None) -> int:
     """Return the file descriptor of a new ring. Raises OSError if the system does not provide it."""
     descriptor = os.memfd_create("sampler_ring")
-    os.ftruncate(descriptor, slots * batch_bytes(batch_size, img_size))
+    os.ftruncate(descriptor, slots * batch_bytes(batch_size, img_size, height))
     return descriptor
 
 
-def views(descriptor: int, batch_size: int, img_size: int, slots: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def views(
+    descriptor: int, batch_size: int, img_size: int, slots: int, height: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Map the ring. Return images (B, H, W, 3) and labels (B, H, W), uint8, of each slot."""
-    shared = mmap.mmap(descriptor, slots * batch_bytes(batch_size, img_size))
-    pixels = batch_size * img_size * img_size
+    each = batch_bytes(batch_size, img_size, height)
+    shared = mmap.mmap(descriptor, slots * each)
+    shape = (batch_size, height or img_size, img_size)
     result = []
-    for slot in range(slots):
-        start = slot * batch_bytes(batch_size, img_size)
-        images = np.frombuffer(shared, np.uint8, 3 * pixels, start)
-        labels = np.frombuffer(shared, np.uint8, pixels, start + 3 * pixels)
-        result.append(
-            (
-                images.reshape(batch_size, img_size, img_size, 3),
-                labels.reshape(batch_size, img_size, img_size),
-            )
-        )
+    for start in range(0, slots * each, each):
+        images = np.frombuffer(shared, np.uint8, each // 4 * 3, start)
+        labels = np.frombuffer(shared, np.uint8, each // 4, start + each // 4 * 3)
+        result.append((images.reshape(*shape, 3), labels.reshape(shape)))
     return result

@@ -6,7 +6,8 @@ It writes the batches `first`, `first + step`, … to its ring and talks to the 
                         ("start", epoch, first, count)  begin anew at batch `first`; count None means endless
                         ("free", epoch, slot)           the slot may be overwritten
                         ("drop", slide, index)          draw nothing from the slide from batch `index` on
-    worker → consumer   ("batch", epoch, index, slot, patches, failed)
+                        ("again", epoch, index, slot, ruling)   fill a batch anew, as the ranks of a group have ruled
+    worker → consumer   ("batch", epoch, index, slot, filled)
                         ("error", traceback)            the last message
 
 It is a new process and not a fork, because the consumer runs TensorFlow and MPI, which do not survive a fork.
@@ -50,7 +51,7 @@ def send(control: Connection, message: tuple) -> None:
 def serve(control: Connection, ring_fd: int) -> None:
     """Fill batches until the consumer is gone, which raises ConsumerGoneError."""
     setup: Setup = receive(control)
-    slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots)
+    slots = ring.views(ring_fd, setup.batch_size, setup.img_size, setup.slots, setup.height)
     os.close(ring_fd)
     sampler = setup.make_sampler()
     free: deque[int] = deque()
@@ -63,11 +64,15 @@ def serve(control: Connection, ring_fd: int) -> None:
                 free = deque(range(setup.slots))
             elif kind == "drop":
                 sampler.drop(*arguments)
+            elif kind == "again":
+                *place, ruling = arguments  # epoch, index, slot
+                images, labels = slots[place[2]]
+                send(control, ("batch", *place, sampler.fill(place[1], images, labels, ruling)))
             elif arguments[0] == epoch:
                 free.append(arguments[1])
         slot = free.popleft()
-        patches, failed = sampler.fill(index, *slots[slot])
-        send(control, ("batch", epoch, index, slot, patches, failed))
+        filled = sampler.fill(index, *slots[slot])
+        send(control, ("batch", epoch, index, slot, filled))
         index += setup.step
 
 

@@ -18,7 +18,7 @@ def filled_batches(
     for index in range(count):
         images = np.empty((config.batch_size, config.img_size, config.img_size, 3), np.uint8)
         labels = np.empty(images.shape[:3], np.uint8)
-        patches, failed = sampler.fill(index, images, labels)
-        assert not failed
-        result.append((images, labels, patches))
+        filled = sampler.fill(index, images, labels)
+        assert not filled.failed
+        result.append((images, labels, filled.patches))
     return result

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# As utils.startup sets it for ranks that share a patch; yielding, for there may be more ranks than cores.
+QUICK_EXCHANGES = {
+    "HOROVOD_CYCLE_TIME": "1",
+    "HOROVOD_CACHE_CAPACITY": "16384",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
 TIMEOUT = 600  # seconds; nothing may hang, and a loaded machine is slow
 
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from samplers import PatchInfo
+from samplers.agreement import NO_RULING, Failure, Filled, Ruling
 
 
 class Numbers:
@@ -16,14 +17,12 @@ class Numbers:
         self.slow, self.last = slow, last
         self.dropped: dict[str, int] = {}
 
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
         if self.slow and index % 2:
             time.sleep(float(np.random.default_rng(index).uniform(0, 0.05)))
         images[:], labels[:] = index % 256, index % 7
         count = 1 if index == self.last else len(images)
-        return [PatchInfo(f"slide{index}", index, 0, 8, True)] * count, {}
+        return Filled([PatchInfo(f"slide{index}", index, 0, 8, True)] * count)
 
     def drop(self, slide: str, index: int) -> None:
         self.dropped[slide] = index
@@ -32,9 +31,7 @@ class Numbers:
 class Failing(Numbers):
     """Raises an exception at batch 3, as a fault of the program would."""
 
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
         if index == 3:
             raise ZeroDivisionError("a bug in a sampler")
         return super().fill(index, images, labels)
@@ -43,13 +40,11 @@ class Failing(Numbers):
 class Unreadable(Numbers):
     """Batch b says that slide b could not be read, for b < 3; y_l0 counts the slides dropped by now."""
 
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
         images[:] = labels[:] = 0
         dropped = sum(first <= index for first in self.dropped.values())
-        failed = {f"bad{index}": "torn"} if index < 3 else {}
-        return [PatchInfo("s", index, dropped, 8, True)] * len(images), failed
+        failed = [Failure(f"bad{index}", "torn")] if index < 3 else []
+        return Filled([PatchInfo("s", index, dropped, 8, True)] * len(images), failed)
 
 
 class Counting(Numbers):
@@ -57,12 +52,10 @@ class Counting(Numbers):
 
     filled = 0
 
-    def fill(
-        self, index: int, images: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[PatchInfo], dict[str, str]]:
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
         self.filled += 1
         images[:] = labels[:] = index
-        return [PatchInfo("s", self.filled - 1, 0, 8, True)] * len(images), {}
+        return Filled([PatchInfo("s", self.filled - 1, 0, 8, True)] * len(images))
 
 
 class Unstartable(Numbers):

@@ -69,6 +69,6 @@ def trained(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "options.json").write_text(json.dumps(option_values(options)))
     save_checkpoint(folder / "checkpoints", trainer.checkpoint, {"step": 4, **trainer.description()})
-    export_model("effdetd0", trainer.model, folder / "model", [["other"], ["Krebs", "_0"]])
+    export_model(options, trainer.model, folder / "model", [["other"], ["Krebs", "_0"]])
     yield folder
     tf.keras.mixed_precision.set_global_policy("float32")

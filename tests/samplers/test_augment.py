@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from samplers.augment import Augmentation
 
@@ -75,3 +77,17 @@ def test_strong_jitter_moves_channels_apart_and_none_leaves_them() -> None:
 
     assert spread("none") == 0
     assert spread("strong") > 2.5 * spread("light")
+
+
+@given(st.integers(1, 40), st.data())
+def test_the_rows_of_every_turn_come_from_the_part_that_it_names(size: int, data: st.DataObject) -> None:
+    image = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    for turn in range(8):
+        table = np.random.default_rng(turn).integers(0, 256, (1, 256, 3), dtype=np.uint8)
+        augmentation = Augmentation(turn, table)
+        whole, strip = np.empty_like(image), np.empty((stop - start, size, 3), np.uint8)
+        augmentation.image(image, whole)
+        augmentation.image(image[augmentation.source_of(start, stop, size).slices], strip)
+        np.testing.assert_array_equal(strip, whole[start:stop])

@@ -153,6 +153,6 @@ def test_a_label_that_cannot_be_read_is_counted_and_left_out(pairs: list[SlidePa
     broken.label.write_text("<ASAP_Annotations>")
     sampler = RadboudSampler([broken, *pairs], CONFIG, 0, 1)
     images, labels = np.empty((4, 48, 48, 3), np.uint8), np.empty((4, 48, 48), np.uint8)
-    patches, failed = sampler.fill(0, images, labels)
-    assert "broken_1" not in {patch.slide for patch in patches}
-    assert list(failed) == ["broken_1"]
+    filled = sampler.fill(0, images, labels)
+    assert "broken_1" not in {patch.slide for patch in filled.patches}
+    assert list(filled.failed) == ["broken_1"]

@@ -167,7 +167,7 @@ def test_pale_patches_are_drawn_again(tmp_path: Path) -> None:
         [SlidePair(tmp_path / "pale.tif", None)], replace(CONFIG, batch_tumor_ratio=0.0), 0, 1
     )
     images, labels = np.empty((40, 64, 64, 3), np.uint8), np.empty((40, 64, 64), np.uint8)
-    patches, _ = sampler.fill(0, images, labels)
+    patches = sampler.fill(0, images, labels).patches
     # A quarter of the places are good, and the eleventh is taken as it is.
     assert sum(contrast_is_low(image) for image in images) <= 6
     assert sum(patch.x_l0 < 200 for patch in patches) >= 34

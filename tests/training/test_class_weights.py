@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from samplers import SamplerConfig
+from tests.helpers.groups import Gathering, Member, on_members
 from tests.helpers.lesion_slides import make_slide
-from training.class_weights import balanced_weights, class_weights, parse_class_weights
+from training.class_weights import balanced_weights, class_weights, count_pixels, parse_class_weights
 from training.option_checks import parse_options
 from utils.cli import UserError
+from utils.ranks.single import Ranks
 from utils.ranks.world import World
 
 NAMES = [["other"], ["_0", "_1"], ["stroma"]]
@@ -59,3 +62,18 @@ def test_balanced_counts_the_known_pixels_of_what_is_drawn(tmp_path: Path) -> No
     assert tumour > 1
     assert 0.5 < other < 1
     assert 0.5 / other + 0.5 / tumour == pytest.approx(1)  # the mean over pixels is 1
+
+
+def test_ranks_that_share_patches_count_what_one_rank_counts(tmp_path: Path) -> None:
+    pairs = [make_slide(tmp_path, "tumor_1"), make_slide(tmp_path, "tumor_2", label="xml")]
+    config = SamplerConfig("surf", img_size=64, batch_size=4, batch_tumor_ratio=0.5, augment=True)
+    whole = count_pixels(pairs, config, 2, Ranks())
+
+    def of_strips(member: int, gathering: Gathering) -> np.ndarray:
+        world = Member(member, 3, gathering=gathering)
+        mine = replace(config, strip=world.group.strip(64, 16))
+        return count_pixels(pairs, mine, 2, world)
+
+    parts, _ = on_members(3, of_strips)
+    np.testing.assert_array_equal(sum(parts), whole)
+    assert all(part.sum() < whole.sum() for part in parts)

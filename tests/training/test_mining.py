@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from samplers import Batch, PatchInfo
+from tests.helpers.groups import Gathering, Member, on_members
 from training.mining import HardMiner
 
 SIZE = 4
@@ -73,3 +74,19 @@ def test_threshold_decides_what_is_easy():
     count = Tally()
     assert slides(next(iter(HardMiner(batches("hh", "EE"), Marked(), 0.0, 1, count)))) == ["s0", "s0"]
     assert (count.seen, count.rejected) == (4, 4)  # all are, from a mIoU of 0 on
+
+
+def test_ranks_that_share_patches_find_the_same_ones_easy():
+    """A patch is what its strips are together, although each of them alone would be easy on one rank only."""
+    letters = ("Eh", "hE", "EE", "hh", "Eh", "hh")
+
+    def mine(member: int, gathering: Gathering) -> list[list[str]]:
+        # Rank 1 sees everything right: together they are as right as rank 0 is, at half the rate.
+        own = letters if member == 0 else ["EE"] * len(letters)
+        miner = HardMiner(batches(*own), Marked(), 0.8, 1, Tally(), Member(member, 2, gathering=gathering))
+        return [slides(batch) for batch in miner]
+
+    (first, second), _ = on_members(2, mine)
+    assert first == second
+    alone = [slides(batch) for batch in HardMiner(batches(*letters), Marked(), 0.8, 1, Tally())]
+    assert first == alone

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import models.from_options
 from models import normalise
@@ -157,9 +158,25 @@ def test_the_exported_model_gives_the_probabilities_of_the_network(trainer_of, t
     trainer.train_step(*patches(0), 1e-2, 0)
     images = patches(0)[0]
     expected = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
-    export_model("effdetd0", trainer.model, tmp_path / "model", [["other"], ["Tumor"]])
+    export_model(build_parser().parse_args([]), trainer.model, tmp_path / "model", [["other"], ["Tumor"]])
     exported = tf.saved_model.load(tmp_path / "model")(images).numpy()
     np.testing.assert_allclose(exported, expected, atol=1e-5)
+
+
+def test_a_model_trained_in_bfloat16_is_exported_in_float32(trainer_of, tmp_path):
+    """Not every CPU that predicts has bfloat16."""
+    trainer = trainer_of("--mixed_precision", "bfloat16")
+    trainer.train_step(*patches(0), 1e-2, 0)
+    images, options = patches(0)[0], build_parser().parse_args(["--mixed_precision", "bfloat16"])
+    expected = tf.nn.softmax(trainer.model(normalise("effdetd0", images))).numpy()
+    export_model(options, trainer.model, tmp_path / "model", [["other"], ["Tumor"]])
+    assert tf.keras.mixed_precision.global_policy().name == "mixed_bfloat16"  # as it was
+    saved_model = SavedModel.FromString((tmp_path / "model" / "saved_model.pb").read_bytes())
+    graph = str(saved_model.meta_graphs[0].graph_def)
+    assert "DT_FLOAT" in graph
+    assert "DT_BFLOAT16" not in graph
+    saved = tf.saved_model.load(tmp_path / "model")
+    np.testing.assert_allclose(saved(images).numpy(), expected, atol=0.05)
 
 
 def test_the_optimizer_is_the_one_asked_for_with_its_clipping(trainer_of):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
+from tests.helpers.alike_ranks import AlikeRanks
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
 from train import write_json
 from training.metrics import Counts
@@ -178,6 +179,22 @@ def test_another_number_of_ranks_goes_on_behind_what_was_seen():
     other, remark = Progress.from_state(state, options, Ranks(0, 1), 2)
     assert (other.step, other.next_batch, other.best, other.validations) == (32, 16, (0.5, 16), 1)
     assert "it had 2 ranks with batch 2: the order of the patches differs" in remark
+
+
+def test_ranks_that_share_patches_have_one_state_together_which_any_number_of_them_goes_on_from():
+    progress = [Progress(Interval(Counts(2), 4), 8, next_batch=3 + rank // 2) for rank in range(4)]
+    places = [AlikeRanks(rank, 4, ranks_per_patch=2) for rank in range(4)]
+    # All ranks give the same to the `gather` of this stand-in, so of rank 2 there are two states with a batch of 4.
+    state = {**progress[2].to_state(places[2]), "batch_size": 2}
+    assert [mine["next_batch"] for mine in state["ranks"]] == [4, 4]
+    state["ranks"] = [{"next_batch": 3, "dropped": {}}, {"next_batch": 4, "dropped": {"a": ["torn", 3]}}]
+    options = parse_options(["--slide_path", "."])
+    for world in (*places[2:], Ranks(1, 2), AlikeRanks(7, 8, ranks_per_patch=4)):
+        found, remark = Progress.from_state(state, options, world, 2)
+        assert (found.next_batch, found.dropped, remark) == (4, {"a": ("torn", 3)}, "")
+    other, remark = Progress.from_state(state, options, AlikeRanks(1, 2, ranks_per_patch=2), 2)
+    assert other.next_batch == 4  # 8 images of one group with 2 at a time
+    assert "it had 2 groups of ranks with batch 2: the order of the patches differs" in remark
 
 
 def test_every_field_of_the_progress_comes_back():

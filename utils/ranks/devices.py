@@ -7,13 +7,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
 import tensorflow as tf
 
 from utils.cli import UserError
+from utils.cpu import cpu_flags
 from utils.ranks.world import World
 from utils.startup import NVIDIA
 
@@ -61,7 +61,7 @@ def select_devices(world: World, no_cuda: bool) -> list[Any]:
         # TensorFlow fuses batch norm and activation into convolutions in inference. With AVX-512 that is 1.2 (float32)
         # to 2 times (bfloat16) as fast; without it, oneDNN runs the fused convolution of one image as scalar code,
         # which takes 30 times as long. Training steps are the same with and without.
-        tf.config.optimizer.set_experimental_options({"remapping": has_avx512()})
+        tf.config.optimizer.set_experimental_options({"remapping": "avx512f" in cpu_flags()})
         return []
     if 1 < len(gpus) < world.local_size:
         raise _too_few(world, len(gpus))
@@ -69,16 +69,6 @@ def select_devices(world: World, no_cuda: bool) -> list[Any]:
     tf.config.set_visible_devices(mine, "GPU")
     tf.config.experimental.set_memory_growth(mine, True)
     return [mine]
-
-
-def has_avx512(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has AVX-512, as far as the system says."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return "avx512f" in flags
 
 
 def _too_few(world: World, gpus: int) -> UserError:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from utils.cli import UserError
+from utils.ranks.patch_group import PatchGroup
 
 T = TypeVar("T")
 
@@ -24,9 +25,22 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> PatchGroup:
+        """Return the ranks that share this rank's patches: it has them for itself."""
+        return PatchGroup.of(self.rank, self.size)
+
     def gather(self, value: T) -> list[T]:
         """Collective: return the values of all ranks, by rank, on every rank."""
         return [value]
+
+    def gather_in_group(self, value: T) -> list[T]:
+        """Collective in the group of ranks that share a patch: return the values of all of them, by rank."""
+        return [value]
+
+    def sum_in_group(self, array: np.ndarray) -> np.ndarray:
+        """Collective in the group of ranks that share a patch: return the sum over them, of whole numbers."""
+        return np.sum(self.gather_in_group(array), axis=0, dtype=array.dtype)
 
     def broadcast(self, value: T) -> T:
         """Collective: return rank 0's value on every rank."""

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,9 @@ import tensorflow as tf
 from utils.cli import UserError
 from utils.doctor import version_of
 from utils.ranks import killed_rank
+from utils.ranks.group import Group
 from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
+from utils.ranks.patch_group import PatchGroup
 from utils.ranks.single import Ranks
 
 try:
@@ -43,9 +46,22 @@ class World(Ranks):
     local_rank: int = 0
     local_size: int = 1
     horovod: bool = False
+    ranks_per_patch: int = 1
+    process_set: Any = None  # Horovod's, of the ranks that share this rank's patches
+
+    @cached_property
+    def group(self) -> Group:
+        """Return the ranks that share this rank's patches."""
+        ranks = self.ranks_per_patch
+        return Group(self.rank % ranks, ranks, self.rank // ranks, self.size // ranks, self.process_set)
 
     def gather(self, value: T) -> list[T]:
         return hvd.allgather_object(value) if self.size > 1 else [value]
+
+    def gather_in_group(self, value: T) -> list[T]:
+        if self.ranks_per_patch == 1:
+            return [value]
+        return hvd.allgather_object(value, name="group", process_set=self.process_set)
 
     def broadcast(self, value: T) -> T:
         return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
@@ -167,12 +183,14 @@ def check_launcher() -> None:
     )
 
 
-def init_world(use_horovod: bool, alone: bool = True) -> World:
+def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) -> World:
     """Start Horovod and return the ranks. A single process starts it only if `alone` is False.
 
-    UserError: Horovod is missing, or sees another number of ranks than the launcher started.
+    UserError: Horovod is missing, or sees another number of ranks than the launcher started; or the ranks cannot be
+    divided into groups of `ranks_per_patch`.
     """
     rank, launched = launcher_rank()
+    PatchGroup.of(rank, launched, ranks_per_patch)
     if not use_horovod:
         if launched > 1:
             raise UserError(
@@ -187,9 +205,11 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
     check_launcher()
     if launched == 1:  # Open MPI's wheel does not start without its mpirun
         os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
-    hvd.init()
+    sets = _process_sets(launched, ranks_per_patch)
+    hvd.init(process_sets=sets)
     killed_rank.announce(rank)
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), horovod=True)
+    mine = sets[hvd.rank() // ranks_per_patch] if sets else hvd.global_process_set
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine)
     if world.size != launched:
         raise UserError(
             f"the launcher started {launched} ranks, but Horovod sees {world.size}: it was built for another "
@@ -197,3 +217,16 @@ def init_world(use_horovod: bool, alone: bool = True) -> World:
             "mpiexec.hydra of that environment"
         )
     return world
+
+
+def _process_sets(ranks: int, ranks_per_patch: int) -> list[Any]:
+    """Return Horovod's process set of each group of ranks that share a patch; none where one set would hold all or one.
+
+    They are all there before the first graph is traced, for its ops have the number of a set in them.
+    """
+    if ranks_per_patch in (1, ranks):
+        return []
+    return [
+        hvd.ProcessSet(list(range(start, start + ranks_per_patch)))
+        for start in range(0, ranks, ranks_per_patch)
+    ]

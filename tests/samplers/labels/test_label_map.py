@@ -7,7 +7,6 @@ from samplers.labels.label_map import (
     IGNORED,
     LabelMap,
     class_names,
-    known_share,
     shows_tumour,
     swapped_classes,
 )
@@ -71,10 +70,9 @@ def test_what_is_not_annotated_is_background_or_not_known() -> None:
     assert LabelMap.parse(["0:0", "1:1"], "ignore").values()[:2].tolist() == [0, 1]
 
 
-def test_tumour_and_known_share_of_pixels() -> None:
+def test_what_is_known_and_above_0_is_tumour() -> None:
     classes = np.array([0, 1, 2, 254, IGNORED], np.uint8)
     assert shows_tumour(classes).tolist() == [False, True, True, True, False]
-    assert known_share(classes) == 0.8
 
 
 def test_the_map_of_the_original_command_is_taken_with_a_warning() -> None:

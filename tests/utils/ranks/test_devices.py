@@ -57,21 +57,12 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rank_has_the_gpu_of_its_number_or_none(seen: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "has_avx512", lambda: False)
+    monkeypatch.setattr(devices, "cpu_flags", frozenset)
     assert select_devices(World(1, 2, 1, 2, True), no_cuda=False) == ["gpu 1"]
     assert select_devices(World(1, 2, 1, 2, True), no_cuda=True) == []
     assert seen == ["gpu 1", [], {"remapping": False}]  # without AVX-512 fused convolutions are slow
     with pytest.raises(UserError, match="3 ranks on this node but 2 GPUs"):
         select_devices(World(1, 3, 1, 3, True), no_cuda=False)
-
-
-def test_avx512_is_a_flag_of_the_cpu(tmp_path: Path) -> None:
-    path = tmp_path / "cpuinfo"
-    assert not devices.has_avx512(path)
-    path.write_text("processor : 0\nflags\t\t: fpu avx2 fma\n")
-    assert not devices.has_avx512(path)
-    path.write_text("processor : 0\nflags\t\t: fpu avx512f fma\nprocessor : 1\nflags : fpu\n")
-    assert devices.has_avx512(path)
 
 
 @pytest.mark.parametrize(("other", "fits"), [("GPU-bb", True), ("GPU-aa", False)])

@@ -1,0 +1,133 @@
+"""Exchange of rows between the ranks that share a patch, exact with its gradient.
+
+The graphs of the ranks differ only in the numbers of rows. Each exchange is one alltoall to which every rank sends at
+least one row, its own: where a rank had nothing to send or to receive, TensorFlow's optimizer of graphs would take its
+exchange out, and the others would wait for it for ever. Horovod's other collectives have gradients that are averages.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from models.spatial.rows import Plan, Range, length, overlap
+from utils.ranks.group import Group
+
+Piece = tuple[Range, tf.Tensor]  # rows, and a tensor (B, rows, W, C) of them
+
+
+def take_rows(
+    x: tf.Tensor,
+    have: Sequence[Range],
+    need: Sequence[Range],
+    height: int,
+    group: Group,
+    name: str,
+    value: float = 0.0,
+) -> tf.Tensor:
+    """Collective: return the rows `need` of a feature map (B, height, W, C) of which ranks have the rows `have`.
+
+    Both are given for each rank; `x` is what this rank has. Rows outside of the feature map are filled with `value`.
+    """
+    wanted, mine = need[group.rank], have[group.rank]
+    inside = [overlap(rows, (0, height)) for rows in need]
+    fill = inside[group.rank][0] - wanted[0], wanted[1] - inside[group.rank][1]
+    if all(overlap(rows, needed) == needed for rows, needed in zip(have, inside)):
+        start, stop = (row - mine[0] for row in inside[group.rank])
+        x = x if (start, stop) == (0, x.shape[1]) else x[:, start:stop]
+        return tf.pad(x, [[0, 0], fill, [0, 0], [0, 0]], constant_values=value) if any(fill) else x
+    plan = Plan.of(group.rank, have, inside)
+    with tf.name_scope(name):  # so the names of the other ops do not depend on the number of ops here
+        return _exchange(x, plan, mine, fill, group, name, value)
+
+
+def _exchange(
+    x: tf.Tensor, plan: Plan, mine: Range, fill: tuple[int, int], group: Group, name: str, value: float
+) -> tf.Tensor:
+    above = sum(map(length, plan.receives[: group.rank])) + 1  # with the first row of its own
+    below = sum(map(length, plan.receives[group.rank + 1 :]))
+    rest = plan.own[0] + 1, plan.own[1]
+
+    @tf.custom_gradient
+    def exchanged(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        sent = [_cut((mine, x), rows) for rows in plan.sends]
+        got = _alltoall(sent, plan.receives, group, name)
+        filled = [tf.fill([x.shape[0], rows, *x.shape[2:]], tf.cast(value, x.dtype)) for rows in fill]
+        y = tf.concat([filled[0], got[:, :above], _cut((mine, x), rest), got[:, above:], filled[1]], 1)
+
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            with tf.name_scope(f"{name}_back"):
+                dy = dy[:, fill[0] : dy.shape[1] - fill[1]]
+                kept = dy[:, above : dy.shape[1] - below]
+                received = tf.concat([dy[:, :above], dy[:, dy.shape[1] - below :]], 1)
+                back = _alltoall([received], plan.sends, group, f"{name}_back", plan.receives)
+                pieces: list[Piece] = [(rest, kept)]
+                start = 0
+                for rows in plan.sends:
+                    pieces.append((rows, back[:, start : start + length(rows)]))
+                    start += length(rows)
+                return _sum_of(pieces, mine)
+
+        return y, gradient
+
+    return exchanged(x)
+
+
+def _cut(piece: Piece, rows: Range) -> tf.Tensor:
+    """Return `rows` of a piece that has them."""
+    (start, _), x = piece
+    return x[:, rows[0] - start : rows[1] - start]
+
+
+def _sum_of(pieces: Sequence[Piece], rows: Range) -> tf.Tensor:
+    """Return the sum of `pieces`, each of which has a part of `rows`."""
+    cuts = sorted({*rows, *(row for (start, stop), _ in pieces if start < stop for row in (start, stop))})
+    shape = pieces[0][1].shape
+    sums = []
+    for part in itertools.pairwise(cuts):
+        found = [_cut(piece, part) for piece in pieces if overlap(piece[0], part) == part]
+        zeros = tf.zeros([shape[0], length(part), *shape[2:]], pieces[0][1].dtype)
+        sums.append(tf.add_n(found) if found else zeros)
+    return tf.concat(sums, 1)
+
+
+def _alltoall(
+    parts: Sequence[tf.Tensor],
+    receives: Sequence[Range],
+    group: Group,
+    name: str,
+    sends: Sequence[Range] | None = None,
+) -> tf.Tensor:
+    """Return what comes for parts (B, rows, W, C), one for each rank, or for one part that is cut as `sends`."""
+    splits = [part.shape[1] for part in parts] if sends is None else list(map(length, sends))
+    rows_first = [tf.transpose(part, (1, 0, 2, 3)) for part in parts if part.shape[1]]
+    got = group.alltoall(tf.concat(rows_first, 0), splits, name)
+    got = tf.ensure_shape(got, [sum(map(length, receives)), *rows_first[0].shape[1:]])
+    return tf.transpose(got, (1, 0, 2, 3))
+
+
+def gather(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:
+    """Collective: return the tensors (…) of all ranks as (ranks, …). Without a gradient."""
+    if group.size == 1:
+        return x[tf.newaxis]
+    got = group.alltoall(tf.tile(x[tf.newaxis], [group.size, *[1] * x.shape.rank]), [1] * group.size, name)
+    return tf.ensure_shape(got, [group.size, *x.shape])
+
+
+def sum_over(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:
+    """Collective: return the sum of the tensors of all ranks.
+
+    Its gradient is the sum of the ranks' gradients, for what is computed from the sum is computed on each of them.
+    """
+
+    def total(x: tf.Tensor, name: str) -> tf.Tensor:
+        return tf.reduce_sum(gather(x, group, name), 0)
+
+    @tf.custom_gradient
+    def summed(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        return total(x, name), lambda dy: total(dy, f"{name}_back")
+
+    return summed(x) if group.size > 1 else x
