@@ -22,19 +22,14 @@ from benchmarks.train_step import build_parser, images_of, measure, set_up
 def make_forward(options: argparse.Namespace) -> Callable[[], Any]:
     """Return one forward pass as a function without arguments; it returns when the pass is done."""
     train_options = set_up(options)
-    import tensorflow as tf
-
     from models import serving_model
     from models.from_options import network_from_options, set_precision
+    from prediction.model import with_constant_weights
 
     set_precision(options.mixed_precision)
     model = serving_model(options.model, network_from_options(train_options, options.num_classes))
-    spec = tf.TensorSpec((None, options.img_size, options.img_size, 3), tf.uint8)
-    forward = tf.function(
-        lambda images: model(images, training=False), input_signature=[spec], autograph=False
-    )
-    images = images_of(options)
-    return lambda: forward(images).numpy()
+    forward, images = with_constant_weights(model, options.img_size), images_of(options)
+    return lambda: forward(images)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
