@@ -216,7 +216,7 @@ def test_hard_mining_is_as_hard_as_asked(monkeypatch):
     made = []
     monkeypatch.setattr("training.mining.HardMiner", lambda *words: made.append(words) or [])
     options = build_parser().parse_args(["--hard_mining_threshold", "0.3", "--hard_mining_tries", "1"])
-    mined(iter([]), None, options, print)
+    mined(iter([]), None, options, World(), print)
     assert made[0][2:4] == (0.3, 1)
 
 
