@@ -28,7 +28,7 @@ def command(data: Path, log_dir: Path, *others: str) -> list[str | Path]:
         "--model deeplab --img_size 192 --batch_size 3 --num_steps 120 --val_split 0.34 --validation_patches 6 "
         "--log_every 30 --validate_every 60 --checkpoint_every 12 --keep_checkpoints 9 --freeze_bn 0 --hard_mining "
         "--hard_mining_threshold 0.4 --class_weights balanced --batch_tumor_ratio 0.6 --learning_rate 0.01 "
-        "--deterministic --max_bad_slides 1"
+        "--deterministic --max_bad_slides 1 --mixed_precision float32"
     )
     folders = ["--slide_path", data / "slides", "--label_path", data / "masks", "--log_dir", log_dir]
     return [TOY, *words.split(), *folders, *others]
