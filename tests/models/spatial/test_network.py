@@ -19,11 +19,12 @@ SCRIPT = Path(__file__).parents[2] / "helpers" / "spatial_steps.py"
 EXACT = 1e-9
 # Ranks, ranks per patch, cases of spatial_steps.py.
 QUICK = [
-    (2, 2, ("every_layer", "focal", "dice", "frozen", "blocks", "full", "uneven", "odd", "p1")),
+    (2, 2, ("every_layer", "dice", "blocks", "odd")),
     (3, 3, ("every_layer", "uneven", "odd")),
     (4, 2, ("every_layer", "dice", "blocks")),
 ]
 SLOW = [
+    (2, 2, ("focal", "frozen", "full", "uneven", "p1")),
     (2, 2, ("p2", "p3", "stride16", "stride8", "d0_p1", "d0_p3", "deeplab16", "deeplab8")),
     (3, 3, ("p1", "p3", "stride16", "d0_p3", "deeplab16")),
     (4, 4, ("every_layer", "uneven", "odd", "full", "p1", "p3", "stride16", "stride8")),
