@@ -1,7 +1,7 @@
-"""Operations whose gradients TensorFlow computes slowly on CPUs, with gradients that are faster there.
+"""Operations whose gradients TensorFlow computes slowly or wrongly on CPUs, with gradients that are better there.
 
-The forward pass is TensorFlow's own, so an exported model holds nothing of this. On GPUs the gradients are TensorFlow's
-own as well. `benchmarks/README.md` says what each one gives.
+What inference computes is TensorFlow's own, so an exported model holds nothing of this. On GPUs the gradients are
+TensorFlow's own as well. `benchmarks/README.md` says how much time each one saves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-FAST_WIDTH = 3  # of kernels for which oneDNN computes the depthwise filter's gradient with vectors
+FAST_WIDTH = 3  # oneDNN computes the depthwise filter's gradient with vectors for kernels of this width only
+VECTOR = 16  # oneDNN normalises bfloat16 with vectors where this divides the number of channels
 
 Gradient = Callable[..., tuple[tf.Tensor, ...] | tf.Tensor]
 
@@ -21,23 +22,34 @@ def on_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def _with_gradient(function: Callable[..., tf.Tensor], gradient: Gradient, *inputs: Any) -> tf.Tensor:
+    """Return `function(*inputs)`, whose gradients on CPUs are those that `gradient(upstream, *inputs)` returns."""
+    tensors = [tf.convert_to_tensor(x) for x in inputs]
+    if on_gpu():
+        return function(*tensors)
+
+    @tf.custom_gradient
+    def forward(*tensors: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        return function(*tensors), lambda upstream: gradient(upstream, *tensors)
+
+    return forward(*tensors)
+
+
+def _pixels(x: tf.Tensor) -> tf.Tensor:
+    """Return x (B, H, W, C) as (B·H·W, C)."""
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
 def swish(x: tf.Tensor) -> tf.Tensor:
     """Return x · sigmoid(x) (arXiv 1710.05941), of x's shape and dtype, with a gradient that XLA compiles on CPUs.
 
     TensorFlow's elementwise kernels for CPUs have no AVX2, and its gradient of swish is seven of them.
     """
-    if on_gpu():
-        return tf.nn.silu(x)
-
-    @tf.custom_gradient
-    def forward(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-        return tf.nn.silu(x), lambda upstream: _swish_gradient(x, upstream)
-
-    return forward(x)
+    return _with_gradient(tf.nn.silu, _swish_gradient, x)
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _swish_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+def _swish_gradient(upstream: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Return the gradient in x, computed in float32 (float64 for float64) and rounded once."""
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
     z, dy = tf.cast(x, wide), tf.cast(upstream, wide)
@@ -52,20 +64,17 @@ def depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str)
     input of a strided convolution in bfloat16, which is computed in float32.
     """
     strides = [1, stride, stride, 1]
-    if on_gpu():
+
+    def function(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return tf.nn.depthwise_conv2d(x, kernel, strides, padding)
 
-    @tf.custom_gradient
-    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return (
-                _input_gradient(x, kernel, upstream, strides, padding),
-                _filter_gradient(x, kernel.shape, upstream, strides, padding),
-            )
+    def gradient(upstream: tf.Tensor, x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return (
+            _input_gradient(x, kernel, upstream, strides, padding),
+            _filter_gradient(x, kernel.shape, upstream, strides, padding),
+        )
 
-        return tf.nn.depthwise_conv2d(x, kernel, strides, padding), gradient
-
-    return forward(x, kernel)
+    return _with_gradient(function, gradient, x, kernel)
 
 
 def _input_gradient(
@@ -123,41 +132,33 @@ def pointwise_conv2d(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     The filter's gradient on CPUs is a product of matrices, which oneDNN computes in bfloat16 up to three times as fast
     as the gradient of a convolution.
     """
-    if on_gpu():
+
+    def function(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
 
-    @tf.custom_gradient
-    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            of_input = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, strides=[1] * 4, padding="SAME"
-            )
-            of_filter = tf.matmul(_pixels(x), _pixels(upstream), transpose_a=True)
-            return of_input, tf.reshape(of_filter, kernel.shape)
+    def gradient(upstream: tf.Tensor, x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_input = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, strides=[1] * 4, padding="SAME"
+        )
+        of_filter = tf.matmul(_pixels(x), _pixels(upstream), transpose_a=True)
+        return of_input, tf.reshape(of_filter, kernel.shape)
 
-        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
-
-    return forward(x, kernel)
+    return _with_gradient(function, gradient, x, kernel)
 
 
 def bias_add(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Return x (B, H, W, C) + bias (C,).
 
-    TensorFlow's own gradient sums bfloat16 on CPUs in bfloat16, which ends at 256 times the step: the gradient of the
-    last layer's bias was 0.4 % of what it is. The product with ones sums in float32.
+    TensorFlow's own gradient of the bias sums bfloat16 numbers in bfloat16 on CPUs, where adding one more to a sum 256
+    times as large changes nothing: that of the last layer's bias came out as 0.4 % of what it is. The product with ones
+    sums in float32.
     """
-    if on_gpu():
-        return tf.nn.bias_add(x, bias)
 
-    @tf.custom_gradient
-    def forward(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            pixels = _pixels(upstream)
-            return upstream, tf.matmul(tf.ones([1, tf.shape(pixels)[0]], x.dtype), pixels)[0]
+    def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = _pixels(upstream)
+        return upstream, tf.matmul(tf.ones([1, tf.shape(pixels)[0]], pixels.dtype), pixels)[0]
 
-        return tf.nn.bias_add(x, bias), gradient
-
-    return forward(x, bias)
+    return _with_gradient(tf.nn.bias_add, gradient, x, bias)
 
 
 def global_mean(x: tf.Tensor) -> tf.Tensor:
@@ -180,14 +181,6 @@ def global_mean(x: tf.Tensor) -> tf.Tensor:
     return forward(x)
 
 
-def _pixels(x: tf.Tensor) -> tf.Tensor:
-    """Return x (B, H, W, C) as (B·H·W, C)."""
-    return tf.reshape(x, [-1, x.shape[-1]])
-
-
-VECTOR = 16  # channels: of others oneDNN normalises bfloat16 without vectors
-
-
 def own_batch_norm(x: tf.Tensor) -> bool:
     """Return whether `batch_norm` is faster than TensorFlow's for x (B, H, W, C)."""
     return x.dtype == tf.bfloat16 and x.shape[-1] % VECTOR != 0 and not on_gpu()
@@ -196,9 +189,9 @@ def own_batch_norm(x: tf.Tensor) -> bool:
 def batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalise x (B, H, W, C) by its own moments, as in training: the result, and mean and variance (C,).
+    """Normalise x (B, H, W, C) by its own moments, as in training. Return the result, and mean and variance (C,).
 
-    Compiled by XLA, in float32 whatever x is. Only the result has a gradient.
+    XLA compiles it, in float32 whatever x is. Only the result has a gradient.
     """
 
     @tf.custom_gradient

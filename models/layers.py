@@ -73,10 +73,10 @@ class Conv2D(keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         if self.kernel_size == self.strides == (1, 1):
-            x = kernels.pointwise_conv2d(inputs, tf.convert_to_tensor(self.kernel))
+            x = kernels.pointwise_conv2d(inputs, self.kernel)
         else:
             x = self.convolution_op(inputs, self.kernel)
-        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+        return kernels.bias_add(x, self.bias) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
@@ -88,7 +88,7 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         size = [shape[0], shape[1] * self.strides[0], shape[2] * self.strides[1], self.filters]
         x = tf.nn.conv2d_transpose(inputs, self.kernel, tf.stack(size), self.strides, "SAME")
         x.set_shape(self.compute_output_shape(inputs.shape))
-        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+        return kernels.bias_add(x, self.bias) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
@@ -104,12 +104,9 @@ class SeparableConv2D(keras.layers.SeparableConv2D):
     """Keras's own without stride, dilation and activation, but with gradients that are fast on CPUs."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        depthwise, pointwise = (
-            tf.convert_to_tensor(w) for w in (self.depthwise_kernel, self.pointwise_kernel)
-        )
-        x = kernels.depthwise_conv2d(inputs, depthwise, 1, self.padding.upper())
-        x = kernels.pointwise_conv2d(x, pointwise)
-        return kernels.bias_add(x, tf.convert_to_tensor(self.bias)) if self.use_bias else x
+        x = kernels.depthwise_conv2d(inputs, self.depthwise_kernel, 1, self.padding.upper())
+        x = kernels.pointwise_conv2d(x, self.pointwise_kernel)
+        return kernels.bias_add(x, self.bias) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
@@ -117,9 +114,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's own, but fast on CPUs in training, also for numbers of channels that oneDNN has no fast code for."""
 
     def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
-        if not training or not kernels.own_batch_norm(inputs):
+        if not training or not self.trainable or not kernels.own_batch_norm(inputs):
             return super().call(inputs, training=training)
         y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
+        pixels = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
+        variance *= pixels / tf.maximum(
+            pixels - 1, 1
+        )  # as Keras, which estimates that of all images there are
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             self.add_update(functools.partial(average.assign_add, (new - average) * (1 - self.momentum)))
         return y
@@ -132,8 +133,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         if self.dilation_rate != (1, 1):
             return super().call(inputs)
-        kernel = tf.convert_to_tensor(self.depthwise_kernel)
-        return kernels.depthwise_conv2d(inputs, kernel, self.strides[0], self.padding.upper())
+        return kernels.depthwise_conv2d(inputs, self.depthwise_kernel, self.strides[0], self.padding.upper())
 
 
 @keras.utils.register_keras_serializable("models")

@@ -18,6 +18,7 @@ from models import CLASSES_FILE
 from models.catalog import MODELS
 from models.from_options import AUTO, NETWORK_OPTIONS, network_from_options, set_precision
 from samplers.labels.label_map import class_names
+from training.resume import read_options
 from utils.cli import UserError
 from utils.cpu import computes_bfloat16
 
@@ -75,7 +76,7 @@ def find_model(path: Path, precision: str | None) -> ModelSource:
         raise UserError(f"--model_path {path}: there is no such folder")
     path = path.resolve()
     if (path / EXPORTED).exists():
-        options = _options_of(path.parent)
+        options = read_options(path.parent)
         exported = options.get("mixed_precision")
         if precision is not None and precision != exported:
             raise UserError(
@@ -86,7 +87,7 @@ def find_model(path: Path, precision: str | None) -> ModelSource:
     if (path / STATE).exists():
         return ModelSource(path, _need_options(path.parent.parent))
     log_dir = path.parent if path.name == "checkpoints" else path
-    options = _options_of(log_dir)
+    options = read_options(log_dir)
     other = precision is not None and precision != options.get("mixed_precision")
     if path == log_dir and (path / "model" / EXPORTED).exists() and not other:
         return ModelSource(path / "model", options)
@@ -100,20 +101,9 @@ def find_model(path: Path, precision: str | None) -> ModelSource:
     )
 
 
-def _options_of(folder: Path) -> dict[str, Any]:
-    """Return the options of the training run in `folder`, or {} if it holds none. UserError: they cannot be read."""
-    path = folder / "options.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
 def _need_options(folder: Path) -> dict[str, Any]:
     """Return the options of a run. UserError: they do not say which network to build for its checkpoints."""
-    options = _options_of(folder)
+    options = read_options(folder)
     path, missing = folder / "options.json", [name for name in NETWORK_OPTIONS if name not in options]
     if not path.exists():
         raise UserError(f"{path} is missing: without it no network can be built for the run's checkpoints")
@@ -150,9 +140,8 @@ class Predictor:
         precision = precision or source.options.get("mixed_precision")
         if source.is_exported:
             model = load_exported(source.path, trust)
-            if (
-                precision == "bfloat16" and computes_bfloat16()
-            ):  # exported models compute in float32 by themselves
+            # Exported models compute in float32 by themselves.
+            if precision == "bfloat16" and computes_bfloat16():
                 tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
         else:
             model = _load_checkpoint(source, precision or AUTO)

@@ -51,9 +51,14 @@ def find_checkpoint(options: argparse.Namespace) -> Path | None:
 
 def options_of_run(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the run that these options go on with began with, {} if it begins. UserError: it cannot be read."""
-    if options.log_dir is None or options.debug or not (options.log_dir / "options.json").exists():
+    return {} if options.log_dir is None or options.debug else read_options(options.log_dir)
+
+
+def read_options(log_dir: Path) -> dict[str, Any]:
+    """Return the options of the training run in `log_dir`, or {} if it holds none. UserError: they cannot be read."""
+    path = log_dir / "options.json"
+    if not path.exists():
         return {}
-    path = options.log_dir / "options.json"
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:

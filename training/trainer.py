@@ -52,9 +52,8 @@ def set_up_keras(options: argparse.Namespace) -> None:
     tf.keras.utils.set_random_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if (
-        options.jit
-    ):  # clusters of operations: what Horovod reduces cannot be compiled, so the step as a whole cannot
+    # XLA compiles clusters of operations: the whole step cannot be compiled, since Horovod's reductions cannot.
+    if options.jit:
         tf.config.optimizer.set_jit("autoclustering")
     set_precision(options.mixed_precision)
     if options.fp16_allreduce and not options.verbose:

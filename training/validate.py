@@ -105,9 +105,8 @@ def validate(
         counts.add(*batch_counts)
         progress(counts.images)
         confusions = patch_confusions(batch.labels, classes, trainer.num_classes)
-        whole = world.sum_in_group(
-            np.stack(confusions)
-        )  # Horovod: ranks that share patches count their strips
+        # Horovod: ranks that share patches have counted their strips.
+        whole = world.sum_in_group(np.stack(confusions))
         for i, (patch, part, confusion) in enumerate(zip(batch.patches, confusions, whole)):
             name = slide_of_patch(patch.slide) or patch.slide
             slides[name] = slides.get(name, 0) + part

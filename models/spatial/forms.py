@@ -110,7 +110,7 @@ def _transpose(place: Place, call: Call, x: tf.Tensor, training: bool) -> tf.Ten
         [(0, 0), (start - first[0], first[1] - stop), (-across[0], across[1] - width), (0, 0)],
         dilations=layer.dilation_rate,
     )
-    y = kernels.bias_add(y, tf.convert_to_tensor(layer.bias)) if layer.use_bias else y
+    y = kernels.bias_add(y, layer.bias) if layer.use_bias else y
     return layer.activation(y) if layer.activation is not None else y
 
 

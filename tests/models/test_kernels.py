@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
-from models import kernels
+from models import kernels, layers
 
 TOLERANCE = {tf.float64: 1e-12, tf.float32: 1e-5, tf.bfloat16: 1e-2, tf.float16: 2e-3}
 TYPES = [tf.float64, tf.float32, tf.bfloat16]
@@ -88,6 +89,23 @@ def test_batch_norm(channels: int, dtype: tf.DType) -> None:
     exact = tf.cast(x, tf.float64).numpy().reshape(-1, channels)
     np.testing.assert_allclose(mean, exact.mean(0), atol=1e-5)
     np.testing.assert_allclose(variance, exact.var(0), rtol=1e-4)
+
+
+def test_moving_averages_are_those_of_keras_where_pixels_are_few() -> None:
+    """As of a coarse level of a small patch: there the two estimates of a variance differ by a third."""
+    x = noise((1, 2, 2, 24), tf.bfloat16)
+    ours, keras_s = (
+        kind(dtype="mixed_bfloat16") for kind in (layers.BatchNormalization, keras.layers.BatchNormalization)
+    )
+    for layer in (ours, keras_s):
+        layer(x, training=True)
+    for mine, theirs in zip(ours.get_weights(), keras_s.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    before = ours.get_weights()
+    ours.trainable = False
+    ours(x, training=True)
+    for mine, theirs in zip(ours.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_the_gradient_of_a_bias_does_not_stand_still_in_bfloat16() -> None:

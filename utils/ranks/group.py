@@ -29,7 +29,7 @@ class Group(PatchGroup):
 
     def counted(self, images: Sized) -> int:
         """Return how many images this rank counts of a batch: the first rank counts those that all share."""
-        return len(images) if self.rank == 0 else 0
+        return len(images) if self.is_first else 0
 
     def alltoall(self, x: tf.Tensor, splits: Sequence[int], name: str) -> tf.Tensor:
         """Collective: send `splits[k]` rows (the first axis) of `x` to each rank k. Return what comes, by rank.

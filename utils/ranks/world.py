@@ -52,8 +52,8 @@ class World(Ranks):
     @cached_property
     def group(self) -> Group:
         """Return the ranks that share this rank's patches."""
-        ranks = self.ranks_per_patch
-        return Group(self.rank % ranks, ranks, self.rank // ranks, self.size // ranks, self.process_set)
+        place = PatchGroup.of(self.rank, self.size, self.ranks_per_patch)
+        return Group(place.rank, place.size, place.index, place.count, self.process_set)
 
     def gather(self, value: T) -> list[T]:
         return hvd.allgather_object(value) if self.size > 1 else [value]
