@@ -117,10 +117,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if not training or not self.trainable or not kernels.own_batch_norm(inputs):
             return super().call(inputs, training=training)
         y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
+        # As Keras's fused kernel, the average is of the variance of all the images that there are.
         pixels = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
-        variance *= pixels / tf.maximum(
-            pixels - 1, 1
-        )  # as Keras, which estimates that of all images there are
+        variance *= pixels / tf.maximum(pixels - 1, 1)
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             self.add_update(functools.partial(average.assign_add, (new - average) * (1 - self.momentum)))
         return y
