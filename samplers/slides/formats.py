@@ -17,6 +17,7 @@ from samplers.slides.handle import open_image
 from samplers.slides.levels import Level, downsample_of, levels_of
 from samplers.slides.spacing import plausible, png_spacing, tiff_spacing
 from samplers.slides.tiff_pages import Page
+from samplers.slides.vips_errors import vips_call
 
 __all__ = ["downsample_of"]  # evaluation/ takes it from here
 
@@ -63,7 +64,9 @@ def rgb_image(path: Path, image: Any, extra_band: bool) -> Any:
         raise DataError(f"{path}: has {image.bands} bands ({image.interpretation}), RGB is needed")
     if image.bands == colours:
         return image
-    return image.extract_band(0, n=colours) if extra_band else image.flatten(background=255)
+    if extra_band:
+        return vips_call("extract_band", image, 0, n=colours)
+    return vips_call("flatten", image, background=255)
 
 
 def vips_slide(path: Path, vendor: str | None) -> SlideFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pyvips
 
@@ -60,4 +61,14 @@ class _Faults:
         return " ".join(text.decode(errors="replace").split())
 
 
+
 vips_faults = _Faults()
+
+
+def vips_call(operation: str, *arguments: Any, **options: Any) -> Any:
+    """Call an operation of libvips, the way to do so while other threads may read.
+
+    `image.crop(…)` is the same, but asks first whether the image has a property of this name, and libvips writes that
+    it has none into its buffer of messages, where another thread's read takes it for damage of its own file.
+    """
+    return pyvips.Operation.call(operation, *arguments, **options)
