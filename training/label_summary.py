@@ -16,6 +16,7 @@ from samplers.labels.label_map import IGNORED, LabelMap, class_names
 from samplers.pairs.checks import LabelFacts
 from samplers.pairs.pairing import SlidePair
 from training.class_weights import BALANCED, class_weights
+from training.summary import count
 from utils.cli import UserError
 
 if TYPE_CHECKING:
@@ -124,7 +125,10 @@ class RunLabels:
             names, weights, options.class_weights, LabelSummary.of(train, facts), LabelSummary.of(val, facts)
         )
         if world.is_first:
-            for warning in found.train.warnings(config.label_map, names):
+            warnings = found.train.warnings(config.label_map, names)
+            if options.batch_tumor_ratio == 1:
+                warnings.append(tumour_only(found.train))
+            for warning in warnings:
                 sys.stderr.write(f"warning: {warning}\n")
         return found
 
@@ -141,6 +145,16 @@ class RunLabels:
             "train": self.train.to_json(self.names),
             "val": self.val.to_json(self.names),
         }
+
+
+def tumour_only(train: LabelSummary) -> str:
+    """Return what a model does not learn from the slides if each of its patches meets tumour."""
+    unseen = count(train.slides - train.labelled, "slide")
+    slides = f", and nothing is drawn from {unseen} without a label" if train.labelled < train.slides else ""
+    return (
+        "with --batch_tumor_ratio 1 (the default) each training patch meets tumour: tissue far from tumour is not "
+        f"learnt and may be taken for it{slides}. 0.5 draws as many patches without tumour"
+    )
 
 
 def _weights_before(resumed: Path | None, weighting: list[str] | None) -> list[float] | None:

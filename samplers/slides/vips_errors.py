@@ -61,7 +61,6 @@ class _Faults:
         return " ".join(text.decode(errors="replace").split())
 
 
-
 vips_faults = _Faults()
 
 

@@ -17,7 +17,7 @@ from samplers.slides.slide import Slide
 from tests.helpers.lesion_slides import HEIGHT, SPACING, WIDTH, asap_xml, make_slide
 from tests.helpers.tiny_slides import write_levels
 from training.data import prepare_slides, sampler_config
-from training.label_summary import LABELS_FILE, LabelSummary, RunLabels
+from training.label_summary import LABELS_FILE, LabelSummary, RunLabels, tumour_only
 from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks.world import World
@@ -90,6 +90,7 @@ def test_a_summary_names_what_is_missing_and_what_is_left_out() -> None:
     unmeasured = LabelSummary.of(pairs, dict(zip(pairs, [*facts[:2], LabelFacts(None, {})])))
     assert "1 not measured" in unmeasured.text(names)
     assert len(unmeasured.warnings(label_map, names)) == 1  # the class may be there
+    assert "nothing is drawn from 1 slide without a label" in tumour_only(summary)
 
 
 def test_the_labels_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +116,7 @@ def test_the_labels_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().err
     assert "blur (1)" in said
     assert "they are not learnt: necrosis" in said
+    assert "batch_tumor_ratio" not in said
     assert labels.to_json()["train"]["mm2"][1] == pytest.approx(200 * 100 * PIXEL)
     assert labels.weights[1] > labels.weights[0] > 0
 
@@ -122,8 +124,12 @@ def test_the_labels_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / LABELS_FILE).write_text(json.dumps({**labels.to_json(), "weights": [3, 4, 5]}))
     again = RunLabels.of(options, config, *slides[:2], slides.facts, world, tmp_path)
     assert again.weights == [3, 4, 5]
-    other = parse_options([*words, "--class_weights", "Tumor:7"])
+    capsys.readouterr()
+    other = parse_options([*words, "--class_weights", "Tumor:7"])  # its --batch_tumor_ratio is 1
     assert RunLabels.of(other, config, *slides[:2], slides.facts, world, tmp_path).weights == [1, 7, 1]
+    assert (
+        "with --batch_tumor_ratio 1 (the default) each training patch meets tumour" in capsys.readouterr().err
+    )
     (tmp_path / LABELS_FILE).write_text("{}")
     with pytest.raises(UserError, match=r"labels\.json cannot be read"):
         RunLabels.of(options, config, *slides[:2], slides.facts, world, tmp_path)
