@@ -110,9 +110,8 @@ def run(options: argparse.Namespace) -> int:
 
     # 5. Train and validate.
     with ExitStack() as stack:
-        log = stack.enter_context(
-            RunLog(log_dir if world.is_first else None, options.num_steps, progress.step)
-        )
+        written = log_dir if world.is_first else None
+        log = stack.enter_context(RunLog(written, options.num_steps, progress.step, progress.validation_due))
         share = world.group.index, world.group.count, options.sample_processes
         start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
         train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))

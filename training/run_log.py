@@ -29,15 +29,18 @@ _METRICS = {"curves/miou": "mIoU", "per_class/dice/class_1": "Dice of tumour", "
 class RunLog:
     """Writes to `log_dir`; with None, as on all ranks but the first, it does nothing. A context manager.
 
-    What is there of steps after `step`, where the run begins or goes on, is taken off: those steps come again.
+    What is there of steps after `step`, where the run begins or goes on, is taken off: those steps come again, and
+    so does the validation of `step` if it is due.
     """
 
-    def __init__(self, log_dir: Path | None, num_steps: int, step: int = 0) -> None:
+    def __init__(
+        self, log_dir: Path | None, num_steps: int, step: int = 0, validation_due: bool = False
+    ) -> None:
         self.log_dir = log_dir
         self.bar = RunBar(log_dir is not None, num_steps, step)
         if log_dir is None:
             return
-        drop_later_metrics(log_dir / "metrics.jsonl", step)
+        drop_later_metrics(log_dir / "metrics.jsonl", step, validation_due)
         self.jsonl = (log_dir / "metrics.jsonl").open("a")
         # TensorBoard itself leaves out the events of later steps when a step comes again.
         self.writers = {

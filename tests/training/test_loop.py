@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -35,6 +36,9 @@ class Notes:
     logged: list[int] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)  # what was saved
+    scored: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    fails: bool = False  # the validation does
 
     def train_step(
         self,
@@ -65,10 +69,16 @@ class Notes:
 
     def run(self, step: int) -> float:
         self.validated.append(step)
+        if self.fails:
+            raise RuntimeError("the validation failed")
         return 0.5
 
     def save(self, state: dict[str, Any], must: bool) -> None:
         self.saved.append(state["step"])
+        self.states.append(state)
+
+    def add_score(self, step: int, values: dict[str, Any]) -> None:
+        self.scored.append((step, values))
 
 
 @dataclass
@@ -126,6 +136,30 @@ def test_a_stop_is_answered_with_a_checkpoint_and_the_validation_that_was_due_co
     loop.progress.step, loop.progress.validation_due = 22, True
     assert loop.train() is False
     assert notes.validated == [22, 24]
+
+
+def test_a_checkpoint_is_written_before_its_validation_and_has_the_score_after(tmp_path):
+    words = "--num_steps 24 --batch_size 2 --validate_every 12"
+    loop, notes = loop_of(words, tmp_path)
+    notes.fails = True
+    with pytest.raises(RuntimeError, match="the validation failed"):
+        loop.train()
+    assert (notes.saved, notes.validated, notes.scored) == ([12], [12], [])
+    assert (notes.states[0]["validation_due"], notes.states[0]["best"]) == (True, (-1.0, -1))
+
+    again, notes = loop_of(words, tmp_path)  # what goes on from there validates first
+    again.progress, _ = Progress.from_state(
+        json.loads(json.dumps(loop.progress.to_state(loop.world) | {"batch_size": 2})),
+        loop.options,
+        loop.world,
+        2,
+    )
+    assert again.train() is False
+    assert (notes.validated, notes.saved) == ([12, 24], [24])
+    first, last = (
+        {"best": (0.5, 12), "miou": 0.5, "validation_due": False, "validations": n} for n in (0, 1)
+    )
+    assert notes.scored == [(12, first), (24, last)]
 
 
 def test_early_stopping_counts_validations_without_a_better_one(trained):
