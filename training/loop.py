@@ -89,6 +89,7 @@ class Loop:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
         progress, interval, batch = self.progress, self.progress.interval, fed.batch
         self.profiler.before(progress.step)
+        self.validator.restart_dead_workers()
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)
         with self.profiler.around(number):

@@ -40,6 +40,10 @@ class Validator:
             write_report(self.log_dir, found)
         return float(values["miou"])
 
+    def restart_dead_workers(self) -> None:
+        """Start processes that draw validation patches again if they died while the model is trained."""
+        self.loader.restart_dead_workers()
+
     def _show(self, images: int) -> None:
         """Show how many patches were validated so far."""
         self.laps.lap()

@@ -39,6 +39,7 @@ class Notes:
     states: list[dict[str, Any]] = field(default_factory=list)  # what was saved
     scored: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     fails: bool = False  # the validation does
+    looked_for_dead: int = 0  # how often, among the workers of the validation
 
     def train_step(
         self,
@@ -72,6 +73,9 @@ class Notes:
         if self.fails:
             raise RuntimeError("the validation failed")
         return 0.5
+
+    def restart_dead_workers(self) -> None:
+        self.looked_for_dead += 1
 
     def save(self, state: dict[str, Any], must: bool) -> None:
         self.saved.append(state["step"])
@@ -188,6 +192,7 @@ def test_logs_validations_and_checkpoints_come_when_they_are_due(trained):
     assert notes.logged == [8, 14, 22, 24]
     assert notes.validated == [12, 24]
     assert notes.saved == [10, 12, 20, 24]
+    assert notes.looked_for_dead == 12  # with each update
     for size, ranks in ((4, 1), (2, 2)):
         assert trained(f"--num_steps 24 --batch_size {size} --validate_every 7", ranks).saved == [8, 16, 24]
 
