@@ -1,7 +1,7 @@
 """Kills at random moments: sh run_tests.sh -m faults (half an hour; -k worker for one kind).
 
 A run is killed twenty times, each start going on from where the last one ended. Every time: an end within a minute
-with a non-zero code and the rank's name. Workers are killed while one run goes on, which starts them again. At last: the
+with a non-zero code and the rank's name. Workers are killed while a run goes on, which starts them again. At last: the
 result of a run without faults, no step lost or counted twice.
 """
 
