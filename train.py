@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
             trainer=trainer,
             loader=train_loader,
             validator=Validator(trainer, val_loader, log, log_dir, options.histograms),
-            samples=Samples(log_dir / "samples", world, train_pairs, config),
+            samples=Samples(log_dir / "samples", world, train_pairs, config, log.dispensable),
             checkpointer=Checkpointer(
                 log_dir / "checkpoints", trainer.checkpoint, options.keep_checkpoints, log.say
             ),

@@ -37,7 +37,8 @@ class Validator:
         if self.histograms:
             self.log.histograms(step, self.trainer.model.trainable_variables)
         if self.trainer.world.is_first:
-            write_report(self.log_dir, found)
+            with self.log.dispensable("report.html"):
+                write_report(self.log_dir, found)
         return float(values["miou"])
 
     def restart_dead_workers(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from samplers import Batch
 from tests.helpers.alike_ranks import AlikeRanks
+from training.dispensable import Dispensable
 from training.loop import Loop
 from training.metrics import AUC_BINS
 from training.options import build_parser
@@ -109,7 +110,7 @@ def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
         trainer=notes,
         loader=Batches(options.batch_size),
         validator=notes,
-        samples=Samples(folder / "samples", world, [], None),
+        samples=Samples(folder / "samples", world, [], None, Dispensable(print)),
         checkpointer=notes,
         profiler=Profiler(None, None, print),
         log=notes,
