@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
         start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
         train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
         val_loader = stack.enter_context(
-            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather))
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather, world.union))
         )
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)

@@ -70,15 +70,11 @@ def save_checkpoint(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[s
 
 def _write(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[str, Any]) -> None:
     folder.mkdir()
-    try:
-        checkpoint.write(str(folder / VARIABLES))
-        files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(folder.iterdir()) if p.is_file()}
-        (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
-        for path in folder.iterdir():
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # a full disk stays full otherwise
-        raise
+    checkpoint.write(str(folder / VARIABLES))
+    files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+    (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
+    for path in folder.iterdir():
+        _sync(path)
 
 
 def amend_state(path: Path, values: dict[str, Any]) -> None:
