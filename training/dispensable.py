@@ -28,12 +28,14 @@ class Dispensable:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._said: set[str] = set()
+        self.failures = 0
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            self.failures += 1
             reason = reason_of(error, what, EXPECTED)
             if what not in self._said:
                 self._said.add(what)

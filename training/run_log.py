@@ -51,6 +51,7 @@ class RunLog:
         self._unwritten = b""  # what did not fit on a full disk
         # TensorBoard itself leaves out the events of later steps when a step comes again.
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        self._failures = 0  # those of `dispensable` when the writers were made
 
     def __enter__(self) -> RunLog:
         return self
@@ -130,19 +131,22 @@ class RunLog:
 
     @contextmanager
     def _tensorboard(self, split: str, step: int) -> Iterator[None]:
-        """Write the summaries that are made in the block. After an error a new file begins: a torn one ends there."""
+        """Write the summaries that are made in the block.
+
+        After anything that could not be written a new file begins. TensorFlow does not always say that it has torn an
+        event, and behind a torn one nothing is read.
+        """
         assert self.log_dir is not None
+        if self.dispensable.failures > self._failures:
+            self._failures = self.dispensable.failures
+            self._writers.clear()
         with self.dispensable(_EVENTS):
-            try:
-                if split not in self._writers:
-                    folder = str(self.log_dir / "tensorboard" / split)
-                    self._writers[split] = tf.summary.create_file_writer(folder)
-                with self._writers[split].as_default(step):
-                    yield
-                self._writers[split].flush()
-            except Exception:
-                self._writers.pop(split, None)
-                raise
+            if split not in self._writers:
+                folder = str(self.log_dir / "tensorboard" / split)
+                self._writers[split] = tf.summary.create_file_writer(folder)
+            with self._writers[split].as_default(step):
+                yield
+            self._writers[split].flush()
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
