@@ -7,7 +7,7 @@
     sh run_train.sh ...                                                          sets up what that needs
 
 A step is one image: a batch of B on N ranks is B*N steps. Exit codes: 0 done; 2 wrong options or unusable
-input; 1 failed; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
+input; 1 failed; 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C, with a checkpoint written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from training.label_summary import LABELS_FILE, RunLabels
 from training.option_checks import check_device_options, parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
-from utils.cli import EXIT_DONE, EXIT_STOPPED, RunError, UserError, report_user_error, show_warnings
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    RunError,
+    UserError,
+    report_user_error,
+    show_warnings,
+)
+from utils.interrupt import end_quietly
 from utils.ranks import killed_rank
 from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
@@ -43,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     configure_environment(options)
     limit_malloc(options.recompute)
     show_warnings()
+    end_quietly()  # until the run has something to save
     try:
         return run(options)
     except UserError as error:
@@ -154,9 +164,10 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     stopped = loop.train()
     log.bar.close()
     if stopped:
-        world.barrier()  # the launcher ends all ranks soon after the first one, and rank 0 writes
+        # Horovod: all wait, since the launcher ends all ranks soon after the first one, and rank 0 writes.
+        interrupted = any(world.gather(loop.stopping.interrupts > 0))
         log.say(f"stopped at step {loop.progress.step} with a checkpoint in {loop.checkpointer.folder}")
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED if interrupted else EXIT_STOPPED
 
     # 6. Export, and where everything is.
     exported = world.broadcast((log_dir / "model").exists())

@@ -50,7 +50,7 @@ class Loop:
     def train(self) -> bool:
         """Train to the last step, or as --early_stopping says. Return whether the run was asked to stop before."""
         progress = self.progress
-        self.stopping.listen()
+        self.stopping.listen(self.log.say)
         if progress.validation_due:  # the run ended between the checkpoint and its validation
             self.validate()
         if progress.step >= self.plan.num_steps or self.stops_early():
