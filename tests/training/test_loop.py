@@ -75,6 +75,9 @@ class Notes:
             raise RuntimeError("the validation failed")
         return 0.5
 
+    def say(self, line: str) -> None:
+        pass
+
     def restart_dead_workers(self) -> None:
         self.looked_for_dead += 1
 
@@ -118,6 +121,12 @@ def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
         progress=Progress.begin(2),
     )
     return loop, notes
+
+
+@pytest.fixture(autouse=True)
+def signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the signals to pytest."""
+    monkeypatch.setattr("training.loop.Stopping.listen", lambda *_: None)
 
 
 @pytest.fixture
