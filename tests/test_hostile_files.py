@@ -33,7 +33,7 @@ from tests.samplers.labels.test_annotations import SQUARE, asap, ring
 from utils.cli import UserError
 
 SECONDS, BYTES = 10.0, 1 << 30  # that a small file may take; a loaded machine is slow
-FEW, MANY = 40, 4000
+FEW, MANY = 40, 2000
 SIDE = 300  # of the slide
 
 often = pytest.mark.parametrize(
@@ -231,25 +231,41 @@ def use_slide(path: Path, kind: str) -> None:
             slide.thumbnail(64)
 
 
+class ChangedTiff:
+    """A small TIFF whose headers can be changed: each change is (entry, offset in it, bytes), an entry is
+    (tag, type, count, value).
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        pixels = texture(160, 128) if kind == "image" else texture(160, 128)[..., 0] // 128
+        self.whole = write_levels(folder / "whole.tif", [pixels, pixels[::2, ::2]]).read_bytes()
+        self.path, self.kind = folder / "a.tif", kind
+        (first,) = struct.unpack_from("<I", self.whole, 4)
+        (count,) = struct.unpack_from("<H", self.whole, first)
+        self.entries = [first + 2 + 12 * entry for entry in range(count)]
+
+    def check(self, changes: list[tuple[int, int, bytes]]) -> None:
+        placed = [(self.entries[entry % len(self.entries)] + offset, data) for entry, offset, data in changes]
+        self.path.write_bytes(overwritten(self.whole, placed))
+        read_or_refused(partial(use_slide, kind=self.kind), self.path)
+
+
 @often
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_tiff_headers_of_any_content(tmp_path: Path, kind: str, examples: int) -> None:
-    pixels = texture(160, 128) if kind == "image" else texture(160, 128)[..., 0] // 128
-    whole = write_levels(tmp_path / "whole.tif", [pixels, pixels[::2, ::2]]).read_bytes()
-    # Numbers of the headers, and not of the pixels: each entry is (tag, type, count, value).
-    (first,) = struct.unpack_from("<I", whole, 4)
-    (count,) = struct.unpack_from("<H", whole, first)
-    entries = [first + 2 + 12 * entry for entry in range(count)]
-    path = tmp_path / "a.tif"
-
-    def check(changes: list[tuple[int, int, bytes]]) -> None:
-        placed = [(entries[entry % count] + offset, data) for entry, offset, data in changes]
-        path.write_bytes(overwritten(whole, placed))
-        read_or_refused(partial(use_slide, kind=kind), path)
-
     shorts = st.integers(0, 2**16 - 1).map(lambda value: struct.pack("<H", value))
     longs = st.sampled_from([0, 1, 7, 2**16, 61_440, 2**31 - 1, 2**32 - 1]).map(
         lambda value: struct.pack("<I", value)
     )
     change = st.tuples(st.integers(0, 99), st.sampled_from([0, 2, 4, 8]), shorts | longs)
-    drawn(examples, st.lists(change, min_size=1, max_size=2), check)
+    drawn(examples, st.lists(change, min_size=1, max_size=2), ChangedTiff(tmp_path, kind).check)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize(
+    "changes",
+    [[(4, 8, b"\0\0")], [(3, 8, b"\0\0")], [(3, 8, b"!\0")], [(1, 0, b"\0\0"), (2, 0, b"\0\0")]],
+    ids=["compression 0", "0 bits", "33 bits", "no size"],
+)
+def test_tiff_headers_that_were_found_to_fail(tmp_path: Path, kind: str, changes: list) -> None:
+    ChangedTiff(tmp_path, kind).check(changes)
