@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,9 +78,12 @@ class RunLog:
     def histograms(self, step: int, variables: Sequence[tf.Variable]) -> None:
         if self.log_dir is None:
             return
-        with self._tensorboard("val", step):
+
+        def summarise() -> None:
             for variable in variables:
                 tf.summary.histogram(f"weights/{variable.name.partition(':')[0]}", variable)
+
+        self._tensorboard("val", step, summarise)
 
     def hparams(self, options: dict[str, Any]) -> None:
         """Write the options, and which scores belong to them, for TensorBoard's table of runs."""
@@ -89,19 +91,26 @@ class RunLog:
             return
         shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
         metrics = [hparams.Metric(tag, display_name=f"validation {name}") for tag, name in _METRICS.items()]
-        with self._tensorboard("val", 0):
+        run = self.log_dir.name
+
+        def summarise() -> None:
             hparams.hparams_config([hparams.HParam(name) for name in shown], metrics)
-            hparams.hparams(shown, trial_id=self.log_dir.name)
+            hparams.hparams(shown, trial_id=run)
+
+        self._tensorboard("val", 0, summarise)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write one object of metrics.jsonl and its TensorBoard scalars, and print a line where there is no bar."""
         if self.log_dir is None:
             return
         self._append(f"{json.dumps({'step': step, 'split': split, **values})}\n".encode())
-        with self._tensorboard(split, step):
+
+        def summarise() -> None:
             for name, value in values.items():
                 for label, number in _scalars(name, value):
                     tf.summary.scalar(label, number)
+
+        self._tensorboard(split, step, summarise)
         if split == "val" or not self.bar.tty:
             self.say(
                 f"step {step:>7} {split:<5} loss {short(values.get('loss'))}  mIoU {short(values.get('miou'))}  "
@@ -112,8 +121,11 @@ class RunLog:
         """Write panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
         if self.log_dir is None or not panels:
             return
-        with self._tensorboard("val", step):
+
+        def summarise() -> None:
             tf.summary.image(", ".join(PARTS), np.stack(panels), max_outputs=len(panels), step=step)
+
+        self._tensorboard("val", step, summarise)
         folder = self.log_dir / "pictures"
         with self.dispensable(f"{folder}"):
             folder.mkdir(exist_ok=True)
@@ -129,9 +141,8 @@ class RunLog:
             while self._unwritten:
                 self._unwritten = self._unwritten[self.jsonl.write(self._unwritten) :]
 
-    @contextmanager
-    def _tensorboard(self, split: str, step: int) -> Iterator[None]:
-        """Write the summaries that are made in the block.
+    def _tensorboard(self, split: str, step: int, summarise: Callable[[], None]) -> None:
+        """Write the summaries that `summarise` makes.
 
         After anything that could not be written a new file begins. TensorFlow does not always say that it has torn an
         event, and behind a torn one nothing is read.
@@ -145,7 +156,7 @@ class RunLog:
                 folder = str(self.log_dir / "tensorboard" / split)
                 self._writers[split] = tf.summary.create_file_writer(folder)
             with self._writers[split].as_default(step):
-                yield
+                summarise()
             self._writers[split].flush()
 
 

@@ -142,3 +142,15 @@ def test_a_full_disk_costs_no_run_and_no_row_of_the_metrics(log_of, tmp_path, ca
         value for event in tf.compat.v1.train.summary_iterator(str(last)) for value in event.summary.value
     ]
     assert [float(tf.make_ndarray(v.tensor)) for v in values if v.tag == "curves/loss"] == [5.0]
+
+
+def test_events_that_cannot_even_be_begun_cost_no_run(log_of, tmp_path, capsys):
+    (tmp_path / "tensorboard").touch()  # where the folder would be
+    with log_of() as log:
+        for step in (1, 2):
+            log.record(step, "val", {"loss": 1.0})
+            log.pictures(step, [np.zeros((40, 160, 3), np.uint8)])
+            log.histograms(step, [])
+        log.hparams({"seed": 1})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert capsys.readouterr().out.count("warning: TensorBoard's events cannot be written") == 1
