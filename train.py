@@ -37,6 +37,7 @@ from utils.cli import (
     report_user_error,
     show_warnings,
 )
+from utils.files import write_atomically
 from utils.interrupt import end_quietly
 from utils.ranks import killed_rank
 from utils.startup import configure_environment, import_tensorflow, limit_malloc
@@ -200,7 +201,8 @@ def make_log_dir(options: argparse.Namespace) -> Path:
 
 
 def write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    """Write a file of the run, whole or not at all: a torn options.json would keep the run from being continued."""
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 if __name__ == "__main__":
