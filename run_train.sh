@@ -35,20 +35,31 @@ if [ $# -eq 0 ]; then
 fi
 
 export NP="${NP:-${SLURM_NTASKS:-2}}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-[ -n "${REQUEUE:-}" ] || launch train.py "$@"
 
-# Slurm sends SIGUSR1 to this script when the time is nearly up: on to the launcher, which sends it to the ranks.
-launch train.py "$@" &
-launcher=$!
+# The launcher has a session of its own, so that Ctrl-C comes to this script only: Open MPI's kills its ranks a second
+# after it. Slurm sends SIGUSR1 to this script when the time is nearly up: on to the launcher, which sends it to the ranks.
+LAUNCH_PREFIX=$(command -v setsid || true) launch train.py "$@" &
+launcher=$! interrupts=0
+interrupt() {
+    interrupts=$((interrupts + 1))
+    if [ $interrupts -gt 1 ]; then
+        kill -TERM $launcher
+    else
+        echo "Ctrl-C: the run stops with a checkpoint after this step or validation; Ctrl-C again ends it at once"
+        kill -USR1 $launcher
+    fi
+}
+trap interrupt INT
 trap 'kill -USR1 $launcher' USR1
-trap 'kill -TERM $launcher' TERM
+trap 'kill -TERM $launcher' TERM HUP
 status=0
 wait $launcher || status=$?
 while kill -0 $launcher 2>/dev/null; do # the wait was ended by a signal
     status=0
     wait $launcher || status=$?
 done
-if [ $status -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+[ $interrupts -eq 0 ] || exit 130
+if [ $status -eq 75 ] && [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     echo "stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
 fi

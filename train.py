@@ -7,7 +7,7 @@
     sh run_train.sh ...                                                          sets up what that needs
 
 A step is one image: a batch of B on N ranks is B*N steps. Exit codes: 0 done; 2 wrong options or unusable
-input; 1 failed; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
+input; 1 failed; 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C, with a checkpoint written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ from training.label_summary import LABELS_FILE, RunLabels
 from training.option_checks import check_device_options, parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
-from utils.cli import EXIT_DONE, EXIT_STOPPED, RunError, UserError, report_user_error, show_warnings
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    RunError,
+    UserError,
+    report_user_error,
+    show_warnings,
+)
+from utils.files import write_atomically
+from utils.interrupt import end_quietly
 from utils.ranks import killed_rank
 from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
@@ -43,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     configure_environment(options)
     limit_malloc(options.recompute)
     show_warnings()
+    end_quietly()  # until the run has something to save
     try:
         return run(options)
     except UserError as error:
@@ -110,14 +121,13 @@ def run(options: argparse.Namespace) -> int:
 
     # 5. Train and validate.
     with ExitStack() as stack:
-        log = stack.enter_context(
-            RunLog(log_dir if world.is_first else None, options.num_steps, progress.step)
-        )
+        written = log_dir if world.is_first else None
+        log = stack.enter_context(RunLog(written, options.num_steps, progress.step, progress.validation_due))
         share = world.group.index, world.group.count, options.sample_processes
         start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
         train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
         val_loader = stack.enter_context(
-            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather))
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather, world.union))
         )
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
@@ -133,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
             trainer=trainer,
             loader=train_loader,
             validator=Validator(trainer, val_loader, log, log_dir, options.histograms),
-            samples=Samples(log_dir / "samples", world, train_pairs, config),
+            samples=Samples(log_dir / "samples", world, train_pairs, config, log.dispensable),
             checkpointer=Checkpointer(
                 log_dir / "checkpoints", trainer.checkpoint, options.keep_checkpoints, log.say
             ),
@@ -155,9 +165,10 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     stopped = loop.train()
     log.bar.close()
     if stopped:
-        world.barrier()  # the launcher ends all ranks soon after the first one, and rank 0 writes
+        # Horovod: all wait, since the launcher ends all ranks soon after the first one, and rank 0 writes.
+        interrupted = any(world.gather(loop.stopping.interrupts > 0))
         log.say(f"stopped at step {loop.progress.step} with a checkpoint in {loop.checkpointer.folder}")
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED if interrupted else EXIT_STOPPED
 
     # 6. Export, and where everything is.
     exported = world.broadcast((log_dir / "model").exists())
@@ -190,7 +201,8 @@ def make_log_dir(options: argparse.Namespace) -> Path:
 
 
 def write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    """Write a file of the run, whole or not at all: a torn options.json would keep the run from being continued."""
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from samplers.patches import PatchInfo, SamplerConfig
 from samplers.reader import OpenPair, overview
 from samplers.slides.errors import DataError
 from samplers.tissue import contours
+from utils.failures import reason_of
 from utils.pictures import hatch
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def draw_samples(
     """Write `folder`/<slide>.png for the slides that the patches come from, at most `max_slides` of them.
 
     Returns the files. A slide that cannot be read is left out with a warning, as in training: a run does not end for
-    want of a picture.
+    want of a picture. OSError: a file cannot be written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     of_slide: dict[str, list[PatchInfo]] = {}
@@ -43,8 +44,9 @@ def draw_samples(
     for pair in [pair for pair in pairs if pair.name in of_slide][:max_slides]:
         try:
             picture = picture_of(pair, config, of_slide[pair.name])
-        except (DataError, OSError) as error:
-            log.warning("no picture of %s: %s", pair.name, error)
+        except Exception as error:
+            reason = reason_of(error, f"picture of {pair.slide}", (DataError, OSError))
+            log.warning("no picture of %s: %s", pair.name, reason)
             continue
         path = Path(folder) / f"{pair.name}.png"
         # Not cv2.imwrite, which only returns False if the file cannot be written.

@@ -19,7 +19,7 @@ from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
-from utils.failures import failure_of
+from utils.failures import reason_of
 
 MAX_OPEN = 192  # slides; opening one and its label takes as long as reading several patches
 MAX_BYTES = 384 << 20  # of decoded tiles that libvips keeps for all slides of a process
@@ -118,8 +118,7 @@ class PairReader:
             except Exception as error:
                 self._close(pair)
                 if attempt == 2:
-                    expected = isinstance(error, (DataError, OSError))
-                    reason = str(error) if expected else failure_of(error, f"reading of {pair.slide}")
+                    reason = reason_of(error, f"reading of {pair.slide}", (DataError, OSError))
                     raise BadSlideError(pair, reason) from error
         self._open.move_to_end(pair)
         self._bound(pair)

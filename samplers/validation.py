@@ -5,7 +5,8 @@ The list depends on the slides and the configuration, not on the number of ranks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -24,26 +25,43 @@ MIN_TISSUE = 0.1  # fraction of a patch
 MIN_OTHERS = 8  # patches without lesion per slide; as many as there are lesion patches if those are more
 
 Item = tuple[SlidePair, PatchInfo]
+Agree = Callable[[dict[str, str]], dict[str, str]]  # of the slides that a rank cannot read and the reasons
+
+log = logging.getLogger(__name__)
 
 
-def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig) -> list[Item]:
+def validation_patches(
+    pairs: Sequence[SlidePair], config: SamplerConfig, agree: Agree = lambda bad: bad
+) -> list[Item]:
     """Return the patches of a grid that have a lesion, and as many others with tissue (at least 8 per slide).
 
     A patch must be known enough, as config.min_known says and as far as the thumbnail shows it.
 
     There are at most config.max_validation_patches, taken from the slides in turn and, within a slide, alternately with
-    and without lesion. `PatchInfo.tumour` is what the thumbnail shows. Raises DataError if a slide cannot be read or
+    and without lesion. `PatchInfo.tumour` is what the thumbnail shows. A slide that cannot be read is left out with a
+    warning; where several ranks read, `agree` is collective and returns what any of them could not read, so that all
+    have the same list. Raises DataError if more slides cannot be read than config.bad_slides_allowed, or all, or if
     there is nothing to validate.
     """
     reader = PairReader(config)
-    queues = []
+    queues: dict[str, list[Item]] = {}
+    bad: dict[str, str] = {}
     for pair in sorted(pairs, key=lambda p: str(p.slide)):
         try:
-            queues.append(reader.read(pair, lambda opened: _grid(opened, config)))
+            queues[str(pair.slide)] = reader.read(pair, lambda opened: _grid(opened, config))
         except BadSlideError as error:
-            raise DataError(f"validation slide {error}") from error
+            log.warning("bad slide, left out of the validation: %s", error)
+            bad[str(pair.slide)] = str(error)
     reader.close()
-    turns = [item for turn in zip_longest(*queues) for item in turn if item is not None]
+    bad, allowed = agree(bad), config.bad_slides_allowed(len(pairs))
+    if len(bad) > allowed or len(bad) == len(pairs):
+        listed = "\n".join(f"  validation slide {bad[slide]}" for slide in sorted(bad))
+        raise DataError(
+            f"{len(bad)} of {len(pairs)} validation slides could not be read, {allowed} are allowed "
+            f"(--max_bad_slides):\n{listed}"
+        )
+    good = [items for slide, items in queues.items() if slide not in bad]
+    turns = [item for turn in zip_longest(*good) for item in turn if item is not None]
     if not turns:
         raise DataError(f"there is neither tissue nor a lesion on the {len(pairs)} validation slides")
     kept = turns[: config.max_validation_patches]

@@ -144,15 +144,15 @@ def test_slide_smaller_than_the_patch_is_refused(demo):
 def test_a_validation_slide_that_one_rank_cannot_use_is_named_and_ends_all_ranks(demo, tmp_path):
     """Only rank 0 prints errors: an error of another rank alone would end the job without a word."""
     code = (
-        "import sys, train\n"
+        "import sys, samplers.validation, train\n"
         "from samplers.slides.errors import DataError\n"
         "from utils.ranks.launcher import launcher_rank\n"
-        "real = train.validation_loader\n"
-        "def loader(*words):\n"
+        "real = samplers.validation.overview\n"
+        "def overview(*words):\n"
         "    if launcher_rank()[0] == 1:\n"
-        "        raise DataError('validation slide b.tif is torn')\n"
+        "        raise DataError('is torn')\n"
         "    return real(*words)\n"
-        "train.validation_loader = loader\n"
+        "samplers.validation.overview = overview\n"
         "sys.exit(train.main(sys.argv[1:]))"
     )
     words = [
@@ -167,4 +167,5 @@ def test_a_validation_slide_that_one_rank_cannot_use_is_named_and_ends_all_ranks
     ]
     done = run_python(["-c", code, *words], ranks=2)
     assert done.returncode == 2, done.stderr
-    assert "train.py: error: validation slide b.tif is torn" in done.stderr
+    assert "train.py: error: 1 of 1 validation slides could not be read" in done.stderr
+    assert re.search(r"validation slide tumor_00\d: is torn", done.stderr)

@@ -49,12 +49,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:09d}"
+
+
 def save_checkpoint(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[str, Any]) -> Path:
     """Writes `<folder>/step_<state["step"]>`: under another name, then renamed. Rank 0 alone calls it.
 
     Raises OSError (a full disk); what was there before stays.
     """
-    target = folder / f"step_{state['step']:09d}"
+    target = checkpoint_path(folder, state["step"])
     folder.mkdir(parents=True, exist_ok=True)
     try:
         write_atomically(target, lambda partial: _write(partial, checkpoint, state))
@@ -66,15 +70,23 @@ def save_checkpoint(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[s
 
 def _write(folder: Path, checkpoint: tf.train.Checkpoint, state: dict[str, Any]) -> None:
     folder.mkdir()
-    try:
-        checkpoint.write(str(folder / VARIABLES))
-        files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(folder.iterdir()) if p.is_file()}
-        (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
-        for path in folder.iterdir():
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # a full disk stays full otherwise
-        raise
+    checkpoint.write(str(folder / VARIABLES))
+    files = {p.name: [p.stat().st_size, _crc32(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+    (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=2))
+    for path in folder.iterdir():
+        _sync(path)
+
+
+def amend_state(path: Path, values: dict[str, Any]) -> None:
+    """Change values in the state of the checkpoint at `path`, whose variables stay. OSError: it cannot be written."""
+    text = json.dumps({**json.loads((path / STATE).read_text()), **values}, indent=2)
+
+    def write(partial: Path) -> None:
+        partial.write_text(text)
+        _sync(partial)
+
+    write_atomically(path / STATE, write)
+    _sync(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all checkpoints but the newest `keep` and the best."""
     paths = sorted(folder.glob("step_*"))
     for path in paths[: max(0, len(paths) - keep)]:
-        if path.name != f"step_{best_step or -1:09d}":
+        if path != checkpoint_path(folder, best_step or -1):
             shutil.rmtree(path)
 
 
@@ -153,3 +165,18 @@ class Checkpointer:
                     f"{message}: {error}. Make room and start again: the run goes on from the last one in {self.folder}"
                 ) from error
             self.warn(f"warning: {message}, the run goes on: {error}")
+
+    def add_score(self, step: int, values: dict[str, Any]) -> None:
+        """Add the score of the validation to the checkpoint of its step, and keep the best. Rank 0 alone calls it.
+
+        `values` change the checkpoint's state; `best` is among them. A warning if they cannot be written: a run that
+        goes on from there validates again. Without a checkpoint of this step, of which there was a warning, nothing.
+        """
+        path = checkpoint_path(self.folder, step)
+        if not path.exists():
+            return
+        try:
+            amend_state(path, values)
+            prune_checkpoints(self.folder, self.keep, values["best"][1])
+        except OSError as error:
+            self.warn(f"warning: the score of step {step} is not in its checkpoint, the run goes on: {error}")

@@ -50,8 +50,8 @@ class Loop:
     def train(self) -> bool:
         """Train to the last step, or as --early_stopping says. Return whether the run was asked to stop before."""
         progress = self.progress
-        self.stopping.listen()
-        if progress.validation_due:  # the last checkpoint was written in its place, or before it
+        self.stopping.listen(self.log.say)
+        if progress.validation_due:  # the run ended between the checkpoint and its validation
             self.validate()
         if progress.step >= self.plan.num_steps or self.stops_early():
             return False
@@ -89,6 +89,7 @@ class Loop:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
         progress, interval, batch = self.progress, self.progress.interval, fed.batch
         self.profiler.before(progress.step)
+        self.validator.restart_dead_workers()
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)
         with self.profiler.around(number):
@@ -107,23 +108,27 @@ class Loop:
         return rate, result
 
     def validate_and_save(self, due: Due, stop: bool) -> bool:
-        """Collective: validate and write a checkpoint where they are due. Return whether the run is done."""
+        """Collective: write a checkpoint and validate where they are due. Return whether the run is done.
+
+        The checkpoint comes first, so that nothing that goes wrong in the validation costs a step.
+        """
         progress, done = self.progress, due.done
         progress.validation_due = due.validate
         start = time.perf_counter()
-        if due.validate and (done or not stop):
-            if self.options.time_limit is not None and not progress.longest_pause:
-                self.save(must=False)  # nobody knows yet how long the validation will take
-            self.validate()
-            done = done or self.stops_early()
         if due.save or stop:
             self.save(must=done or stop)
+        if due.validate and (done or not stop):
+            self.validate()
+            done = done or self.stops_early()
         progress.longest_pause = max(progress.longest_pause, time.perf_counter() - start)
         return done
 
     def validate(self) -> None:
-        """Collective: validate, and note the mIoU."""
-        self.progress.add_validation(self.validator.run(self.progress.step))
+        """Collective: validate, and note the score, in the checkpoint of this step as well."""
+        progress = self.progress
+        progress.add_validation(self.validator.run(progress.step))
+        if self.world.is_first:
+            self.checkpointer.add_score(progress.step, progress.score_to_state())
         self.samples.draw()
 
     def save(self, must: bool) -> None:

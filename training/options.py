@@ -200,8 +200,8 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--max_bad_slides",
         type=non_negative_float,
         default=0.01,
-        help="how many slides may become unreadable during training before the run stops; "
-        "below 1 it is a share of the slides, at least one slide",
+        help="how many slides may become unreadable before the run stops, of those for training and of those for "
+        "validation each; below 1 it is a share of the slides, at least one slide",
     )
     add(
         "--annotation_weighting",

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from training.dispensable import Dispensable
+
 
 class Profiler:
     """Profiles the steps in `steps` (first, one after the last) into `folder`; None for no profile.
@@ -22,6 +24,7 @@ class Profiler:
         self.folder = folder
         self.steps = steps
         self.say = say
+        self.dispensable = Dispensable(say)
         self.running = False
 
     def before(self, step: int) -> None:
@@ -30,8 +33,9 @@ class Profiler:
             return
         start, stop = self.steps
         if not self.running and start <= step < stop:
-            tf.profiler.experimental.start(str(self.folder))
-            self.running = True
+            with self.dispensable("the profile"):
+                tf.profiler.experimental.start(str(self.folder))
+                self.running = True
         elif step >= stop:
             self.stop()
 
@@ -45,8 +49,9 @@ class Profiler:
         """Write the profile if one is being taken: at its last step, or where the run ends before it."""
         if not self.running or self.folder is None:
             return
-        tf.profiler.experimental.stop()
         self.running, self.steps = False, None
-        self.say(
-            f"profile:     xprof --logdir '{self.folder.parent}' (docs/training.md says how to install xprof)"
-        )
+        with self.dispensable("the profile"):
+            tf.profiler.experimental.stop()
+            self.say(
+                f"profile:     xprof --logdir '{self.folder.parent}' (docs/training.md says how to install xprof)"
+            )

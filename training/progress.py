@@ -19,6 +19,7 @@ from training.metrics import Counts
 from utils.ranks.single import Ranks
 
 PER_RANK = ("next_batch", "dropped")
+SCORE = ("best", "validations", "miou", "validation_due")
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Progress:
     best: tuple[float, int] = (-1.0, -1)  # highest validation mIoU so far, and its step
     validations: int = 0  # number of validations since the best one
     miou: float = math.nan  # of the last validation
-    validation_due: bool = False  # a signal came before the validation that is due at this step
+    validation_due: bool = False  # the validation that is due at this step has not been done yet
     longest_pause: float = 0.0  # longest time in seconds that a validation with its checkpoint took
     next_batch: int = 0  # index of this rank's next batch
     dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
@@ -99,6 +100,10 @@ class Progress:
         self.best = (miou, self.step) if better else self.best
         self.validations = 0 if better else self.validations + 1
         self.miou, self.validation_due = miou, False
+
+    def score_to_state(self) -> dict[str, Any]:
+        """Return the part of the state that `add_validation` changes, as JSON values."""
+        return {name: getattr(self, name) for name in SCORE}
 
     def to_state(self, world: Ranks) -> dict[str, Any]:
         """Collective: return the state of all ranks as JSON values."""

@@ -101,8 +101,11 @@ def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def drop_later_metrics(path: Path, step: int) -> None:
-    """Take the lines of steps after `step` off metrics.jsonl, since they come again, and a torn last line as well."""
+def drop_later_metrics(path: Path, step: int, validation_due: bool = False) -> None:
+    """Take the lines of steps after `step` off metrics.jsonl, since they come again, and a torn last line as well.
+
+    `validation_due`: the validation of `step` comes again too.
+    """
     if not path.exists():
         return
     kept = []
@@ -111,6 +114,7 @@ def drop_later_metrics(path: Path, step: int) -> None:
             row: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
-        if row["step"] <= step:
+        again = validation_due and (row["step"], row["split"]) == (step, "val")
+        if row["step"] <= step and not again:
             kept.append(line + "\n")
     write_atomically(path, lambda aside: aside.write_text("".join(kept)))

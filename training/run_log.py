@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +13,13 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
+from training.dispensable import Dispensable
 from training.resume import drop_later_metrics
 from training.run_bar import RunBar, short
+from utils.files import write_atomically
 from utils.pictures import PARTS
+
+_EVENTS = "TensorBoard's events"
 
 # TensorBoard sorts its sections by name: the curves, which are looked at first, come first.
 _SECTIONS = {
@@ -29,21 +33,24 @@ _METRICS = {"curves/miou": "mIoU", "per_class/dice/class_1": "Dice of tumour", "
 class RunLog:
     """Writes to `log_dir`; with None, as on all ranks but the first, it does nothing. A context manager.
 
-    What is there of steps after `step`, where the run begins or goes on, is taken off: those steps come again.
+    What is there of steps after `step`, where the run begins or goes on, is taken off: those steps come again, and
+    so does the validation of `step` if it is due.
     """
 
-    def __init__(self, log_dir: Path | None, num_steps: int, step: int = 0) -> None:
+    def __init__(
+        self, log_dir: Path | None, num_steps: int, step: int = 0, validation_due: bool = False
+    ) -> None:
         self.log_dir = log_dir
         self.bar = RunBar(log_dir is not None, num_steps, step)
+        self.dispensable = Dispensable(self.say)
         if log_dir is None:
             return
-        drop_later_metrics(log_dir / "metrics.jsonl", step)
-        self.jsonl = (log_dir / "metrics.jsonl").open("a")
+        drop_later_metrics(log_dir / "metrics.jsonl", step, validation_due)
+        self.jsonl = (log_dir / "metrics.jsonl").open("ab", buffering=0)
+        self._unwritten = b""  # what did not fit on a full disk
         # TensorBoard itself leaves out the events of later steps when a step comes again.
-        self.writers = {
-            split: tf.summary.create_file_writer(str(log_dir / "tensorboard" / split))
-            for split in ("train", "val")
-        }
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        self._failures = 0  # those of `dispensable` when the writers were made
 
     def __enter__(self) -> RunLog:
         return self
@@ -53,9 +60,11 @@ class RunLog:
     ) -> None:
         self.bar.close()
         if self.log_dir is not None:
+            self._append(b"")
             self.jsonl.close()
-            for writer in self.writers.values():
-                writer.close()
+            for writer in self._writers.values():
+                with self.dispensable(_EVENTS):
+                    writer.close()
 
     @property
     def profile_dir(self) -> Path | None:
@@ -69,9 +78,12 @@ class RunLog:
     def histograms(self, step: int, variables: Sequence[tf.Variable]) -> None:
         if self.log_dir is None:
             return
-        with self.writers["val"].as_default(step):
+
+        def summarise() -> None:
             for variable in variables:
                 tf.summary.histogram(f"weights/{variable.name.partition(':')[0]}", variable)
+
+        self._tensorboard("val", step, summarise)
 
     def hparams(self, options: dict[str, Any]) -> None:
         """Write the options, and which scores belong to them, for TensorBoard's table of runs."""
@@ -79,21 +91,26 @@ class RunLog:
             return
         shown = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
         metrics = [hparams.Metric(tag, display_name=f"validation {name}") for tag, name in _METRICS.items()]
-        with self.writers["val"].as_default(0):
+        run = self.log_dir.name
+
+        def summarise() -> None:
             hparams.hparams_config([hparams.HParam(name) for name in shown], metrics)
-            hparams.hparams(shown, trial_id=self.log_dir.name)
+            hparams.hparams(shown, trial_id=run)
+
+        self._tensorboard("val", 0, summarise)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write one object of metrics.jsonl and its TensorBoard scalars, and print a line where there is no bar."""
         if self.log_dir is None:
             return
-        self.jsonl.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self.jsonl.flush()
-        with self.writers[split].as_default(step):
+        self._append(f"{json.dumps({'step': step, 'split': split, **values})}\n".encode())
+
+        def summarise() -> None:
             for name, value in values.items():
                 for label, number in _scalars(name, value):
                     tf.summary.scalar(label, number)
-        self.writers[split].flush()
+
+        self._tensorboard(split, step, summarise)
         if split == "val" or not self.bar.tty:
             self.say(
                 f"step {step:>7} {split:<5} loss {short(values.get('loss'))}  mIoU {short(values.get('miou'))}  "
@@ -104,13 +121,43 @@ class RunLog:
         """Write panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
         if self.log_dir is None or not panels:
             return
-        with self.writers["val"].as_default(step):
+
+        def summarise() -> None:
             tf.summary.image(", ".join(PARTS), np.stack(panels), max_outputs=len(panels), step=step)
+
+        self._tensorboard("val", step, summarise)
         folder = self.log_dir / "pictures"
-        folder.mkdir(exist_ok=True)
-        sheet = cv2.cvtColor(np.concatenate(panels, axis=0), cv2.COLOR_RGB2BGR)
-        if not cv2.imwrite(str(folder / f"validation_{step:09d}.png"), sheet):
-            raise OSError(f"{folder}/validation_{step:09d}.png cannot be written")
+        with self.dispensable(f"{folder}"):
+            folder.mkdir(exist_ok=True)
+            sheet = cv2.cvtColor(np.concatenate(panels, axis=0), cv2.COLOR_RGB2BGR)
+            # Not cv2.imwrite, which does not say why a file cannot be written.
+            content = cv2.imencode(".png", sheet)[1].tobytes()
+            write_atomically(folder / f"validation_{step:09d}.png", lambda path: path.write_bytes(content))
+
+    def _append(self, line: bytes) -> None:
+        """Write a line to metrics.jsonl, after what did not fit on a full disk before."""
+        self._unwritten += line
+        with self.dispensable("metrics.jsonl"):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self.jsonl.write(self._unwritten) :]
+
+    def _tensorboard(self, split: str, step: int, summarise: Callable[[], None]) -> None:
+        """Write the summaries that `summarise` makes.
+
+        After anything that could not be written a new file begins. TensorFlow does not always say that it has torn an
+        event, and behind a torn one nothing is read.
+        """
+        assert self.log_dir is not None
+        if self.dispensable.failures > self._failures:
+            self._failures = self.dispensable.failures
+            self._writers.clear()
+        with self.dispensable(_EVENTS):
+            if split not in self._writers:
+                folder = str(self.log_dir / "tensorboard" / split)
+                self._writers[split] = tf.summary.create_file_writer(folder)
+            with self._writers[split].as_default(step):
+                summarise()
+            self._writers[split].flush()
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samplers import PatchInfo, SamplerConfig, draw_samples
 from samplers.pairs.pairing import SlidePair
+from training.dispensable import Dispensable
 from utils.ranks.single import Ranks
 
 MAX_PATCHES = 500  # per rank
@@ -21,6 +22,7 @@ class Samples:
     world: Ranks
     pairs: Sequence[SlidePair]
     config: SamplerConfig
+    dispensable: Dispensable
     patches: list[PatchInfo] = field(default_factory=list)
 
     def add(self, patches: Sequence[PatchInfo]) -> None:
@@ -35,4 +37,5 @@ class Samples:
         patches = [patch for rank in self.world.gather(self.patches) for patch in rank]
         if not (self.world.is_first and patches):  # there are none where a run goes on with a validation
             return
-        draw_samples(self.folder, self.pairs, self.config, patches)
+        with self.dispensable(f"{self.folder}"):
+            draw_samples(self.folder, self.pairs, self.config, patches)

@@ -1,14 +1,20 @@
-"""Decides when a run stops early: after a signal of the batch system, or when its time is nearly up."""
+"""Decides when a run stops early: at Ctrl-C, after a signal of the batch system, or when its time is nearly up."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
+from utils.interrupt import end_interrupted
+
 MIN_RESERVE = 30.0  # seconds that are left for a checkpoint
+ONCE = "Ctrl-C: the run stops with a checkpoint after this step or validation; Ctrl-C again ends it at once"
 
 
 class Stopping:
@@ -17,11 +23,20 @@ class Stopping:
     def __init__(self, time_limit: float | None) -> None:
         self.time_limit = time_limit
         self.signalled = False
+        self.interrupts = 0  # how often Ctrl-C was pressed
 
-    def listen(self) -> None:
-        """From now on SIGTERM and SIGUSR1, which Slurm sends before the time is up, ask to stop."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._take_signal)
+    def listen(self, say: Callable[[str], None]) -> None:
+        """From now on SIGTERM and SIGUSR1, which Slurm sends before the time is up, and Ctrl-C ask to stop.
+
+        A shell's background job, which ignores Ctrl-C, keeps doing so.
+        """
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        threading.Thread(target=self._watch, args=(read, say), daemon=True).start()
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._take_signal)
 
     def requested(self, longest_pause: float) -> bool:
         """Return whether to write a checkpoint and stop now.
@@ -33,6 +48,15 @@ class Stopping:
 
     def _take_signal(self, number: int, frame: Any) -> None:
         self.signalled = True
+
+    def _watch(self, descriptor: int, say: Callable[[str], None]) -> None:
+        """Count Ctrl-C in a thread: Python calls `_take_signal` after TensorFlow's step only, which may take long."""
+        while numbers := os.read(descriptor, 64):
+            for _ in range(numbers.count(signal.SIGINT)):
+                self.interrupts += 1
+                if self.interrupts > 1:
+                    end_interrupted(signal.SIGINT)
+                say(ONCE)
 
     def _time_is_up(self, reserve: float) -> bool:
         if self.time_limit is None:

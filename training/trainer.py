@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -247,8 +248,10 @@ def fail_on_loss(batch: Batch, result: StepResult, step: int, rank: int, log_dir
     mine = result.counts[2]
     where = f"of rank {rank} is {mine}"
     if not math.isfinite(mine):
-        np.savez_compressed(path, images=batch.images, labels=batch.labels)
-        where += f": its patches {[str(patch) for patch in batch.patches]} are in {path}"
+        where += f": its patches are {[str(patch) for patch in batch.patches]}"
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            np.savez_compressed(path, images=batch.images, labels=batch.labels)
+            where += f", in {path}"
     raise FloatingPointError(
         f"the loss is {result.loss} at step {step}, that {where}. The last good checkpoint in "
         f"{log_dir / 'checkpoints'} stays; a lower --learning_rate may help"

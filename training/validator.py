@@ -37,8 +37,13 @@ class Validator:
         if self.histograms:
             self.log.histograms(step, self.trainer.model.trainable_variables)
         if self.trainer.world.is_first:
-            write_report(self.log_dir, found)
+            with self.log.dispensable("report.html"):
+                write_report(self.log_dir, found)
         return float(values["miou"])
+
+    def restart_dead_workers(self) -> None:
+        """Start processes that draw validation patches again if they died while the model is trained."""
+        self.loader.restart_dead_workers()
 
     def _show(self, images: int) -> None:
         """Show how many patches were validated so far."""

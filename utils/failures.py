@@ -6,6 +6,7 @@ it is never hidden: the line says its kind, the slide counts as failed, and the 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 
 FILE = "failures.log"  # in the folder of the run or of the results
 _VARIABLE = "FAILURES_FOLDER"  # of the environment, by which worker processes know the folder
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_EXHAUSTED = "ResourceExhaustedError"  # TensorFlow's, of the memory and of the disk alike
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 _log.propagate = False
@@ -45,9 +48,23 @@ def write_failures_to(folder: Path) -> None:
     _log.handlers = [handler]
 
 
+def disk_is_full(error: Exception) -> bool:
+    """Return whether an error says that the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_ROOM
+    return type(error).__name__ == _EXHAUSTED and any(
+        os.strerror(number) in str(error) for number in _NO_ROOM
+    )
+
+
 def ends_all(error: Exception) -> bool:
     """Return whether an error is not that of one slide: the memory is used up, for the next one as well."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's
+    return isinstance(error, MemoryError) or (type(error).__name__ == _EXHAUSTED and not disk_is_full(error))
+
+
+def reason_of(error: Exception, what: str, expected: tuple[type[Exception], ...]) -> str:
+    """Return the message of an `expected` error, or what `failure_of` says of another. Raises it if it `ends_all`."""
+    return str(error) if isinstance(error, expected) and not ends_all(error) else failure_of(error, what)
 
 
 def failure_of(error: Exception, what: str) -> str:

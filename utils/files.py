@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,10 +29,16 @@ def write_atomically(path: Path, writer: Callable[[Path], Any]) -> None:
     """Let `writer` write a file or a folder under another name, and give it the name `path` when it is whole.
 
     What a killed run leaves under the other name is written again by the next one. A folder at `path` is replaced.
+    If the writer fails, what it has written is removed: a full disk would stay full otherwise.
     """
     partial_path = path.with_name(f".{path.name}.partial")
     _remove(partial_path)
-    writer(partial_path)
+    try:
+        writer(partial_path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(partial_path)
+        raise
     if path.is_dir():
         _remove(path)
     partial_path.replace(path)

@@ -12,11 +12,24 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 
 MESSAGE = "interrupted: the same command goes on"
+
+
+def end_interrupted(number: int) -> NoReturn:
+    """End this process and those of `multiprocessing` that it started, as one that a signal has ended."""
+    with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
+        sys.stdout.flush()
+    if number == signal.SIGINT and launcher_rank()[0] == 0:
+        os.write(2, f"\n{MESSAGE}\n".encode())
+    for child in multiprocessing.active_children():
+        child.kill()
+    killed_rank.cancel()  # it would say that this process was killed
+    os._exit(128 + number)  # as a shell reports it
 
 
 def end_quietly() -> None:
@@ -28,19 +41,9 @@ def end_quietly() -> None:
     Ctrl-C, keeps doing so.
     """
 
-    def end(number: int, _: object) -> None:
-        with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
-            sys.stdout.flush()
-        if number == signal.SIGINT and launcher_rank()[0] == 0:
-            os.write(2, f"\n{MESSAGE}\n".encode())
-        for child in multiprocessing.active_children():
-            child.kill()
-        killed_rank.cancel()  # it would say that this process was killed
-        os._exit(128 + number)  # as a shell reports it
-
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, end)
-        signal.signal(signal.SIGTERM, end)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: end_interrupted(number))
         # Python's resource tracker, a process of its own, cleans up after this one, and would warn of it.
         warnings = os.environ.get("PYTHONWARNINGS", "")
         os.environ["PYTHONWARNINGS"] = ",".join(

@@ -13,7 +13,8 @@ load_modules() {
     fi
 }
 
-# launch PROGRAM OPTIONS...: becomes the launcher (by exec), so that signals to this process reach it.
+# launch PROGRAM OPTIONS...: becomes the launcher (by exec), so that signals to this process reach it. LAUNCH_PREFIX is a
+# word before it.
 launch() {
     set -- "$VENV/bin/python" -u "$@"
     # shellcheck disable=SC2086 # MPIRUN_ARGS are several words
@@ -34,5 +35,5 @@ launch() {
             -x LD_LIBRARY_PATH -x PATH -x PYTHONPATH -x TF_USE_LEGACY_KERAS "$@"
     fi
     echo "+ $*"
-    exec "$@"
+    exec ${LAUNCH_PREFIX:-} "$@"
 }

@@ -1,8 +1,8 @@
 """Reads annotations from ASAP's XML and QuPath's GeoJSON, as polygons in level-0 pixels with their groups.
 
 An annotation without area (a dot, a line, a polygon of two points) is left out with a reason, and so is what QuPath
-has detected instead of being drawn. A file that cannot be trusted as a whole (malformed XML, an entity bomb, NaN
-coordinates) raises DataError.
+has detected instead of being drawn. A file that cannot be trusted as a whole (malformed XML, an entity bomb, NaN or
+absurd coordinates) raises DataError.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from samplers.slides.errors import DataError
 
 OUTLINE_SUFFIXES = (".xml", ".geojson", ".json")
 _MAX_DEPTH = 16  # of collections of geometries inside each other
+_MAX_COORDINATE = 1e8  # level-0 pixels, a hundred times as far as slides reach; far above it GEOS overflows
 _ANNOTATION = "annotation"  # the only type of QuPath's objects that somebody has drawn
 _OLD_IDS = {  # QuPath before 0.3 gives the type as the id of the feature
     "PathAnnotationObject": _ANNOTATION,
@@ -218,6 +219,9 @@ def _json_rings(rings: list[Any], path: Path, name: str) -> list[np.ndarray]:
 def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
     if not np.isfinite(points).all():
         raise DataError(f"{path}: {name} has coordinates that are NaN or infinite")
+    farthest = float(np.abs(points).max(initial=0))
+    if farthest > _MAX_COORDINATE:
+        raise DataError(f"{path}: {name} has a coordinate of {farthest:g} pixels, which is on no slide")
     return points
 
 

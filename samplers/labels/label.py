@@ -36,6 +36,7 @@ __all__ = [
     "open_label",
 ]
 
+_FAR = 100_000  # pixels that an annotation may reach beyond a slide, or as many as the slide has
 MASK_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".mrxs", ".ndpi")
 
 
@@ -43,7 +44,7 @@ class PolygonLabel(Label):
     """Polygons that are rasterised per patch.
 
     An outline that belongs to no group is not annotated, unless the label map was given with this group. DataError:
-    there are only such outlines, or all lie outside of the slide.
+    there are only such outlines, or all lie outside of the slide, or one reaches far beyond it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class PolygonLabel(Label):
         if outside:
             self.left_out.append(f"{name}: {len(outside)} annotations are outside of the slide")
         areas = [area for area in used if area.geometry.intersects(slide)]
+        _refuse_far(areas, size, name)
         self._areas = not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
         self._values = [order[area.group][1] for area in self._areas]
         self.ignores = IGNORED in self._values  # areas are there that are not known
@@ -168,6 +170,19 @@ class PolygonLabel(Label):
             if left_px < right_px and top_px < bottom_px:
                 result.append((number, Part(int(top_px), int(bottom_px), int(left_px), int(right_px))))
         return result
+
+
+def _refuse_far(areas: Sequence[AnnotatedArea], size: tuple[int, int], name: str) -> None:
+    """Raise DataError if an area on the slide also reaches so far beyond it that its coordinates must be wrong."""
+    far = max(*size, _FAR)
+    for area in areas:
+        beyond = max(-area.geometry.bounds[0], -area.geometry.bounds[1],
+                     area.geometry.bounds[2] - size[0], area.geometry.bounds[3] - size[1])  # fmt: skip
+        if beyond > far:
+            raise DataError(
+                f"{name}: an annotation of {area.group} reaches {beyond:.0f} pixels beyond the slide "
+                f"({size[0]} × {size[1]} pixels): is it of another slide, or in another unit?"
+            )
 
 
 def open_label(path: Path | None, slide: Slide | SlideFrame, label_map: LabelMap) -> Label:

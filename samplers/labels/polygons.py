@@ -14,6 +14,7 @@ from rasterio.features import shapes
 from samplers.slides.part import Part
 
 _STEPS_PER_PIXEL = 8  # with which `touched` follows an outline
+_MAX_STEPS = 1 << 20  # about as many at a time, in 60 MB
 
 
 def edges_of(geometry: shapely.Geometry) -> np.ndarray:
@@ -70,13 +71,18 @@ def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, down
     """
     delta = edges[2:] - edges[:2]
     steps = (np.abs(delta).max(axis=0, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
-    edge = np.repeat(np.arange(len(steps)), steps)
-    part = (np.arange(len(edge)) - np.repeat(np.cumsum(steps) - steps, steps)) / steps[edge]
-    points = edges[:2, edge] + part * delta[:, edge]
-    column, row = np.floor((points - [[x], [y]]) / downsample).astype(np.int64)
-    hit = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     result = np.zeros((height, width), bool)
-    result[row[hit], column[hit]] = True
+    share = (
+        np.cumsum(steps) // _MAX_STEPS
+    )  # an outline may be long: its points are looked at a share at a time
+    for chunk in np.split(np.arange(len(steps)), np.flatnonzero(np.diff(share)) + 1):
+        edge = np.repeat(chunk, steps[chunk])
+        first = np.cumsum(steps[chunk]) - steps[chunk]
+        part = (np.arange(len(edge)) - np.repeat(first, steps[chunk])) / steps[edge]
+        points = edges[:2, edge] + part * delta[:, edge]
+        column, row = np.floor((points - [[x], [y]]) / downsample).astype(np.int64)
+        hit = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        result[row[hit], column[hit]] = True
     return result
 
 

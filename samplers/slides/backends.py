@@ -25,6 +25,8 @@ from samplers.slides.vips_errors import vips_faults
 # libvips keeps rows of decoded tiles for each level, 300 MB for a width of 100 000 pixels. Above this limit the level
 # is opened anew, which takes less than a millisecond.
 MAX_LEVEL_BYTES = 64 << 20
+# Of what can only be decoded as a whole, in main memory or in a temporary file: 0.5 GB of a mask, 1.6 GB of an image.
+MAX_WHOLE_PIXELS = 1 << 29
 _CACHED_ROWS = 3.5  # measured: 37 MB (3 MB of it the region's own) with 12 tiles of 0.79 MB in a row
 OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
 
@@ -33,7 +35,8 @@ class VipsReader:
     """Reads the levels of a file with libvips (some masks with GDAL). Several threads may read at once.
 
     `open_level` opens a level: a handle with `fetch`. `finish` makes uint8 (h, w, 3), or of a label (h, w), of what a
-    handle fetches, and raises DataError if it cannot be that.
+    handle fetches, and raises DataError if it cannot be that. DataError: a level is too large to be decoded as a whole,
+    and has no tiles.
     """
 
     def __init__(
@@ -44,6 +47,12 @@ class VipsReader:
         open_level: Callable[[Level], Any],
         finish: Callable[[np.ndarray, bool], np.ndarray],
     ) -> None:
+        for level in levels:
+            if level.tile is None and level.width * level.height > MAX_WHOLE_PIXELS:
+                raise DataError(
+                    f"{path}: {level.width} × {level.height} pixels can only be decoded at once, which takes "
+                    f"gigabytes in each process (at most {MAX_WHOLE_PIXELS} pixels may): make it a tiled TIFF"
+                )
         self.path, self.kind, self._levels = path, kind, levels
         self._open_level, self._finish = open_level, finish
         self._threads = threading.local()

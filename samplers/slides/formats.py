@@ -118,8 +118,7 @@ def _tiff_slide(path: Path, vendor: str | None) -> SlideFile:
             raise DataError(
                 f"{path}: has {first.samples} bands of {first.bits} bits, RGB of 8 bits is needed"
             )
-        with openslide.OpenSlide(path) as slide:
-            levels, mpp = openslide_levels(slide)
+        levels, mpp = _levels_by_openslide(path)
         return SlideFile(levels, mpp if spacing is None else spacing, by_vips=False)
     if vendor == "aperio" and first.compression in _JPEG_2000:
         raise NotForVipsError(f"{path}: libvips is built without JPEG 2000")
@@ -131,12 +130,19 @@ def _tiff_slide(path: Path, vendor: str | None) -> SlideFile:
     image = rgb_image(path, image, extra_band)
     _warn_of_grey(path, image.bands)
     if vendor == "philips":
-        with openslide.OpenSlide(path) as slide:
-            true, spacing = openslide_levels(slide)
+        true, spacing = _levels_by_openslide(path)
         if len(true) != len(levels):
             raise NotForVipsError(f"{path}: OpenSlide finds {len(true)} levels, libvips {len(levels)}")
         levels = [level._replace(width=t.width, height=t.height) for level, t in zip(levels, true)]
     return SlideFile(levels, spacing, by_vips=True, extra_band=extra_band)
+
+
+def _levels_by_openslide(path: Path) -> tuple[list[Level], float | None]:
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return openslide_levels(slide)
+    except openslide.OpenSlideError as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from error
 
 
 def _vips_decodes(page: Page) -> bool:

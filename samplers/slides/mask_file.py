@@ -119,7 +119,10 @@ def _open_tiff(path: Path) -> MaskFile:
             return GdalHandle(path, level.offset, alpha)
         return VipsHandle(open_image(path, level.options), alpha)
 
-    open_level(levels[0])  # a file that cannot be opened is refused at once
+    try:
+        open_level(levels[0])  # a file that cannot be opened is refused at once
+    except RuntimeError as error:  # GDAL's
+        raise DataError(f"{path}: {error}") from error
     bits, step = (8, 1) if gdal else (first.bits, _STEPS.get(first.bits, 1))
     return MaskFile(levels, tiff_spacing(pages, first), open_level, bits, step, _nodata(first))
 

@@ -12,7 +12,15 @@ import tifffile
 from samplers.slides.errors import DataError
 
 # The errors that tifffile raises for a damaged file.
-TIFF_ERRORS = (tifffile.TiffFileError, struct.error, OSError, ValueError, LookupError, TypeError)
+TIFF_ERRORS = (
+    tifffile.TiffFileError,
+    struct.error,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+)
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
 UNSPECIFIED = 0  # kind of an extra sample; 1 and 2 are alpha
@@ -63,6 +71,8 @@ def pages_of(path: Path) -> list[Page]:
         raise DataError(f"{path}: cannot be read as TIFF: {error}") from error
     if not pages:
         raise DataError(f"{path}: cannot be read as TIFF: it has no image")
+    if not all(side for page in pages for each in (page, *page.levels) for side in each.size):
+        raise DataError(f"{path}: cannot be read as TIFF: one of its images has no pixels")
     return pages
 
 

@@ -20,6 +20,8 @@ from samplers.workers import ring
 from samplers.workers.process import WorkerProcess, stop
 from samplers.workers.ring import Setup
 
+MAX_RESTARTS = 10  # of the workers of a loader: what kills them again and again is not mended by one more
+
 log = logging.getLogger(__name__)
 
 # A slide that could not be read in batch b is dropped from batch b + DROP_AFTER on. That is later than any batch that
@@ -39,8 +41,11 @@ class Loader:
     Where ranks share each patch, `height` is that of this rank's strips, and `gather` returns what all of them give to
     it, by member of the group: each batch is then collective in the group, which agrees on it (`samplers.agreement`).
 
-    Raises SamplerError if a worker died (noticed at once, while waiting or with the next batch) or raised an error
-    (its traceback is in the message), or if more than `bad_slides_allowed` slides could not be read.
+    A worker that died is noticed at once, while waiting or with the next batch, and started again at the first of its
+    batches that was not taken, with a warning. Between two validations `restart_dead_workers` looks for it.
+
+    Raises SamplerError if workers died more than MAX_RESTARTS times, if one raised an error (its traceback is in the
+    message), or if more than `bad_slides_allowed` slides could not be read.
     """
 
     def __init__(
@@ -68,12 +73,14 @@ class Loader:
         self._make_sampler = make_sampler
         self._sampler: Sampler | None = None  # only with processes=0
         self._workers: list[WorkerProcess] = []
+        self._restarts = 0
         self._closed = False
         self._finalizer = weakref.finalize(self, stop, self._workers)
         self._epoch = (
             0  # number of the iteration; batches that workers still send for an earlier one are ignored
         )
-        self._held: tuple[int, int, int] | None = None  # (index, epoch, slot) of the batch taken last
+        # (worker, epoch, slot) of the batch taken last
+        self._held: tuple[WorkerProcess, int, int] | None = None
         self._ready: dict[int, tuple[int, Filled]] = {}
         self._here: tuple[np.ndarray, np.ndarray]  # the arrays of the batch taken last, only with processes=0
         if processes:
@@ -85,24 +92,55 @@ class Loader:
 
     def _spawn(self, processes: int) -> None:
         slots = ring.slot_count(self._batch_size, self._img_size, processes, self._height)
-        setup = Setup(self._make_sampler, self._batch_size, self._img_size, self._height, slots, processes)
+        self._setup = Setup(
+            self._make_sampler, self._batch_size, self._img_size, self._height, slots, processes
+        )
+        for number in range(processes):
+            self._workers.append(self._new_worker(number))
+        for worker in list(self._workers):
+            self._send(worker, self._setup)
+
+    def _new_worker(self, number: int) -> WorkerProcess:
         try:
-            for number in range(processes):
-                self._workers.append(WorkerProcess(number, setup))
+            return WorkerProcess(number, self._setup)
         except OSError as error:
             self.close()
             raise SamplerError(f"a sampler worker could not be started: {error}") from error
-        for worker in self._workers:
-            self._send(worker, setup)
 
     def _start(self) -> None:
         """Let the workers begin at `next_index`, with every slot of their rings free."""
         self._epoch += 1
         self._ready.clear()
+        for worker in list(self._workers):
+            self._send_start(worker)
+
+    def _send_start(self, worker: WorkerProcess) -> None:
+        first = self.next_index + (worker.number - self.next_index) % len(self._workers)
+        self._send(worker, ("start", self._epoch, first, self.count))
+
+    def restart_dead_workers(self) -> None:
+        """Start the workers again that have died. Raises as the iteration does, which does so by itself."""
+        for control in wait([worker.control for worker in self._workers], 0):
+            self._receive(control)
+
+    def _restart(self, worker: WorkerProcess, error: Exception) -> None:
+        """Put a new process in the place of a worker that died, which makes its batches that were not taken anew."""
+        death = worker.death()
+        if self._restarts == MAX_RESTARTS:
+            self.close()
+            raise SamplerError(f"{death}, after workers were started again {MAX_RESTARTS} times") from error
+        self._restarts += 1
+        log.warning("%s: it is started again", death)
+        stop([worker])
         count = len(self._workers)
-        for worker in self._workers:
-            first = self.next_index + (worker.number - self.next_index) % count
-            self._send(worker, ("start", self._epoch, first, self.count))
+        new = self._workers[worker.number] = self._new_worker(worker.number)
+        # What it had sent lies in its ring, of which the new one knows nothing.
+        self._ready = {i: ready for i, ready in self._ready.items() if i % count != worker.number}
+        self._send(new, self._setup)
+        for slide, (_, first) in self.dropped.items():
+            self._send(new, ("drop", slide, first))
+        if self._epoch:
+            self._send_start(new)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.count is not None:
@@ -118,19 +156,24 @@ class Loader:
             began = time.perf_counter()
             slot, filled = self._agree(index, *self._take(index))
             self.wait_seconds += time.perf_counter() - began
-            self._held = (index, epoch, slot)
+            if self._workers:
+                worker = self._worker_of(index)
+                self._held, (images, labels) = (worker, epoch, slot), worker.slots[slot]
+            else:
+                images, labels = self._here
+            self.next_index = (
+                index + 1
+            )  # from here on a worker that is started again does not make this batch
             self._count_bad(index, filled.failed)
-            self.next_index = index + 1
             if filled.patches:
-                images, labels = self._arrays(index, slot)
                 count = len(filled.patches)
                 yield Batch(index, images[:count], labels[:count], list(filled.patches))
 
     def _give_back(self) -> None:
         """Allow the worker to overwrite the slot of the batch taken last."""
-        if self._held is not None and self._workers:
-            index, epoch, slot = self._held
-            self._send(self._worker_of(index), ("free", epoch, slot))
+        if self._held is not None:
+            worker, epoch, slot = self._held
+            self._send(worker, ("free", epoch, slot))
         self._held = None
 
     def _take(self, index: int) -> tuple[int, Filled]:
@@ -159,14 +202,19 @@ class Loader:
             reports = self._gather(filled._replace(patches=[]))
             ruling = ruling_after(reports, ruling)
             if ruling is not None and self._workers:
-                self._send(self._worker_of(index), ("again", self._epoch, index, slot, ruling))
-                slot, filled = self._take(index)
+                slot, filled = self._take_again(index, slot, ruling)
             elif ruling is not None:
                 filled = self._fill_here(index, ruling)
         return slot, agreed(reports)
 
-    def _arrays(self, index: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._worker_of(index).slots[slot] if self._workers else self._here
+    def _take_again(self, index: int, slot: int, ruling: Ruling) -> tuple[int, Filled]:
+        """Let the worker fill batch `index`, which was taken from this slot, with a ruling. Return as `_take` does."""
+        while True:
+            worker = self._worker_of(index)
+            self._send(worker, ("again", self._epoch, index, slot, ruling))
+            slot, filled = self._take(index)
+            if worker is self._worker_of(index):
+                return slot, filled  # else it died, and the new one knew nothing of the ruling
 
     def _worker_of(self, index: int) -> WorkerProcess:
         return self._workers[index % len(self._workers)]
@@ -183,9 +231,8 @@ class Loader:
         try:
             kind, *arguments = worker.control.recv()
         except (EOFError, OSError) as error:
-            death = worker.death()
-            self.close()
-            raise death from error
+            self._restart(worker, error)
+            return
         if kind == "error":
             self.close()
             raise SamplerError(f"sampler worker {worker.number} failed:\n{arguments[0]}")
@@ -194,15 +241,17 @@ class Loader:
             self._ready[index] = (slot, filled)
 
     def _send(self, worker: WorkerProcess, message: object) -> None:
+        """Send a message. If the worker has died meanwhile, the one in its place begins with all that it must know."""
+        if worker not in self._workers:
+            return
         try:
             worker.control.send(message)
         except OSError as error:
             # The worker may have sent the reason before it ended.
-            while worker.control.poll():
+            while worker in self._workers and worker.control.poll():
                 self._receive(worker.control)
-            death = worker.death()
-            self.close()
-            raise death from error
+            if worker in self._workers:
+                self._restart(worker, error)
 
     def _count_bad(self, index: int, failed: dict[str, str]) -> None:
         for slide, reason in failed.items():
@@ -221,7 +270,7 @@ class Loader:
         self.dropped[slide] = (reason, first)
         if self._sampler is not None:
             self._sampler.drop(slide, first)
-        for worker in self._workers:
+        for worker in list(self._workers):
             self._send(worker, ("drop", slide, first))
 
     @property
@@ -231,6 +280,7 @@ class Loader:
     def close(self) -> None:
         """End the workers. The arrays of batches that were taken stay readable."""
         self._closed = True
+        self._held = None  # its worker's memory
         self._finalizer()
 
     def __enter__(self) -> Loader:

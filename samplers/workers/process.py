@@ -10,7 +10,6 @@ import time
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
-from samplers.patches import SamplerError
 from samplers.workers import ring
 from samplers.workers.ring import IGNORED_SIGNALS, Setup
 
@@ -51,18 +50,18 @@ class WorkerProcess:
             theirs.close()
             os.close(ring_fd)
 
-    def death(self) -> SamplerError:
-        """Return an error that says how the process ended."""
+    def death(self) -> str:
+        """Say how the process ended."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return SamplerError(f"sampler worker {self.number} closed its socket but is still running")
+            return f"sampler worker {self.number} closed its socket but is still running"
         how = f"with exit code {code}"
         if code < 0:
             how = f"by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
             how += ": it was killed, or the memory was used up"
-        return SamplerError(f"sampler worker {self.number} (process {self.process.pid}) ended {how}")
+        return f"sampler worker {self.number} (process {self.process.pid}) ended {how}"
 
 
 def stop(workers: list[WorkerProcess]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -34,6 +36,15 @@ class Failing(Numbers):
     def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
         if index == 3:
             raise ZeroDivisionError("a bug in a sampler")
+        return super().fill(index, images, labels)
+
+
+class Deadly(Numbers):
+    """Crashes at batch 3, as a fault of a C library would."""
+
+    def fill(self, index: int, images: np.ndarray, labels: np.ndarray, ruling: Ruling = NO_RULING) -> Filled:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
         return super().fill(index, images, labels)
 
 

@@ -87,9 +87,29 @@ def test_a_slide_of_glass_alone_is_an_error(tmp_path: Path) -> None:
         validation_patches([SlidePair(path, None)], CONFIG)
 
 
-def test_an_unreadable_slide_is_an_error_that_names_it(tmp_path: Path, pairs: list[SlidePair]) -> None:
-    with pytest.raises(UserError, match=r"validation slide gone.*gone\.tif: no such file"):
-        validation_patches([*pairs, SlidePair(tmp_path / "gone.tif", None)], CONFIG)
+def test_a_slide_that_a_rank_cannot_read_is_left_out_by_all_of_them(
+    tmp_path: Path, pairs: list[SlidePair], caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = SlidePair(tmp_path / "gone.tif", None)
+    expected = validation_patches(pairs[1:], CONFIG)
+    assert validation_patches([gone, *pairs[1:]], CONFIG) == expected
+    assert caplog.messages[0].startswith("bad slide, left out of the validation: gone: ")
+    # Another rank could not read what this one can.
+    assert validation_patches(pairs, CONFIG, lambda bad: {**bad, str(pairs[0].slide): "torn"}) == expected
+
+
+def test_more_unreadable_slides_than_are_allowed_are_an_error_that_names_them(
+    tmp_path: Path, pairs: list[SlidePair]
+) -> None:
+    gone = [SlidePair(tmp_path / f"gone_{i}.tif", None) for i in (1, 2)]
+    message = r"(?s)validation slide gone_1: .*gone_1\.tif: no such file"
+    for config, slides in (
+        (replace(CONFIG, max_bad_slides=0), [*pairs, gone[0]]),
+        (CONFIG, [*pairs, *gone]),
+        (replace(CONFIG, max_bad_slides=2), gone),  # all of them
+    ):
+        with pytest.raises(UserError, match=message):
+            validation_patches(slides, config)
 
 
 def test_more_ranks_than_patches_leave_a_rank_without_batches(pairs: list[SlidePair]) -> None:

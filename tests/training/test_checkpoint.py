@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from training.checkpoint import (
+    Checkpointer,
     CheckpointError,
     latest_checkpoint,
     prune_checkpoints,
@@ -69,6 +70,28 @@ def test_prune_keeps_newest_and_best(tmp_path):
         saved(tmp_path, step)
     prune_checkpoints(tmp_path, keep=2, best_step=1)
     assert sorted(read_state(p)["step"] for p in tmp_path.iterdir()) == [1, 3, 4]
+
+
+def test_a_score_is_added_to_a_checkpoint_and_decides_what_is_kept(tmp_path, monkeypatch):
+    warnings: list[str] = []
+    checkpointer = Checkpointer(tmp_path, tf.train.Checkpoint(v=tf.Variable(1.0)), 1, warnings.append)
+    for step, best in ((10, 10), (20, 10), (30, 30)):
+        checkpointer.save({"step": step, "best": (0.5, 10), "validation_due": True}, must=True)
+        assert {10, step} == {read_state(path)["step"] for path in tmp_path.iterdir()}
+        checkpointer.add_score(step, {"best": (0.5, best), "validation_due": False})
+        state = read_state(tmp_path / f"step_{step:09d}")
+        assert (state["best"], state["validation_due"]) == ([0.5, best], False)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000030"]
+    checkpointer.add_score(40, {"best": (0.6, 40)})  # its checkpoint could not be written
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.write_atomically", full)
+    checkpointer.add_score(30, {"best": (0.7, 30)})
+    assert warnings == ["warning: the score of step 30 is not in its checkpoint, the run goes on: "
+                        "No space left on device"]  # fmt: skip
+    assert read_state(tmp_path / "step_000000030")["best"] == [0.5, 30]
 
 
 def test_failed_write_leaves_the_one_before(tmp_path, monkeypatch):

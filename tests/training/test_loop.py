@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,6 +14,7 @@ import pytest
 
 from samplers import Batch
 from tests.helpers.alike_ranks import AlikeRanks
+from training.dispensable import Dispensable
 from training.loop import Loop
 from training.metrics import AUC_BINS
 from training.options import build_parser
@@ -35,6 +37,10 @@ class Notes:
     logged: list[int] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)  # what was saved
+    scored: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    fails: bool = False  # the validation does
+    looked_for_dead: int = 0  # how often, among the workers of the validation
 
     def train_step(
         self,
@@ -65,10 +71,22 @@ class Notes:
 
     def run(self, step: int) -> float:
         self.validated.append(step)
+        if self.fails:
+            raise RuntimeError("the validation failed")
         return 0.5
+
+    def say(self, line: str) -> None:
+        pass
+
+    def restart_dead_workers(self) -> None:
+        self.looked_for_dead += 1
 
     def save(self, state: dict[str, Any], must: bool) -> None:
         self.saved.append(state["step"])
+        self.states.append(state)
+
+    def add_score(self, step: int, values: dict[str, Any]) -> None:
+        self.scored.append((step, values))
 
 
 @dataclass
@@ -95,7 +113,7 @@ def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
         trainer=notes,
         loader=Batches(options.batch_size),
         validator=notes,
-        samples=Samples(folder / "samples", world, [], None),
+        samples=Samples(folder / "samples", world, [], None, Dispensable(print)),
         checkpointer=notes,
         profiler=Profiler(None, None, print),
         log=notes,
@@ -103,6 +121,12 @@ def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
         progress=Progress.begin(2),
     )
     return loop, notes
+
+
+@pytest.fixture(autouse=True)
+def signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the signals to pytest."""
+    monkeypatch.setattr("training.loop.Stopping.listen", lambda *_: None)
 
 
 @pytest.fixture
@@ -126,6 +150,30 @@ def test_a_stop_is_answered_with_a_checkpoint_and_the_validation_that_was_due_co
     loop.progress.step, loop.progress.validation_due = 22, True
     assert loop.train() is False
     assert notes.validated == [22, 24]
+
+
+def test_a_checkpoint_is_written_before_its_validation_and_has_the_score_after(tmp_path):
+    words = "--num_steps 24 --batch_size 2 --validate_every 12"
+    loop, notes = loop_of(words, tmp_path)
+    notes.fails = True
+    with pytest.raises(RuntimeError, match="the validation failed"):
+        loop.train()
+    assert (notes.saved, notes.validated, notes.scored) == ([12], [12], [])
+    assert (notes.states[0]["validation_due"], notes.states[0]["best"]) == (True, (-1.0, -1))
+
+    again, notes = loop_of(words, tmp_path)  # what goes on from there validates first
+    again.progress, _ = Progress.from_state(
+        json.loads(json.dumps(loop.progress.to_state(loop.world) | {"batch_size": 2})),
+        loop.options,
+        loop.world,
+        2,
+    )
+    assert again.train() is False
+    assert (notes.validated, notes.saved) == ([12, 24], [24])
+    first, last = (
+        {"best": (0.5, 12), "miou": 0.5, "validation_due": False, "validations": n} for n in (0, 1)
+    )
+    assert notes.scored == [(12, first), (24, last)]
 
 
 def test_early_stopping_counts_validations_without_a_better_one(trained):
@@ -154,6 +202,7 @@ def test_logs_validations_and_checkpoints_come_when_they_are_due(trained):
     assert notes.logged == [8, 14, 22, 24]
     assert notes.validated == [12, 24]
     assert notes.saved == [10, 12, 20, 24]
+    assert notes.looked_for_dead == 12  # with each update
     for size, ranks in ((4, 1), (2, 2)):
         assert trained(f"--num_steps 24 --batch_size {size} --validate_every 7", ranks).saved == [8, 16, 24]
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tests.helpers.alike_ranks import AlikeRanks
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
 from train import write_json
+from training.checkpoint import read_state
 from training.metrics import Counts
 from training.option_checks import parse_options
 from training.options import option_values
@@ -79,11 +80,20 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return log_dir
 
 
-def test_the_same_bits_after_kill_stop_and_a_torn_checkpoint(whole, demo, tmp_path):
+def test_the_same_bits_after_kill_stop_and_a_torn_checkpoint(whole, demo, tmp_path, monkeypatch):
     log_dir = tmp_path / "log"
     words = command(demo, log_dir)
-    assert stop_after(words, log_dir, 4, signal.SIGKILL) == -signal.SIGKILL
-    assert stop_after(words, log_dir, 8, signal.SIGTERM) == EXIT_STOPPED
+    monkeypatch.setenv(
+        "TOY_KILLED_AT", "12"
+    )  # in a validation, whose row of metrics.jsonl is written already
+    assert run_python(words).returncode == -signal.SIGKILL
+    state = read_state(log_dir / "checkpoints" / "step_000000012")
+    assert (state["validation_due"], state["best"]) == (True, [-1.0, -1])
+    assert read_metrics(log_dir)[-1]["split"] == "val"
+    monkeypatch.delenv("TOY_KILLED_AT")
+    assert stop_after(words, log_dir, 16, signal.SIGTERM) == EXIT_STOPPED
+    state = read_state(log_dir / "checkpoints" / "step_000000012")
+    assert (state["validation_due"], state["best"][1]) == (False, 12)
     newest = max((log_dir / "checkpoints").iterdir())
     data = next(newest.glob("variables.data*"))
     data.write_bytes(data.read_bytes()[:1000])

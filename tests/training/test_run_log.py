@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -17,6 +21,7 @@ from training.clocks import Laps, Stopwatch
 from training.metrics import Counts
 from training.profiler import Profiler
 from training.progress import Interval
+from training.resume import read_metrics
 from training.run_log import RunLog
 from training.summary import tensorboard_command
 
@@ -104,3 +109,48 @@ def test_tensorboard_command_is_that_of_the_environment():
     path = Path(tensorboard_command()).absolute()
     assert path.exists()
     assert path.parent == Path(sys.executable).parent
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let the system refuse to write, as it does where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_no_run_and_no_row_of_the_metrics(log_of, tmp_path, capsys):
+    panels = [np.random.default_rng(0).integers(0, 256, (40, 160, 3), np.uint8)]
+    with log_of() as log:
+        log.record(1, "val", {"loss": 1.0})
+        with no_file_larger_than(400):
+            for step in (2, 3, 4):
+                log.record(step, "val", {"loss": 1.0, "words": "w" * 150})
+                log.pictures(step, panels)
+        log.record(5, "val", {"loss": 5.0})
+        log.pictures(5, panels)
+        said = capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    found = [line.split()[1] for line in said.splitlines() if line.startswith("warning: ")]
+    assert sorted(found) == [f"{tmp_path}/pictures", "metrics.jsonl"]
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["validation_000000005.png"]
+    last = max((tmp_path / "tensorboard" / "val").iterdir())  # those of before end in a torn record
+    values = [
+        value for event in tf.compat.v1.train.summary_iterator(str(last)) for value in event.summary.value
+    ]
+    assert [float(tf.make_ndarray(v.tensor)) for v in values if v.tag == "curves/loss"] == [5.0]
+
+
+def test_events_that_cannot_even_be_begun_cost_no_run(log_of, tmp_path, capsys):
+    (tmp_path / "tensorboard").touch()  # where the folder would be
+    with log_of() as log:
+        for step in (1, 2):
+            log.record(step, "val", {"loss": 1.0})
+            log.pictures(step, [np.zeros((40, 160, 3), np.uint8)])
+            log.histograms(step, [])
+        log.hparams({"seed": 1})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert capsys.readouterr().out.count("warning: TensorBoard's events cannot be written") == 1

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from training import stopping
-from training.stopping import MIN_RESERVE, Stopping
+from training.stopping import MIN_RESERVE, ONCE, Stopping
+from utils.interrupt import MESSAGE
+
+LONG_STEP = """
+import os, signal, subprocess, sys, numpy
+from training.stopping import Stopping
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started this process
+numbers = numpy.random.default_rng(0).random(20_000_000)
+stopping = Stopping(None)
+stopping.listen(lambda line: os.write(1, line.encode()))
+words = " ".join(sys.argv[1:])
+sender = subprocess.Popen(["sh", "-c", f"for number in {words}; do sleep 0.2; kill -$number $PPID; done"])
+numbers.sort()  # holds the main thread, as TensorFlow's step does: Python's handlers have to wait
+sender.wait()
+print("", stopping.requested(0.0), stopping.interrupts)
+"""
+
+
+def after(*numbers: signal.Signals) -> tuple[int, str]:
+    """Return the exit code and the output of a process that gets these signals while it computes."""
+    command = [sys.executable, "-c", LONG_STEP, *(str(int(number)) for number in numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_of_the_batch_system_asks_to_stop(number):
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
-    try:
-        found = Stopping(None)
-        found.listen()
-        assert not found.requested(0.0)
-        os.kill(os.getpid(), number)
-        assert found.requested(0.0)
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGUSR1, before[1])
+    assert after(number, number) == (0, " True 0\n")
+    assert after() == (0, " False 0\n")
+
+
+def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once():
+    assert after(signal.SIGINT) == (0, f"{ONCE} True 1\n")
+    assert after(signal.SIGINT, signal.SIGINT) == (130, f"{ONCE}\n{MESSAGE}\n")
 
 
 def test_the_time_limit_leaves_time_for_two_pauses(monkeypatch):

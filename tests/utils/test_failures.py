@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils.failures import failure_of, write_failures_to
+from utils.failures import failure_of, reason_of, write_failures_to
+from utils.ranks import killed_rank
 
 
 def test_a_worker_process_writes_to_the_file_of_the_program(
@@ -28,3 +30,25 @@ def test_a_worker_process_writes_to_the_file_of_the_program(
 def test_used_up_memory_is_no_failure_of_one_slide() -> None:
     with pytest.raises(MemoryError):
         failure_of(MemoryError(), "reading of a")
+
+
+class ResourceExhaustedError(Exception):
+    """Has the name of TensorFlow's, which is the same for the memory and for the disk."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "no room"), OSError(errno.EDQUOT, "quota"),
+     ResourceExhaustedError("model/variables; No space left on device [Op:SaveV2]")],
+)  # fmt: skip
+def test_a_full_disk_is_called_a_full_disk(error: Exception) -> None:
+    assert killed_rank.text_of(error, "use less memory").startswith("the disk is full: ")
+    assert "use less memory" not in killed_rank.text_of(error, "use less memory")
+    assert reason_of(error, "a page", (OSError, ResourceExhaustedError)) == str(error)
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 GiB"), ResourceExhaustedError("OOM when allocating")])
+def test_used_up_memory_is_called_that(error: Exception) -> None:
+    assert killed_rank.text_of(error, "use less memory") == f"{error}\nuse less memory\n"
+    with pytest.raises(type(error)):
+        reason_of(error, "a page", (ResourceExhaustedError,))

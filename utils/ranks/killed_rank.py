@@ -11,7 +11,8 @@ import sys
 import traceback
 from typing import NoReturn
 
-from utils.cli import EXIT_FAILED
+from utils.cli import EXIT_FAILED, NO_ROOM
+from utils.failures import disk_is_full, ends_all
 from utils.ranks.launcher import launcher_rank
 
 _SCRIPT = (
@@ -44,9 +45,11 @@ def cancel() -> None:
 def text_of(error: Exception, advice: str, expected: tuple[type[Exception], ...] = ()) -> str:
     """Return what a rank says of the error that ends it: its traceback, unless its message explains it.
 
-    Running out of memory is answered with `advice`, and an `expected` error with its message alone.
+    Running out of memory is answered with `advice`, a full disk and an `expected` error with their messages alone.
     """
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+    if disk_is_full(error):
+        return f"{NO_ROOM.format(f'the disk is full: {str(error)[:500]}')}\n"
+    if ends_all(error):
         return f"{str(error)[:500]}\n{advice}\n"
     if isinstance(error, expected):
         return f"{error}\n"

@@ -54,6 +54,10 @@ class Ranks:
         """Collective: returns when all ranks are here."""
         self.gather(None)
 
+    def union(self, mine: dict[str, str]) -> dict[str, str]:
+        """Collective: return the items of all ranks' dictionaries, of keys that several have those of the first."""
+        return {key: value for rank in reversed(self.gather(mine)) for key, value in rank.items()}
+
     def all_or_none(self, function: Callable[[], T]) -> T:
         """Collective: return what `function` returns here. UserError on every rank if it raises one on any rank.
 

@@ -119,6 +119,35 @@ def test_annotations_outside_of_the_slide(tmp_path: Path, slide: Slide) -> None:
         open_xml(tmp_path, slide, ("Polygon", "_0", far))
 
 
+@pytest.mark.parametrize(
+    ("reach", "why"),
+    [(2e5, "reaches 199790 pixels beyond the slide"), (1e7, "pixels beyond the slide"), (1e9, "1e\\+09 pixels"),
+     (-1e12, "1e\\+12 pixels"), (1e308, "1e\\+308 pixels")],
+)  # fmt: skip
+def test_coordinates_far_beyond_the_slide_are_refused_at_once(
+    tmp_path: Path, slide: Slide, reach: float, why: str
+) -> None:
+    triangle = [(10, 10), (reach, 10), (10, 90)]
+    path = tmp_path / "a.geojson"
+    geometry = {"type": "Polygon", "coordinates": [triangle]}
+    path.write_text(
+        json.dumps({"type": "Feature", "properties": {"classification": "T"}, "geometry": geometry})
+    )
+    started = time.process_time()
+    with pytest.raises(DataError, match=rf"a\.geojson: .*{why}"):
+        open_label(path, slide, LabelMap((("T", 1),)))
+    with pytest.raises(DataError, match=rf"a\.xml: .*{why}"):
+        open_xml(tmp_path, slide, ("Polygon", "_0", triangle))
+    assert time.process_time() - started < 2
+
+
+def test_an_annotation_may_reach_a_little_beyond_the_slide(tmp_path: Path, slide: Slide) -> None:
+    around = [(-90_000, -90_000), (90_000, -90_000), (90_000, 90_000), (-90_000, 90_000)]
+    label = open_xml(tmp_path, slide, ("Polygon", "_0", around))
+    assert label.thumbnail(21, 15).all()
+    assert label.read_at(0, 0, 210, 150, 1.0).all()
+
+
 def test_no_annotations_are_no_tumour(tmp_path: Path, slide: Slide) -> None:
     label = open_xml(tmp_path, slide, ("Dot", "_0", [(3, 3)]))
     assert not label.read_at(0, 0, 210, 150, 1.0).any()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pyvips
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +218,36 @@ def test_a_level_that_holds_much_is_opened_anew(jpeg: Path, monkeypatch: pytest.
         expected = s.read(0, 0, 100, 100)
         assert s.held_bytes == 0
         np.testing.assert_array_equal(s.read(0, 0, 100, 100), expected)
+
+
+def png_header(side: int) -> bytes:
+    """A PNG that claims `side`² grey pixels, and has few bytes of them."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"0")),
+        (b"IEND", b""),
+    )
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize("form", ["png", "strips", "one tile"])
+def test_a_picture_that_is_only_decoded_as_a_whole_is_bounded(tmp_path: Path, kind: str, form: str) -> None:
+    path = tmp_path / ("a.png" if form == "png" else "a.tif")
+    if form == "png":
+        path.write_bytes(png_header(61_440))
+    else:
+        tile = (64, 64) if form == "one tile" else None
+        tifffile.imwrite(path, np.zeros((64, 64), np.uint8), tile=tile, compression="zlib")
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            for name in ("ImageWidth", "ImageLength", *(("TileWidth", "TileLength") if tile else ())):
+                tiff.pages[0].tags[name].overwrite(61_440, dtype="I")
+    message = (
+        "tile size out of range" if form == "one tile" else "61440 × 61440 pixels .* make it a tiled TIFF"
+    )
+    with pytest.raises(DataError, match=rf"a\.\w+: .*{message}"):
+        Slide(path, kind=kind)

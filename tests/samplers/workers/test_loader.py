@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from samplers import Loader, SamplerError
 from samplers.workers import ring
 from samplers.workers.loader import DROP_AFTER
-from tests.helpers.trivial_samplers import Counting, Failing, Numbers, Unreadable, Unstartable
+from tests.helpers.trivial_samplers import Counting, Deadly, Failing, Numbers, Unreadable, Unstartable
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -108,18 +109,63 @@ def test_a_sampler_that_cannot_be_made_is_an_error() -> None:
         taken(loader, 1)
 
 
+def kill(loader: Loader, victim: int) -> int:
+    """Kill a worker as the kernel does when memory is used up. Return its process id."""
+    pid = loader.worker_pids[victim]
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.1)
+    return pid
+
+
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_is_noticed_at_once(victim: int) -> None:
+def test_a_killed_worker_is_started_again_and_the_batches_are_the_same(
+    victim: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [(i, i, i % 7, f"slide{i}") for i in range(48)]
+    found: list[tuple] = []
     with Loader(Numbers, 2, 8, 2) as loader:
-        taken(loader, 2)
-        pids = loader.worker_pids
-        os.kill(pids[victim], signal.SIGKILL)
-        time.sleep(0.1)
-        began = time.monotonic()
-        with pytest.raises(SamplerError, match=rf"worker {victim} .*signal 9 \(SIGKILL\)"):
+        for _ in range(3):  # as they wait with full rings, of which one batch is held
+            found += taken(loader, 11)  # more than the rings hold, so that the last death is noticed
+            pid = kill(loader, victim)
+        found += taken(loader, 3)
+        batch = next(iter(loader))
+        kill(loader, 0)
+        assert (batch.images == 36).all()  # its memory stays until the next one is taken
+        found += [expected[36], *taken(loader, 11)]
+        assert not psutil.pid_exists(pid)
+    assert found == expected
+    reasons = [
+        rf"sampler worker {v} .*by signal 9 \(SIGKILL\).*: it is started again" for v in (victim,) * 3 + (0,)
+    ]
+    assert len(caplog.messages) == 4
+    assert all(re.search(reason, line) for reason, line in zip(reasons, caplog.messages))
+
+
+def test_a_worker_that_is_started_again_knows_the_dropped_slides() -> None:
+    with Loader(Unreadable, 2, 8, 1, bad_slides_allowed=3) as loader:
+        taken(loader, 5)
+        kill(loader, 0)
+        dropped = [batch.patches[0].y_l0 for batch in islice(loader, DROP_AFTER)]
+    assert dropped == [0] * (DROP_AFTER - 5) + [1, 2, 3, 3, 3]
+
+
+def test_a_worker_of_the_validation_is_started_again_between_two_of_them() -> None:
+    with Loader(partial(Numbers, last=6), 2, 8, 2, count=7) as loader:
+        for _ in range(2):  # before the first one, and after it
+            victim = kill(loader, 0)
+            loader.restart_dead_workers()
+            assert victim not in loader.worker_pids
+            assert [len(batch.images) for batch in loader] == [2] * 6 + [1]
+        kill(loader, 1)
+        assert [len(batch.images) for batch in loader] == [2] * 6 + [1]  # noticed with the validation
+
+
+def test_workers_that_die_again_and_again_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samplers.workers.loader.MAX_RESTARTS", 2)
+    with Loader(Deadly, 2, 8, 2) as loader:
+        with pytest.raises(SamplerError, match=r"SIGSEGV.*, after .* again 2 times"):
             taken(loader, 9)
-        assert time.monotonic() - began < 4
-        assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert loader.worker_pids == []
 
 
 def test_signals_to_the_process_group_do_not_end_workers() -> None:

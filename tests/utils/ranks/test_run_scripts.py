@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.launch import ROOT
+from tests.helpers.launch import ROOT, wait_for
 
 SCRIPTS = ("run_train.sh", "run_predict.sh", "run_prepro.sh")
 # Stands for mpirun, mpiexec.hydra, module and python: it writes down how it was called.
@@ -20,9 +21,22 @@ echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-}" >>"$NOTES"
 """
 
 
+# Stands for an mpirun whose ranks write a checkpoint after SIGUSR1, which takes a while.
+LAUNCHER = """#!/bin/sh
+trap 'echo INT >>"$NOTES"' INT
+trap 'echo USR1 >>"$NOTES"; [ -n "$SLOW" ] || exit 75' USR1
+trap 'echo TERM >>"$NOTES"; exit 1' TERM
+echo started >>"$NOTES"
+while :; do sleep 0.05; done
+"""
+
+
 @pytest.fixture
 def start(tmp_path: Path):
-    """Starts a run script in a folder with a space, with stand-ins for all that it starts; returns their notes."""
+    """Starts a run script in a folder with a space, with stand-ins for all that it starts; returns their notes.
+
+    `ctrl_c` is how often it is pressed, and the script's exit code must be that of an interrupted program then.
+    """
     top, tools = tmp_path / "a clone", tmp_path / "bin"
     (top / "utils").mkdir(parents=True)
     tools.mkdir()
@@ -33,14 +47,33 @@ def start(tmp_path: Path):
         (tools / name).write_text(NOTE)
         (tools / name).chmod(0o755)
 
-    def run(script: str, *words: str, **environment: str) -> str:
+    def run(script: str, *words: str, ctrl_c: int = 0, **environment: str) -> str:
         notes = tmp_path / "notes"
         notes.write_text("")
         env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NOTES": str(notes), **environment}
-        subprocess.run(["sh", str(top / script), *words], env=env, check=True, cwd=tmp_path)
+        command = ["sh", str(top / script), *words]
+        if ctrl_c:
+            (tools / "mpirun").write_text(LAUNCHER)
+            assert press_ctrl_c(command, env, notes, ctrl_c) == 130
+        else:
+            subprocess.run(command, env=env, check=True, cwd=tmp_path)
         return notes.read_text()
 
     return run
+
+
+def press_ctrl_c(command: list[str], env: dict[str, str], notes: Path, times: int) -> int:
+    """Send SIGINT to all processes of a terminal each time that there is another note. Return the exit code."""
+    # A shell that runs in the background ignores the signal, and so would the script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=env, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for pressed in range(times):
+        wait_for(lambda pressed=pressed: len(notes.read_text().split()) > pressed, process)
+        os.killpg(process.pid, signal.SIGINT)
+    return process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -74,6 +107,12 @@ def test_ranks_are_started_by_the_launcher_of_the_mpi(start, script):
     assert "FI_PROVIDER=tcp" in found  # one node has no fabric to use
     found = start(script, "--x", NP="3", MPI="intel", SLURM_JOB_NODELIST="a,b")
     assert "FI_PROVIDER= " in found
+
+
+def test_ctrl_c_asks_the_ranks_to_stop_and_twice_ends_them(start):
+    """Open MPI's launcher must not see it: it kills its ranks a second later."""
+    assert start("run_train.sh", "--x", ctrl_c=1, SLOW="").split() == ["started", "USR1"]
+    assert start("run_train.sh", "--x", ctrl_c=2, SLOW="yes").split() == ["started", "USR1", "TERM"]
 
 
 def test_one_process_that_predicts_needs_no_launcher(start):
