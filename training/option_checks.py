@@ -132,8 +132,6 @@ def _size_problems(options: argparse.Namespace) -> Iterator[str]:
             "--sync_batch_norm does not go with --ranks_per_patch: the statistics are those of the whole patches of a "
             "group of ranks"
         )
-    if ranks > 1 and options.memory_report:
-        yield "--memory_report measures whole patches, not yet the strips of --ranks_per_patch: leave one of them out"
     if ranks > 1 and not options.horovod:
         yield "--ranks_per_patch needs Horovod: take off --no-horovod"
 
