@@ -63,8 +63,9 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
 
     `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever, of a GPU what TensorFlow
     took of it; `seconds` and `losses` of each step, the first with its trace; `parameters`: how many are trained;
-    `exchanges`: of `--ranks_per_patch`, by name, the bytes that a rank sends to others each time. MemoryError if the process was killed,
-    as the kernel does to what takes more than there is, or the GPU's memory was used up; else RuntimeError if it fails.
+    `exchanges`: of `--ranks_per_patch`, by name, the bytes that a rank sends to others each time. MemoryError if the
+    process was killed, as the kernel does to what takes more than there is, or the GPU's memory was used up; else
+    RuntimeError if it fails.
     """
     values = {**option_values(options), **others}
     command = [sys.executable, "-m", "training.memory", json.dumps({"steps": steps, **values})]
@@ -122,10 +123,14 @@ class Line:
 
     @classmethod
     def measured(cls, options: argparse.Namespace, steps: int = 1, **others: Any) -> Line:
-        """Measure `steps` steps of both small patches, with the values in `others` instead of those of `options`."""
+        """Measure a step of a small patch and `steps` of one with four times the pixels.
+
+        The values in `others` take the place of those in `options`.
+        """
         ranks = others.get("ranks_per_patch", options.ranks_per_patch)
         sides = _small_sides(options.model, ranks)
-        small, large = (measure(options, steps, **{**others, "img_size": side}) for side in sides)
+        small = measure(options, **{**others, "img_size": sides[0]})
+        large = measure(options, steps, **{**others, "img_size": sides[1]})
         slope = max(1.0, (large["peak"] - small["peak"]) * ranks / (sides[1] ** 2 - sides[0] ** 2))
         return cls(small["peak"] - slope * sides[0] ** 2 / ranks, slope, sides, large)
 

@@ -28,7 +28,7 @@ class LoneMember(Group):
 
     @classmethod
     def inside(cls, ranks_per_patch: int) -> LoneMember:
-        """Return a member that has, as far as there are so many ranks, a neighbour on both sides: it has the most to do."""
+        """Return the member in the middle of a group, which has a neighbour on both sides if anyone has."""
         return cls((ranks_per_patch - 1) // 2, ranks_per_patch)
 
     def alltoall(self, x: tf.Tensor, sends: Sequence[int], receives: Sequence[int], name: str) -> tf.Tensor:
@@ -43,7 +43,7 @@ class LoneWorld(World):
     """The world of a `LoneMember`: one process without Horovod. The member of a group of one has whole patches."""
 
     @property
-    def group(self) -> LoneMember:  # type: ignore[override]
+    def group(self) -> LoneMember:
         return self.member
 
     member: LoneMember = field(default_factory=LoneMember)
