@@ -15,7 +15,7 @@ import tf_keras as keras
 from models.catalog import EfficientDetRow, lookup
 from models.from_options import network_from_options, set_precision
 from models.shapes import Shape, largest_output, output_shapes
-from models.spatial.traffic import sent_forward, sent_in_step
+from models.spatial.traffic import Sent, sent_forward, sent_in_step
 from training.memory import GB, RESERVE, Line
 from training.tensor_size import LIMIT
 from utils.ranks.network import Network
@@ -73,6 +73,7 @@ class Projection:
         self.options, self.cluster, self.say = options, cluster, say
         self._lines: dict[tuple[str, int, int], Line | None] = {}
         self._networks: dict[int, keras.Model] = {}
+        self._sent: dict[tuple[int, int], Sent] = {}
         set_precision(options.mixed_precision)
 
     def fitting(self, choices: Choices) -> list[Combination]:
@@ -142,10 +143,7 @@ class Projection:
         pixels = options.img_size**2 / ranks
         seconds = line.larger["seconds"][-1] * pixels / (line.sides[1] ** 2 / sharing)
         if ranks > 1:
-            forward = sent_forward(
-                self._network(options.fpn_min_level), options.img_size, options.batch_size, ranks
-            )
-            sent, count = sent_in_step(forward, line.larger["exchanges"])
+            sent, count = sent_in_step(self._forward(options), line.larger["exchanges"])
             seconds += cluster.network.exchanges(sent, count, ranks)
         reduced = line.larger["parameters"] * (2 if options.fp16_allreduce else 4)
         seconds += cluster.network.allreduce(reduced, cluster.ranks) / options.accumulate_steps
@@ -158,6 +156,13 @@ class Projection:
                 {**vars(self.options), "fpn_min_level": level}, CLASSES
             )
         return self._networks[level]
+
+    def _forward(self, options: argparse.Namespace) -> Sent:
+        key = options.fpn_min_level, options.ranks_per_patch
+        if key not in self._sent:
+            network, size = self._network(options.fpn_min_level), options.img_size
+            self._sent[key] = sent_forward(network, size, options.batch_size, options.ranks_per_patch)
+        return self._sent[key]
 
     def _shapes(self, level: int) -> dict[str, Shape]:
         options = self.options

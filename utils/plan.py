@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from models.catalog import RECOMPUTE, EfficientDetRow, lookup
+from training.memory import GB
 from training.option_checks import problems
 from training.options import build_parser as train_parser
 from training.options import given_options
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m utils.plan"
 ROWS = 12  # of the table
-GB = 1e9
 
 
 def build_parser() -> argparse.ArgumentParser:
