@@ -16,7 +16,7 @@ from models.catalog import EfficientDetRow, lookup
 from models.from_options import network_from_options, set_precision
 from models.shapes import Shape, largest_output, output_shapes
 from models.spatial.traffic import Sent, sent_forward, sent_in_step
-from training.memory import GB, RESERVE, Line
+from training.memory import GB, OF_RANKS, RESERVE, Line
 from training.tensor_size import LIMIT
 from utils.ranks.network import Network
 
@@ -40,8 +40,8 @@ class Cluster:
 
     @property
     def room(self) -> float:
-        """Return the bytes that a step may take on a rank."""
-        return self.memory * GB * (1 - RESERVE) / self.ranks_per_node
+        """Return the bytes that a step, as it is measured in a process alone, may take on a rank."""
+        return self.memory * GB * (1 - RESERVE) / self.ranks_per_node - (OF_RANKS if self.ranks > 1 else 0)
 
 
 @dataclass(frozen=True)

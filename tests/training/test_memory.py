@@ -24,7 +24,7 @@ def measured(monkeypatch):
     """A machine of 8 GB, and steps that take 1 GB and 6, 1 or 0.5 GB per megapixel of the batch."""
     calls = []
 
-    def measure(options: argparse.Namespace, **others: object) -> dict:
+    def measure(options: argparse.Namespace, steps: int = 1, **others: object) -> dict:
         values = {**vars(options), **others}
         calls.append(values)
         slope = {"none": 6.0, "blocks": 1.0, "full": 0.5}[values["recompute"]] / values["ranks_per_patch"]
@@ -55,6 +55,12 @@ def test_of_ranks_that_share_a_patch_each_has_its_part(measured):
     )
     with pytest.raises(UserError, match="it does not fit"):
         memory.report(options_of(*words), ranks=4)
+
+
+def test_ranks_of_a_launcher_take_more_than_a_process_alone(measured, monkeypatch):
+    monkeypatch.setattr(memory, "launcher_rank", lambda: (0, 2))
+    said = memory.report(options_of("--recompute", "blocks", "--batch_size", "1"), ranks=1)
+    assert "there are 7.3 GB for each of 1 on this machine" in said  # of 7.6
 
 
 @pytest.mark.parametrize(

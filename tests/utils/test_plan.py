@@ -63,7 +63,7 @@ def test_the_table_has_what_fits_with_the_fastest_first(measured, capsys):
     text = said(capsys, *words.split())
     assert "A projection, not a measurement, for 4 ranks (2 nodes with 2) of 10.0 GB each" in text
     found = rows(text)
-    # 4.2 megapixels in 9.5 GB: without recomputation they fit if four ranks share them.
+    # 4.2 megapixels in 9.25 GB: without recomputation they fit if four ranks share them.
     kept = [(r, level, ranks) for ranks, r, level, *_ in found]
     assert ("none", "1", "4") in kept
     assert not {("none", "1", "1"), ("none", "1", "2"), ("none", "3", "2")} & set(kept)
@@ -113,7 +113,7 @@ def test_whole_patches_that_cannot_fit_are_not_measured(measured, capsys):
 def test_where_nothing_fits_it_says_what_would(measured, capsys):
     words = ["--nodes", "2", "--memory", "8", "--img_size", "8192"]
     text = said(capsys, *words, code=EXIT_USAGE)
-    # 67 megapixels in 6.6 GB at 550 bytes per pixel are six ranks, of the numbers that divide 8192 eight.
+    # 67 megapixels in 6.35 GB at 550 bytes per pixel are six ranks, of the numbers that divide 8192 eight.
     assert "--ranks_per_patch 8 --recompute full --fpn_min_level 1 would: 5.6 GB per rank, on 8 nodes" in text
     assert "more memory, by fewer --ranks_per_node" in said(
         capsys, *words, "--ranks_per_node", "8", code=EXIT_USAGE
