@@ -34,7 +34,7 @@ def sent_in_step(forward: Sent, step: Sent) -> tuple[int, int]:
     """
     sent = count = 0
     for name, sizes in forward.items():
-        times = len(step[name]) + len(step[f"{name}_back"])
+        times = len(step[name]) + len(step.get(f"{name}_back", ()))  # the images have no gradient
         sent += times * sum(sizes) // len(sizes)
         count += times
     return sent, count

@@ -53,7 +53,7 @@ def step_of(model: keras.Model, size: int, level: str) -> dict[str, list[int]]:
         return tape.gradient(y, model.trainable_variables)
 
     step.get_concrete_function(tf.TensorSpec((5, size // RANKS, size, 3)))
-    return member.sent
+    return dict(member.sent)
 
 
 @pytest.mark.parametrize(("level", "passes"), [("none", 1), ("blocks", 2), ("full", 5)])
