@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/scaling.py --model effdetd0 --img_size 256 --batch_size 2
 
 Prints a JSON object per case: seconds per step, images/s, time in the allreduce (from Horovod's timeline), and bytes
-that a rank reduces per step. The projection comes last: the step of N ranks is a rank's own step plus a ring allreduce,
-2 (N - 1) / N · bytes / bandwidth + 2 (N - 1) · latency, nothing of it hidden behind the computation.
+that a rank reduces per step. The projection comes last: the step of N ranks is a rank's own step plus a ring allreduce
+(`utils/ranks/network.py`), nothing of it hidden behind the computation.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.ranks.network import Network, add_network_options
+
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 REDUCTIONS = ("MPI_ALLREDUCE", "GLOO_ALLREDUCE", "NCCL_ALLREDUCE")
 
 
@@ -43,10 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[64, 512], help="numbers of ranks of the projection"
     )
-    parser.add_argument(
-        "--gigabit", type=float, default=100.0, help="assumed network bandwidth per rank in Gbit/s"
-    )
-    parser.add_argument("--latency", type=float, default=5.0, help="assumed latency of a message in µs")
+    add_network_options(parser)
     return parser
 
 
@@ -141,8 +140,7 @@ def project(options: argparse.Namespace, alone: dict[str, Any]) -> Iterator[dict
     for ranks in options.ranks:
         for fp16 in (False, True):
             size = alone["parameters"] * (2 if fp16 else 4)
-            ring = 2 * (ranks - 1) / ranks * size * 8 / (options.gigabit * 1e9)
-            ring += 2 * (ranks - 1) * options.latency * 1e-6
+            ring = Network.of(options).allreduce(size, ranks)
             step = alone["seconds"] + ring
             yield {
                 "projection": options.model,

@@ -7,6 +7,7 @@ in the network that file belongs to, and in the original TensorFlow code, biline
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -197,5 +198,9 @@ class ResizeLike(keras.layers.Layer):
         x, like = inputs
         # As two products with interpolation matrices it takes 1.4 to 2 times as long on a CPU. Gives float32.
         y = tf.raw_ops.ResizeBilinear(images=x, size=tf.shape(like)[1:3], align_corners=True)
-        y.set_shape([x.shape[0], like.shape[1], like.shape[2], x.shape[3]])
+        y.set_shape(self.compute_output_shape([x.shape, like.shape]))
         return tf.cast(y, x.dtype)
+
+    def compute_output_shape(self, input_shape: list[Any]) -> tuple[int | None, ...]:
+        x, like = input_shape
+        return (x[0], like[1], like[2], x[3])

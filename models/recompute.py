@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.layers import current_draw, drawing
+from models.shapes import with_inputs
 
 Tensors = dict[str, tf.Tensor]  # by the name of the layer that they come from
 Run = Callable[[keras.Model, Any, bool], Any]  # a model, its inputs, training → its outputs
@@ -41,14 +42,14 @@ class Block:
 def split(model: keras.Model, block_of: Callable[[str], str]) -> list[Block]:
     """Return the blocks of `model` in an order in which they can run. `block_of` maps a layer's name to its block's."""
     # Index 0: a layer has one more input and output for each model that it is part of.
-    layers = {id(layer.get_output_at(0)): layer.name for layer in model.layers}
-    start, end = model.layers[0].name, layers[id(model.output)]
+    (end,) = (layer.name for layer in model.layers if layer.get_output_at(0) is model.output)
+    start = model.layers[0].name
     members: dict[str, list[str]] = {}
     reads: dict[str, set[str]] = {}
-    for layer in model.layers[1:]:
+    for layer, names in with_inputs(model):
         block = block_of(layer.name)
         members.setdefault(block, []).append(layer.name)
-        reads.setdefault(block, set()).update(layers[id(x)] for x in tf.nest.flatten(layer.get_input_at(0)))
+        reads.setdefault(block, set()).update(names)
     inputs = {block: sorted(reads[block].difference(members[block])) for block in members}
     needed = {end}.union(*inputs.values())
     before = {block: {block_of(name) for name in inputs[block] if name != start} for block in members}

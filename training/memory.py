@@ -1,6 +1,10 @@
 """Measures the memory of a training step, on noise and in a process of its own, for `--memory_report`.
 
 python -m training.memory '{"model": "effdetd0", ...}'       what that process runs; the options are train.py's
+
+With `--ranks_per_patch` that process is one rank alone, with a strip of the patch and rows that stand for those of its
+neighbours (`utils/ranks/lone_member.py`). Ranks that share a patch may be on several machines, whose memory cannot be
+tried from one of them. Where a launcher starts it, as to compare, it is one of these ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +28,17 @@ import psutil
 from models.catalog import EfficientDetRow, lookup, multiple_of
 from training.options import option_values
 from utils.cli import UserError
+from utils.ranks.launcher import launcher_rank
 from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
 GB = 1e9
-SMALL = (
-    512,
-    1024,
-)  # sides that are measured: memory is linear in the number of pixels, so larger ones follow
+# Sides that are measured, or those of patches with as many pixels per rank: memory is linear in the number of pixels,
+# so larger ones follow.
+SMALL = 512, 1024
 RESERVE = 0.05  # share of the memory that is left for everything but the step
+# Bytes of main memory by which a rank under mpirun took more than the same step of a process alone: 0.11 to 0.24 GB in
+# D0's steps of 512² and 1024² on two ranks, with whole patches and with strips.
+OF_RANKS = 0.25e9
 CGROUPS = (  # limit and usage, version 2 and 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -57,8 +65,10 @@ def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[
     """Run `steps` steps of `options`, with the values in `others` instead, in a fresh process.
 
     `before`: its RSS in bytes before the model is built; `peak`: the largest in bytes, ever, of a GPU what TensorFlow
-    took of it; `seconds` and `losses` of each step, the first with its trace. MemoryError if the process was killed,
-    as the kernel does to what takes more than there is, or the GPU's memory was used up; else RuntimeError if it fails.
+    took of it; `seconds` and `losses` of each step, the first with its trace; `parameters`: how many are trained;
+    `exchanges`: of `--ranks_per_patch`, by name, the bytes that a rank sends to others each time. MemoryError if the
+    process was killed, as the kernel does to what takes more than there is, or the GPU's memory was used up; else
+    RuntimeError if it fails.
     """
     values = {**option_values(options), **others}
     command = [sys.executable, "-m", "training.memory", json.dumps({"steps": steps, **values})]
@@ -79,20 +89,22 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
     """Say what a step takes and what fits, with `ranks` on this machine. UserError if the step does not fit.
 
     Where two small steps say that it fits, it is also run as it is. `on_gpu`: of the GPU that each rank has for itself,
-    else of main memory. With Keras's batch norm: Horovod's (`--sync_batch_norm`) takes more.
+    else of main memory. With Keras's batch norm: Horovod's (`--sync_batch_norm`) takes more. Of ranks that share a
+    patch it is what one of them takes for its strip, with the rows that it gets from the others.
     """
     room = available(on_gpu) * (1 - RESERVE) / (1 if on_gpu else ranks)
+    room -= OF_RANKS if launcher_rank()[1] > 1 and not on_gpu else 0
     each = "on the GPU of each rank" if on_gpu else f"for each of {ranks} on this machine"
-    fixed, slope = _line(options)
-    multiple = multiple_of(options.model)
-    side = math.isqrt(max(0, int((room - fixed) / slope))) // multiple * multiple
-    needed = fixed + slope * options.img_size**2
+    line = Line.measured(options)
+    shared = options.ranks_per_patch > 1
+    part = f" that a rank has of a patch with --ranks_per_patch {options.ranks_per_patch}," if shared else ""
+    needed = line.bytes_of(options)
     lines = [
-        f"memory: {fixed / GB:.1f} GB + {slope * 1e6 / GB:.2f} GB per megapixel with "
-        f"--batch_size {options.batch_size}, measured at {SMALL[0]}² and {SMALL[1]}²",
+        f"memory: {line.fixed / GB:.1f} GB + {line.slope * 1e6 / GB:.2f} GB per megapixel{part} with "
+        f"--batch_size {options.batch_size}, measured at {line.sides[0]}² and {line.sides[1]}²",
         f"  a step of {options.img_size}² takes {needed / GB:.1f} GB per rank, extrapolated; there are "
         f"{room / GB:.1f} GB {each}",
-        f"  largest --img_size that fits, extrapolated: {side}",
+        f"  largest --img_size that fits, extrapolated: {line.largest_side(options, room)}",
     ]
     if needed > room:
         raise UserError("\n".join([*lines, f"  it does not fit. {_what_fits(options, room)}"]))
@@ -100,7 +112,53 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
         peak = measure(options)["peak"]
     except MemoryError as error:
         raise UserError("\n".join([*lines, f"  {error}. {_what_fits(options, 0.9 * needed)}"])) from error
-    return "\n".join([*lines, f"  measured in one step of {options.img_size}²: {peak / GB:.1f} GB"])
+    alone = ", of one rank with its strip and its neighbours' rows" if shared else ""
+    return "\n".join([*lines, f"  measured in one step of {options.img_size}²{alone}: {peak / GB:.1f} GB"])
+
+
+@dataclass(frozen=True)
+class Line:
+    """The peak memory of a rank, as a line: `fixed` bytes, and `slope` bytes per pixel that it has of a patch."""
+
+    fixed: float
+    slope: float
+    sides: tuple[int, int]  # of the patches that were measured
+    larger: dict[str, Any]  # what `measure` found with the larger of them
+
+    @classmethod
+    def measured(cls, options: argparse.Namespace, steps: int = 1, **others: Any) -> Line:
+        """Measure a step of a small patch and `steps` of one with four times the pixels.
+
+        The values in `others` take the place of those in `options`.
+        """
+        ranks = others.get("ranks_per_patch", options.ranks_per_patch)
+        sides = _small_sides(options.model, ranks)
+        small = measure(options, **{**others, "img_size": sides[0]})
+        large = measure(options, steps, **{**others, "img_size": sides[1]})
+        slope = max(1.0, (large["peak"] - small["peak"]) * ranks / (sides[1] ** 2 - sides[0] ** 2))
+        return cls(small["peak"] - slope * sides[0] ** 2 / ranks, slope, sides, large)
+
+    def bytes_of(self, options: argparse.Namespace) -> float:
+        """Return the peak of a rank in a step of `options`."""
+        return self.fixed + self.slope * options.img_size**2 / options.ranks_per_patch
+
+    def largest_side(self, options: argparse.Namespace, room: float) -> int:
+        """Return the largest side of a patch whose ranks have `room` bytes each."""
+        pixels = max(0, int((room - self.fixed) / self.slope * options.ranks_per_patch))
+        unit = _unit(options.model, options.ranks_per_patch)
+        return math.isqrt(pixels) // unit * unit
+
+
+def _unit(model: str, ranks: int) -> int:
+    """Return what the side of a patch that `ranks` ranks share must be a multiple of."""
+    return math.lcm(multiple_of(model), ranks)
+
+
+def _small_sides(model: str, ranks: int) -> tuple[int, int]:
+    """Return sides of two patches of which each of `ranks` ranks has about SMALL² pixels."""
+    unit = _unit(model, ranks)
+    small, large = (max(1, round(side * math.sqrt(ranks) / unit)) * unit for side in SMALL)
+    return small, max(large, small + unit)
 
 
 def advice(options: argparse.Namespace) -> str:
@@ -108,15 +166,8 @@ def advice(options: argparse.Namespace) -> str:
     words = [change for change, _ in _savings(options)]
     return (
         f"out of memory in a step of {options.img_size}² with --batch_size {options.batch_size}. To use less memory: "
-        f"{', '.join([*words, 'a smaller --img_size'])}; --memory_report says what fits"
+        f"{', '.join([*words, 'more --ranks_per_patch', 'a smaller --img_size'])}; --memory_report says what fits"
     )
-
-
-def _line(options: argparse.Namespace, **others: Any) -> tuple[float, float]:
-    """Return the peak memory as a line: (bytes, bytes per pixel of a patch), measured at the SMALL sides."""
-    small, large = (float(measure(options, img_size=side, **others)["peak"]) for side in SMALL)
-    slope = max(1.0, (large - small) / (SMALL[1] ** 2 - SMALL[0] ** 2))
-    return small - slope * SMALL[0] ** 2, slope
 
 
 def _savings(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,12 +190,14 @@ def _savings(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
 def _what_fits(options: argparse.Namespace, room: float) -> str:
     """Return the first of the `_savings` with which the step fits, by extrapolation."""
     for _, others in _savings(options):
-        fixed, slope = _line(options, **others)
-        needed = fixed + slope * options.img_size**2
+        needed = Line.measured(options, **others).bytes_of(options)
         if needed <= room:
             words = " ".join(f"--{name} {value}" for name, value in others.items())
             return f"With {words} it would: {needed / GB:.1f} GB, extrapolated"
-    return "Nor would it with less memory for activations: take a smaller --img_size"
+    return (
+        "Nor would it with less memory for activations: take a smaller --img_size or more --ranks_per_patch "
+        "(python -m utils.plan says how many)"
+    )
 
 
 def _rss() -> int:
@@ -163,14 +216,18 @@ def main(argv: list[str]) -> None:
 
     from training.trainer import Trainer
     from utils.ranks.devices import select_devices
-    from utils.ranks.world import World
+    from utils.ranks.lone_member import LoneMember, LoneWorld
+    from utils.ranks.world import World, init_world
 
-    on_gpu = bool(select_devices(World(), options.no_cuda))
+    ranks_per_patch, member = options.ranks_per_patch, LoneMember.inside(options.ranks_per_patch)
+    launched = launcher_rank()[1] > 1
+    world = init_world(True, ranks_per_patch=ranks_per_patch) if launched else LoneWorld(member=member)
+    on_gpu = bool(select_devices(world if launched else World(), options.no_cuda))
     before = _rss()
-    trainer = Trainer(options, 2, World())
+    trainer = Trainer(options, 2, world)
     rng = np.random.default_rng(0)
-    shape = (options.batch_size, options.img_size, options.img_size)
-    images = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    rows = world.group.strip(options.img_size).rows.height
+    images = rng.integers(0, 256, (options.batch_size, rows, options.img_size, 3), dtype=np.uint8)
     labels = (images[..., 0] > 127).astype(np.uint8)
     times, losses = [], []
     for _ in range(steps):
@@ -180,7 +237,9 @@ def main(argv: list[str]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if on_gpu:
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    print(json.dumps({"before": before, "peak": peak, "seconds": times, "losses": losses}))
+    found = {"before": before, "peak": peak, "seconds": times, "losses": losses}
+    parameters = sum(v.shape.num_elements() for v in trainer.model.trainable_variables)
+    print(json.dumps({**found, "parameters": parameters, "exchanges": member.sent}))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(problem)
     if options.weights_path is not None:
         _choose_model(options, "model" in given, parser)
-    for problem in (*_value_problems(options), *_useless(options, given)):
+    for problem in problems(options, given):
         parser.error(problem)
     if options.debug:
         options.planned_steps = options.num_steps
@@ -65,6 +65,12 @@ def check_device_options(options: argparse.Namespace, on_gpu: bool) -> None:
         raise UserError(
             "--jit works on GPUs: on CPUs XLA's convolutions take many times as long as oneDNN's; leave it out"
         )
+
+
+def problems(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
+    """Yield what is wrong with options but for folders and files: `given` are the names of those that were typed."""
+    yield from _value_problems(options)
+    yield from _useless(options, given)
 
 
 def _path_problems(options: argparse.Namespace) -> Iterator[str]:
@@ -132,8 +138,6 @@ def _size_problems(options: argparse.Namespace) -> Iterator[str]:
             "--sync_batch_norm does not go with --ranks_per_patch: the statistics are those of the whole patches of a "
             "group of ranks"
         )
-    if ranks > 1 and options.memory_report:
-        yield "--memory_report measures whole patches, not yet the strips of --ranks_per_patch: leave one of them out"
     if ranks > 1 and not options.horovod:
         yield "--ranks_per_patch needs Horovod: take off --no-horovod"
 

@@ -31,6 +31,7 @@ from training.feed import Fed, Feed, Pixels
 from training.losses import make_loss
 from training.metrics import strip_counts
 from training.precise_bn import update_precise_statistics
+from training.tensor_size import network_to_train
 from utils.files import write_atomically
 from utils.ranks.world import World
 from utils.startup import NO_FLOAT16, lines_left_out
@@ -78,7 +79,7 @@ class Trainer:
         self.accumulates = options.accumulate_steps > 1
         self.adasum, self.fp16_allreduce = uses_adasum(options, world), options.fp16_allreduce
         set_up_keras(options)
-        self.model = network_from_options(options, num_classes, world.batch_norm(options.sync_batch_norm))
+        self.model = network_to_train(options, num_classes, world.batch_norm(options.sync_batch_norm))
         self.spatial = spatial_runner(self.model, options.img_size, world.group)
         self.network = training_network(options.model, self.model, options.recompute, self.spatial)
         self.loss = make_loss(options.loss, class_weights, self.spatial.sum if self.spatial else tf.identity)

@@ -104,8 +104,7 @@ def _alltoall(
     """Return what comes for parts (B, rows, W, C), one for each rank, or for one part that is cut as `sends`."""
     splits = [part.shape[1] for part in parts] if sends is None else list(map(length, sends))
     rows_first = [tf.transpose(part, (1, 0, 2, 3)) for part in parts if part.shape[1]]
-    got = group.alltoall(tf.concat(rows_first, 0), splits, name)
-    got = tf.ensure_shape(got, [sum(map(length, receives)), *rows_first[0].shape[1:]])
+    got = group.alltoall(tf.concat(rows_first, 0), splits, list(map(length, receives)), name)
     return tf.transpose(got, (1, 0, 2, 3))
 
 
@@ -113,8 +112,8 @@ def gather(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:
     """Collective: return the tensors (…) of all ranks as (ranks, …). Without a gradient."""
     if group.size == 1:
         return x[tf.newaxis]
-    got = group.alltoall(tf.tile(x[tf.newaxis], [group.size, *[1] * x.shape.rank]), [1] * group.size, name)
-    return tf.ensure_shape(got, [group.size, *x.shape])
+    copies = tf.tile(x[tf.newaxis], [group.size, *[1] * x.shape.rank])
+    return group.alltoall(copies, [1] * group.size, [1] * group.size, name)
 
 
 def sum_over(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from models.shapes import with_inputs
 from models.spatial.exchange import sum_over
 from models.spatial.forms import form_of
 from models.spatial.place import Place
@@ -90,10 +91,8 @@ def _spatial_call(place: Place) -> Any:
 
 def _places(model: keras.Model, strips: Strips, group: Group) -> Iterator[Place]:
     """Yield the place of each layer but the input."""
-    # Index 0: a layer has one more input and output for each model that it is part of.
-    names = {id(layer.get_output_at(0)): layer.name for layer in model.layers}
     heights = {model.layers[0].name: strips.height}
-    for layer in model.layers[1:]:
-        inputs = tuple(heights[names[id(x)]] for x in tf.nest.flatten(layer.get_input_at(0)))
+    for layer, names in with_inputs(model):
+        inputs = tuple(heights[name] for name in names)
         heights[layer.name] = form_of(layer).height(layer, inputs)
         yield Place(layer, inputs, heights[layer.name], strips, group)

@@ -24,10 +24,10 @@ def measured(monkeypatch):
     """A machine of 8 GB, and steps that take 1 GB and 6, 1 or 0.5 GB per megapixel of the batch."""
     calls = []
 
-    def measure(options: argparse.Namespace, **others: object) -> dict:
+    def measure(options: argparse.Namespace, steps: int = 1, **others: object) -> dict:
         values = {**vars(options), **others}
         calls.append(values)
-        slope = {"none": 6.0, "blocks": 1.0, "full": 0.5}[values["recompute"]]
+        slope = {"none": 6.0, "blocks": 1.0, "full": 0.5}[values["recompute"]] / values["ranks_per_patch"]
         return {"peak": 1e9 + slope * 1e3 * values["batch_size"] * values["img_size"] ** 2}
 
     monkeypatch.setattr(memory, "measure", measure)
@@ -43,22 +43,54 @@ def test_the_report_says_what_fits_and_measures_the_step_itself(measured):
     assert measured[-1]["img_size"] == 2048
 
 
+def test_of_ranks_that_share_a_patch_each_has_its_part(measured):
+    words = "--ranks_per_patch", "4", "--recompute", "blocks", "--batch_size", "1"
+    said = memory.report(options_of(*words), ranks=2)
+    assert "1.00 GB per megapixel that a rank has of a patch with --ranks_per_patch 4" in said
+    assert "measured at 1024² and 2048²" in said  # 512² and 1024² for each of four
+    assert "a step of 2048² takes 2.0 GB per rank, extrapolated; there are 3.8 GB for each of 2" in said
+    assert "fits, extrapolated: 3328" in said  # 2.8 GB for a quarter, in steps of 128
+    assert (
+        "measured in one step of 2048², of one rank with its strip and its neighbours' rows: 2.0 GB" in said
+    )
+    with pytest.raises(UserError, match="it does not fit"):
+        memory.report(options_of(*words), ranks=4)
+
+
+def test_ranks_of_a_launcher_take_more_than_a_process_alone(measured, monkeypatch):
+    monkeypatch.setattr(memory, "launcher_rank", lambda: (0, 2))
+    said = memory.report(options_of("--recompute", "blocks", "--batch_size", "1"), ranks=1)
+    assert "there are 7.3 GB for each of 1 on this machine" in said  # of 7.6
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "sides"),
+    [
+        ("effdetd0", 1, (512, 1024)),
+        ("effdetd0", 2, (768, 1408)),
+        ("effdetd0", 5, (1280, 2560)),  # multiples of 640
+        ("deeplab", 3, (888, 1773)),
+    ],
+)
+def test_the_small_patches_can_be_divided_and_have_so_many_pixels_per_rank(model, ranks, sides):
+    assert memory._small_sides(model, ranks) == sides
+
+
 def test_what_does_not_fit_is_an_error_that_names_what_would(measured):
     with pytest.raises(UserError, match=r"With --recompute blocks --batch_size 1 it would: 5\.2 GB"):
         memory.report(options_of(), ranks=1)
     with pytest.raises(UserError, match="--recompute full it would"):
         memory.report(options_of("--recompute", "blocks", "--batch_size", "1"), ranks=2)
-    with pytest.raises(UserError, match="take a smaller --img_size"):
+    with pytest.raises(UserError, match="take a smaller --img_size or more --ranks"):
         memory.report(options_of(), ranks=8)
     assert all(call["img_size"] <= 1024 for call in measured)
 
 
 def test_advice_leaves_out_what_is_taken(measured):
-    assert "--recompute blocks, --batch_size 1, --recompute full, --fpn_min_level 3" in memory.advice(
-        options_of()
-    )
+    said = memory.advice(options_of())
+    assert "--recompute blocks, --batch_size 1, --recompute full, --fpn_min_level 3, more --rank" in said
     said = memory.advice(options_of("--recompute", "full", "--batch_size", "1", "--model", "deeplab"))
-    assert "To use less memory: a smaller --img_size" in said
+    assert "To use less memory: more --ranks_per_patch, a smaller --img_size" in said
 
 
 def test_out_of_memory_ends_with_advice(tmp_path, monkeypatch, capsys):

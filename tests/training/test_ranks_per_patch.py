@@ -51,7 +51,6 @@ def test_ranks_that_cannot_be_divided_into_groups_are_refused():
         ("--img_size 1024 --ranks_per_patch 3", "cannot be divided by --ranks_per_patch 3: take 768 or 1152"),
         ("--ranks_per_patch 2 --adasum", "--adasum does not go with --ranks_per_patch"),
         ("--ranks_per_patch 2 --sync_batch_norm", "--sync_batch_norm does not go with --ranks_per_patch"),
-        ("--ranks_per_patch 2 --memory_report", "--memory_report measures whole patches"),
         ("--ranks_per_patch 2 --no-horovod", "--ranks_per_patch needs Horovod"),
     ],
 )

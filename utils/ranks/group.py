@@ -31,20 +31,22 @@ class Group(PatchGroup):
         """Return how many images this rank counts of a batch: the first rank counts those that all share."""
         return len(images) if self.is_first else 0
 
-    def alltoall(self, x: tf.Tensor, splits: Sequence[int], name: str) -> tf.Tensor:
-        """Collective: send `splits[k]` rows (the first axis) of `x` to each rank k. Return what comes, by rank.
+    def alltoall(self, x: tf.Tensor, sends: Sequence[int], receives: Sequence[int], name: str) -> tf.Tensor:
+        """Collective: send `sends[k]` rows (the first axis) of `x` to each rank k, and get `receives[k]` rows from it.
 
-        All ranks of the group trace the same calls in the same order, for Horovod knows them by their names.
+        Return what comes, by rank. All ranks of the group trace the same calls in the same order, for Horovod knows
+        them by their names.
         """
         same = {tf.bfloat16: tf.uint16}.get(x.dtype, x.dtype)  # Horovod knows no bfloat16
         got, _ = hvd.alltoall(
             x if same == x.dtype else tf.bitcast(x, same),
-            splits=tf.constant(splits, tf.int32),
+            splits=tf.constant(sends, tf.int32),
             name=self._unique(name),
             ignore_name_scope=True,
             process_set=self.process_set,
         )
-        return got if same == x.dtype else tf.bitcast(got, x.dtype)
+        got = got if same == x.dtype else tf.bitcast(got, x.dtype)
+        return tf.ensure_shape(got, [sum(receives), *x.shape[1:]])
 
     def _unique(self, name: str) -> str:
         """Return a name that was not used yet in the graph that is being traced."""

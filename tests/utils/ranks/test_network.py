@@ -1,0 +1,18 @@
+"""The time that exchanges take on a network that is described by two numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.ranks.network import CYCLE, Network
+
+
+def test_a_ring_allreduce_sends_nearly_all_twice_and_waits_twice_for_each_rank():
+    network = Network(gigabit=8.0, latency=10.0)  # 1e9 bytes per second
+    assert network.allreduce(1e9, 4) == pytest.approx(2 * 3 / 4 + 6 * 1e-5)
+    assert network.allreduce(1e9, 1) == 0
+
+
+def test_exchanges_come_one_after_the_other():
+    network = Network(gigabit=8.0, latency=10.0)
+    assert network.exchanges(3e9, 100, 4) == pytest.approx(3 + 100 * (CYCLE + 3e-5))
