@@ -23,13 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.catalog import MODELS
 from training.memory import GB
 from training.options import build_parser as train_parser
 from training.options import option_values
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", choices=list(MODELS), nargs="+", default=["effdetd0"])
     parser.add_argument("--img_sizes", type=int, nargs="+", default=[1024, 2048], help="sides in pixels")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks per patch")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each case, of which the first one traces")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of each case, of which the first one traces"
+    )
     parser.add_argument("options", nargs="*", help="options of train.py, after --")
     return parser
 
