@@ -28,7 +28,9 @@ def exchange(case: str, world: World) -> dict[str, float]:
     rng = np.random.default_rng(100 + world.rank)
     start, stop = need[group.rank]
     inside = overlap((start, stop), (0, HEIGHT))
-    wider = [(first - 1, last + 1) for first, last in need]  # "far": other rows on some ranks, the same ones on others
+    wider = [
+        (first - 1, last + 1) for first, last in need
+    ]  # "far": other rows on some ranks, the same ones on others
     weights = rng.integers(-9, 9, (2, stop - start, 5, 3)).astype(float)
 
     @tf.function(autograph=False)
