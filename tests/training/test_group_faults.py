@@ -37,7 +37,7 @@ sys.exit(train.main(sys.argv[1:]))
 def options(demo: Path, log_dir: Path, model: str = "deeplab", steps: int = 24) -> list[str | Path]:
     words = (
         "--data_sampler surf --img_size 128 --batch_size 1 --val_split 0.34 --validation_patches 2 "
-        "--log_every 4 --checkpoint_every 4 --fpn_min_level 3 --freeze_bn 0 --mixed_precision float32 "
+        "--log_every 4 --checkpoint_every 4 --freeze_bn 0 --mixed_precision float32 "
         f"--ranks_per_patch 2 --model {model} --num_steps {steps}"
     )
     folders = ["--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir]
