@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.mpi]
 HOUR = 3600  # seconds; on cores that other work shares
 STEPS, LEARNT = 600, 400  # images, two an update
 # Of losses, and of probabilities. Strips were 6e-4 and 6e-4 apart once, another number of threads 1e-5 and
-# 7e-5: for strips TensorFlow also takes other kernels. The bars leave room for other CPUs.
+# 7e-5. The bars leave room for other CPUs.
 CLOSE, CLOSE_PIXELS = 2e-3, 0.05
 
 
