@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from models.catalog import DeepLabRow, lookup, multiple_of
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, itc_slides, of_centers
@@ -260,13 +259,5 @@ def sampler_config(
         annotation_weighting=options.annotation_weighting,
         max_bad_slides=options.max_bad_slides,
         max_validation_patches=options.validation_patches,
-        strip=None
-        if group is None or group.size == 1
-        else group.strip(options.img_size, strip_unit(options)),
+        strip=None if group is None or group.size == 1 else group.strip(options.img_size),
     )
-
-
-def strip_unit(options: argparse.Namespace) -> int:
-    """Return the largest stride of the network: strips of unequal height are a multiple of it."""
-    deeplab = isinstance(lookup(options.model), DeepLabRow)
-    return int(options.output_stride) if deeplab else multiple_of(options.model)

@@ -99,7 +99,7 @@ class Loop:
         progress.step += self.plan.batch_images
         progress.next_batch = batch.index + 1
         if not math.isfinite(result.loss):
-            fail_on_loss(batch, result, progress.step, self.world.rank, self.log_dir)
+            fail_on_loss(batch, result, progress.step, self.world, self.log_dir)
         interval.counts.add(*result.counts)
         self.samples.add(batch.patches)
         wait = self.loader.wait_seconds - interval.start_wait

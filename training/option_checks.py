@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.catalog import EfficientDetRow, lookup, multiple_of
-from models.spatial.rows import sizes_that_work
 from models.weight_files import WeightsError, find_weights, guess_model
 from samplers.labels.label_map import LabelMap, class_names
 from samplers.pairs.names import patient_pattern
@@ -128,9 +127,8 @@ def _size_problems(options: argparse.Namespace) -> Iterator[str]:
         yield (
             f"--img_size {options.img_size} is no multiple of {multiple}, which {options.model} needs: take {nearest}"
         )
-    elif options.img_size % ranks:
-        sizes = " or ".join(map(str, sorted(set(sizes_that_work(options.img_size, multiple, ranks)))))
-        yield f"--img_size {options.img_size} cannot be divided by --ranks_per_patch {ranks}: take {sizes}"
+    elif options.img_size < ranks:
+        yield f"--ranks_per_patch {ranks} is more than the rows of a patch: take {options.img_size} or less"
     if ranks > 1 and options.adasum:
         yield "--adasum does not go with --ranks_per_patch: the gradients of the ranks of a patch are added up"
     if ranks > 1 and options.sync_batch_norm:

@@ -243,16 +243,20 @@ def export_model(
     write_atomically(path, write)
 
 
-def fail_on_loss(batch: Batch, result: StepResult, step: int, rank: int, log_dir: Path) -> NoReturn:
-    """Raise FloatingPointError, on all ranks at the same step, and write the batch that did it to a file."""
-    path = log_dir / f"bad_batch_step_{step}_rank_{rank}.npz"
+def fail_on_loss(batch: Batch, result: StepResult, step: int, world: World, log_dir: Path) -> NoReturn:
+    """Collective: raise FloatingPointError, and write the batch that did it to a file.
+
+    Ranks that share their patches have the same loss, so each of them writes its strips.
+    """
+    path = log_dir / f"bad_batch_step_{step}_rank_{world.rank}.npz"
     mine = result.counts[2]
-    where = f"of rank {rank} is {mine}"
+    where = f"of rank {world.rank} is {mine}"
     if not math.isfinite(mine):
         where += f": its patches are {[str(patch) for patch in batch.patches]}"
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             np.savez_compressed(path, images=batch.images, labels=batch.labels)
             where += f", in {path}"
+    world.barrier()  # Horovod: the launcher ends all ranks soon after the first one, and others may still write
     raise FloatingPointError(
         f"the loss is {result.loss} at step {step}, that {where}. The last good checkpoint in "
         f"{log_dir / 'checkpoints'} stays; a lower --learning_rate may help"

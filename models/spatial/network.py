@@ -14,8 +14,9 @@ from models.shapes import with_inputs
 from models.spatial.exchange import sum_over
 from models.spatial.forms import form_of
 from models.spatial.place import Place
-from models.spatial.rows import Strips, even_strips
+from models.spatial.rows import Strips
 from utils.ranks.group import Group
+from utils.ranks.patch_group import strip_rows
 
 
 class Spatial:
@@ -68,11 +69,11 @@ class Spatial:
 def spatial_runner(model: keras.Model, height: int, group: Group) -> Spatial | None:
     """Return what runs `model` on this rank's strips of patches with `height` rows, None if it has whole patches.
 
-    ValueError: the ranks cannot have equally many rows, or a layer has no spatial form.
+    ValueError: there are more ranks than rows, or a layer has no spatial form.
     """
     if group.size == 1:
         return None
-    return Spatial(model, Strips(tuple(even_strips(height, group.size))), group)
+    return Spatial(model, Strips(strip_rows(height, group.size)), group)
 
 
 def _spatial_call(place: Place) -> Any:

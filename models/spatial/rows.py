@@ -5,28 +5,12 @@ Rows are counted in the whole feature map of a patch, from 0 at the top. A range
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 Range = tuple[int, int]
 
 LOWEST = 2  # rows; where a strip would be lower, each rank has the whole feature map
-
-
-def even_strips(height: int, ranks: int) -> list[Range]:
-    """Return the rows of a patch that each of `ranks` ranks has. ValueError if they cannot have equally many."""
-    if height % ranks:
-        raise ValueError(f"{ranks} ranks cannot share a patch of {height} rows equally")
-    strip = height // ranks
-    return [(k * strip, (k + 1) * strip) for k in range(ranks)]
-
-
-def sizes_that_work(size: int, multiple: int, ranks: int) -> tuple[int, int]:
-    """Return the sizes next to `size`, below (or the smallest one) and above, that `multiple` and `ranks` divide."""
-    step = math.lcm(multiple, ranks)
-    below = max(step, size // step * step)
-    return below, max(below, -(-size // step) * step)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,6 @@ def group_batches(
     count: int | None,
     group: int = 0,
     groups: int = 1,
-    unit: int = 1,
     processes: int = 0,
     start: int = 0,
     opened: Callable[[int, Loader], None] = lambda member, loader: None,
@@ -104,7 +103,7 @@ def group_batches(
 
     def batches(member: int, gathering: Gathering) -> list[Batch]:
         place = PatchGroup(member, ranks_per_patch, group, groups)
-        mine = replace(config, strip=place.strip(config.img_size, unit))
+        mine = replace(config, strip=place.strip(config.img_size))
 
         def gather(value: Any) -> list[Any]:
             return gathering.gather(member, value)

@@ -26,6 +26,7 @@ from models.spatial.network import Spatial
 from tests.helpers.spatial_networks import NETWORKS, build, on_strips
 from training.losses import make_loss
 from utils.ranks.group import Group
+from utils.ranks.patch_group import strip_rows
 from utils.ranks.world import World, init_world
 
 WEIGHTS = (0.5, 2.0, 1.5)
@@ -36,7 +37,7 @@ Values = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `parts`: shares of the rows that ranks have, the same ones if empty."""
+    """One comparison. `parts`: shares of the rows that ranks have, as in training if empty."""
 
     network: str
     height: int
@@ -50,7 +51,9 @@ class Case:
 
     def strips(self, ranks: int) -> rows.Strips:
         """Return the strips of the patch."""
-        parts = np.cumsum([0, *(self.parts[:ranks] or [1] * ranks)])
+        if not self.parts:
+            return rows.Strips(strip_rows(self.height, ranks), self.lowest)
+        parts = np.cumsum([0, *self.parts[:ranks]])
         bounds = [int(self.height * part // parts[-1]) for part in parts]
         return rows.Strips(tuple(itertools.pairwise(bounds)), self.lowest)
 
@@ -147,10 +150,14 @@ CASES = {
     "p3": Case("effdet", 128, recompute="blocks", options={"fpn_min_level": 3}),
     "stride16": Case("deeplab", 128),
     "stride8": Case("deeplab", 128, recompute="blocks", options={"output_stride": 8}),
+    # 1/16 has 26 rows and 1/8 has 51: the largest rates of ASPP, 18 and 36, reach over more than one neighbour.
+    "low16": Case("deeplab", 401),
+    "low8": Case("deeplab", 401, options={"output_stride": 8}),
     "d0_p1": Case("effdetd0", 256, options={"fpn_min_level": 1}),
     "d0_p3": Case("effdetd0", 256, options={"fpn_min_level": 3}),
-    "deeplab16": Case("real_deeplab", 128),
-    "deeplab8": Case("real_deeplab", 128, recompute="full", options={"output_stride": 8}),
+    # About the lowest patches that the largest rates of ASPP do not reach out of on both sides of each row.
+    "deeplab16": Case("real_deeplab", 305),
+    "deeplab8": Case("real_deeplab", 305, recompute="full", options={"output_stride": 8}),
 }
 
 

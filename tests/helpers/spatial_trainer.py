@@ -21,7 +21,6 @@ import tf_keras as keras
 
 import models.from_options
 import training.trainer
-from models.spatial.rows import even_strips
 from tests.helpers.toy_models import toy_efficientdet
 from training.options import build_parser
 from training.trainer import Trainer
@@ -55,7 +54,7 @@ def batch(index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def train(case: str, world: World, size: int) -> dict[str, Any]:
     """Return what this rank has after some steps and one evaluation: losses, counts, classes, weights, collectives."""
-    rows = slice(*even_strips(size, world.group.size)[world.group.rank])
+    rows = slice(*world.group.strip(size).rows)
     options = build_parser().parse_args([*CASES[case], "--img_size", str(size), "--optimizer", "sgd"])
     trainer = Trainer(options, 2, world)
     loss = trainer.loss

@@ -1,4 +1,4 @@
-"""train.py with a network that sees one pixel, so that strips of patches need nothing of each other."""
+"""train.py with a network that sees one pixel, so that strips need nothing of each other but for batch norm."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import tf_keras as keras
 
 import models.from_options
 import train
+from models.layers import BatchNormalization
 
 
 def one_pixel(name: str, img_size: Any, num_classes: int, **_: Any) -> keras.Model:
     x = images = keras.Input((None, None, 3), name="images")
     for number in range(4):  # Horovod divides the variables into groups, so it needs some
         x = keras.layers.Conv2D(8, 1, activation="relu", name=f"conv{number}")(x)
+    x = BatchNormalization(name="norm")(x)
     return keras.Model(images, keras.layers.Conv2D(num_classes, 1, name="logits")(x), name="one_pixel")
 
 

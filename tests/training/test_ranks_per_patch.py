@@ -48,7 +48,10 @@ def test_ranks_that_cannot_be_divided_into_groups_are_refused():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--img_size 1024 --ranks_per_patch 3", "cannot be divided by --ranks_per_patch 3: take 768 or 1152"),
+        (
+            "--img_size 128 --ranks_per_patch 129",
+            "--ranks_per_patch 129 is more than the rows of a patch: take 128",
+        ),
         ("--ranks_per_patch 2 --adasum", "--adasum does not go with --ranks_per_patch"),
         ("--ranks_per_patch 2 --sync_batch_norm", "--sync_batch_norm does not go with --ranks_per_patch"),
         ("--ranks_per_patch 2 --no-horovod", "--ranks_per_patch needs Horovod"),

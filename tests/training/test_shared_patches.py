@@ -99,21 +99,27 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
 
 
 def test_tiles_that_break_are_left_out_by_all_ranks_of_a_group_and_none_waits(tmp_path: Path) -> None:
+    """In training with hard mining, where batch norm is computed anew, and in validations."""
     data, log_dir = tmp_path / "data", tmp_path / "log"
     for name in ("slides", "masks"):
         (data / name).mkdir(parents=True)
     for i in range(3):
         pair = make_slide(data / "slides", f"tumor_{i}")
         shutil.move(str(pair.label), data / "masks")
-    process = start_python(command(data, log_dir, "--ranks_per_patch", "2"), 4)
+    process = start_python(command(data, log_dir, "--ranks_per_patch", "2", "--freeze_bn", "0.5"), 4)
     wait_for((log_dir / "checkpoints" / "step_000000012").exists, process)
-    slide = Path(json.loads((log_dir / "splits.json").read_text())["train"][0]["slide"])
-    for number in range(5 * 16, 6 * 16):  # a row of tiles of 64 pixels, less than a strip
-        overwrite_tile(slide, number, b"\0")
+    splits = json.loads((log_dir / "splits.json").read_text())
+    slide, other = (Path(splits[part][0]["slide"]) for part in ("train", "val"))
+    for number in range(16):  # rows of tiles of 64 pixels, less than a strip
+        overwrite_tile(slide, 5 * 16 + number, b"\0")
+        for row in (2, 4, 6):  # of the few patches of a validation, some have one of these
+            overwrite_tile(other, row * 16 + number, b"\0")
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert read_metrics(log_dir)[-1]["step"] == 120
     assert [row["bad_slides"] for row in read_metrics(log_dir) if row["split"] == "train"][-1] == 1
+    validated = [row for row in read_metrics(log_dir) if row["split"] == "val"]
+    assert [row["bad_slides"] for row in validated] == [1, 1]
     of_groups = [set(mine["dropped"]) for mine in state(log_dir, 120)["ranks"]]
     assert {slide.stem} in of_groups
     assert errors.count(f"] warning: bad slide, left out from now on: {slide.stem}") == 2 * sum(

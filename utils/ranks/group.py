@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 
 from utils.ranks.patch_group import PatchGroup
 
@@ -37,14 +38,19 @@ class Group(PatchGroup):
         Return what comes, by rank. All ranks of the group trace the same calls in the same order, for Horovod knows
         them by their names.
         """
+        name = self._unique(name)
+        # Two exchanges that send the same are not the same one, for others may send something else in each of them; but
+        # TensorFlow's optimizer of graphs would put them together, as Horovod's operations have no attribute of a name.
+        attributes = {"_exchange": attr_value_pb2.AttrValue(s=name.encode())}
         same = {tf.bfloat16: tf.uint16}.get(x.dtype, x.dtype)  # Horovod knows no bfloat16
-        got, _ = hvd.alltoall(
-            x if same == x.dtype else tf.bitcast(x, same),
-            splits=tf.constant(sends, tf.int32),
-            name=self._unique(name),
-            ignore_name_scope=True,
-            process_set=self.process_set,
-        )
+        with tf.compat.v1.get_default_graph()._attr_scope(attributes):
+            got, _ = hvd.alltoall(
+                x if same == x.dtype else tf.bitcast(x, same),
+                splits=tf.constant(sends, tf.int32),
+                name=name,
+                ignore_name_scope=True,
+                process_set=self.process_set,
+            )
         got = got if same == x.dtype else tf.bitcast(got, x.dtype)
         return tf.ensure_shape(got, [sum(receives), *x.shape[1:]])
 

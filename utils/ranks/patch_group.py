@@ -68,25 +68,15 @@ class PatchGroup:
         """Whether this is the rank of its group that counts what the group has in common."""
         return self.rank == 0
 
-    def strip(self, height: int, unit: int = 1) -> Strip:
-        """Return this rank's strip of patches with `height` rows. UserError as `strip_rows`."""
-        return Strip(self.rank, strip_rows(height, self.size, unit))
+    def strip(self, height: int) -> Strip:
+        """Return this rank's strip of patches with `height` rows."""
+        return Strip(self.rank, strip_rows(height, self.size))
 
 
-def strip_rows(height: int, ranks: int, unit: int = 1) -> tuple[Rows, ...]:
+def strip_rows(height: int, ranks: int) -> tuple[Rows, ...]:
     """Return the rows of each rank's strip of a patch with `height` rows, from the top.
 
-    The strips are equal if `ranks` divides the height. Otherwise border k is k · height / ranks, rounded down to a
-    multiple of `unit`, the largest stride of the model: so the strips of its feature maps have whole rows at every
-    level. They then differ by one unit (and the last one has the rest if the height is no multiple of the unit).
-    UserError, with the numbers that work, if a strip would have no row.
+    Their heights differ by one row if `ranks` does not divide the height.
     """
-    step = height // ranks if height % ranks == 0 else unit
-    borders = [*(k * height // (ranks * step) * step for k in range(ranks)), height]
-    rows = tuple(Rows(start, stop) for start, stop in pairwise(borders))
-    if min(strip.height for strip in rows) <= 0:
-        raise UserError(
-            f"a patch of {height} rows has no {ranks} strips of {unit} rows or a multiple of it: take "
-            f"--ranks_per_patch {max(1, height // unit)} or less, or --img_size {ranks * unit} or more"
-        )
-    return rows
+    borders = [k * height // ranks for k in range(ranks + 1)]
+    return tuple(Rows(start, stop) for start, stop in pairwise(borders))

@@ -19,7 +19,10 @@ SCRIPT = Path(__file__).parents[2] / "helpers" / "row_exchange.py"
 @pytest.mark.mpi
 @pytest.mark.parametrize(("ranks", "per_patch"), [(2, 2), (3, 3), (4, 2)])
 def test_rows_come_as_they_are_and_gradients_go_back(ranks, per_patch):
-    """With strips lower than the halo, and a rank that others need nothing of; <Ax, y> = <x, A'y>."""
+    """With strips lower than the halo, a rank that others need nothing of, and one that sends the same twice.
+
+    <Ax, y> = <x, A'y>.
+    """
     done = run_python([SCRIPT, str(per_patch)], ranks=ranks, **QUICK_EXCHANGES)
     assert done.returncode == 0, done.stderr
     for case, result in json.loads(done.stdout.strip().splitlines()[-1]).items():

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models.spatial.rows import Plan, Strips, Window, even_strips, overlap, sizes_that_work
+from models.spatial.rows import Plan, Strips, Window, overlap
 
 KINDS = [(k, s, d) for k, s, d in itertools.product((1, 2, 3, 5), (1, 2, 3), (1, 2, 6)) if s == 1 or d == 1]
 
@@ -63,14 +63,6 @@ def test_strips_that_are_no_division_are_refused():
     for image in (((0, 8), (9, 16)), ((1, 8),), ((0, 8), (8, 8))):
         with pytest.raises(ValueError, match="no division"):
             Strips(image)
-
-
-def test_a_patch_that_cannot_be_divided_is_refused_and_the_next_sizes_are_named():
-    assert even_strips(96, 3) == [(0, 32), (32, 64), (64, 96)]
-    with pytest.raises(ValueError, match="3 ranks cannot share a patch of 128 rows"):
-        even_strips(128, 3)
-    assert sizes_that_work(1024, 128, 3) == (768, 1152)
-    assert sizes_that_work(128, 128, 3) == (384, 384)
 
 
 def test_what_a_rank_sends_is_what_the_other_receives():
