@@ -26,7 +26,9 @@ QUICK = [
 SLOW = [
     (2, 2, ("focal", "frozen", "full", "uneven", "p1")),
     (2, 2, ("p2", "p3", "stride16", "stride8", "d0_p1", "d0_p3", "deeplab16", "deeplab8")),
-    (3, 3, ("p1", "p3", "stride16", "d0_p3", "deeplab16")),
+    (2, 2, ("low16", "low8")),
+    (3, 3, ("p1", "p3", "stride16", "low16", "low8")),
+    (3, 3, ("d0_p3", "deeplab16")),
     (4, 4, ("every_layer", "uneven", "odd", "full", "p1", "p3", "stride16", "stride8")),
     (4, 2, ("p1", "stride16", "d0_p1")),
 ]
