@@ -18,7 +18,7 @@ from CAMELYON17_PREPROCESSING import store
 from CAMELYON17_PREPROCESSING.grid import Place, is_background, places
 from CAMELYON17_PREPROCESSING.settings import Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.labels.label_map import IGNORED, shows_tumour
-from samplers.pairs.checks import check_label, check_tiff
+from samplers.pairs.checks import check_label, refuse_incomplete
 from samplers.patches import PatchInfo, SamplerConfig, name_seed
 from samplers.picture import picture_of
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
@@ -105,6 +105,7 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
     """
 
     def of(opened: OpenPair) -> tuple[list[Place], list[str]]:
+        refuse_incomplete(opened.slide)
         reasons = check_label(opened.label)
         if reasons:
             raise DataError("; ".join(reasons))
@@ -118,10 +119,6 @@ def plan(source: SourceSlide, settings: PatchSettings) -> tuple[list[Place], lis
         found = places(view.tissue, view.tumour, view.cell, size, opened.size_l0, stride_l0, min_tissue)
         return found, opened.label.remarks
 
-    files = [path for path in (source.pair.slide, source.pair.label) if path is not None]
-    damage = [reason for path in files for reason in check_tiff(path)]
-    if damage:
-        raise BadSlideError(source.pair, "; ".join(damage))
     found, left_out = _reader(settings).read(source.pair, of)
     if settings.max_patches is not None:  # chosen over the whole slide, and alike in each run
         rng = np.random.default_rng((settings.seed, name_seed(source.name)))

@@ -28,7 +28,6 @@ import pyvips
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
 from samplers.pairs.names import slide_of_patch
 from samplers.slides.errors import DataError
-from samplers.slides.vips_errors import vips_call
 from utils.cli import UserError
 from utils.files import differences, output_errors, write_atomically
 
@@ -47,10 +46,10 @@ def encode(pixels: np.ndarray, format: str, spacing: float) -> bytes:
     A PNG of 1024² takes 67 ms and 1.8 MB (compression level 2 with row differences). OpenCV's fastest takes 113 ms
     and 1.7 MB.
     """
-    image = vips_call("copy", pyvips.Image.new_from_array(pixels), xres=1000 / spacing, yres=1000 / spacing)
+    image = pyvips.Image.new_from_array(pixels).copy(xres=1000 / spacing, yres=1000 / spacing)
     if format == "jpg":
-        return bytes(vips_call("jpegsave_buffer", image, Q=90))
-    return bytes(vips_call("pngsave_buffer", image, compression=2, filter="up"))
+        return bytes(image.jpegsave_buffer(Q=90))
+    return bytes(image.pngsave_buffer(compression=2, filter="up"))
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

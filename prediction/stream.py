@@ -18,9 +18,9 @@ from prediction.raster import Raster
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 
-READERS = min(4, len(os.sched_getaffinity(0)))  # threads; libvips and OpenCV do not hold Python's lock
+READERS = min(4, len(os.sched_getaffinity(0)))  # threads; decoding and OpenCV do not hold Python's lock
 AHEAD = 2  # batches that are read while one is predicted, and batches that may wait to be blended
-ATTEMPTS = 3  # libvips reports faults by process, not by thread: see samplers/slides/vips_errors.py
+ATTEMPTS = 2  # a network file system may fail once
 GLASS = 255  # fills a patch beyond the end of a slide that is smaller than it
 _ROUNDING = 0.01  # probabilities in half precision may be this far beyond 0 and 1
 _ROWS = 64  # pixel rows that are written at once
@@ -29,7 +29,7 @@ Forward = Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, 3) → float32 (
 
 
 def read_patch(slide: Slide, frame: Frame, x: int, y: int, size: int) -> np.ndarray:
-    """Read uint8 RGB (size, size, 3) from pixel (x, y) of the output on. ReadError: three attempts have failed."""
+    """Read uint8 RGB (size, size, 3) from pixel (x, y) of the output on. ReadError: two attempts have failed."""
     width, height = min(size, frame.width), min(size, frame.height)
     scale = frame.downsample
     for attempt in range(1, ATTEMPTS + 1):

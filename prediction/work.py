@@ -18,11 +18,10 @@ from prediction.raster import Raster
 from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
-from samplers.pairs.checks import check_tiff, decode_samples
+from samplers.pairs.checks import decode_samples, open_whole
 from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
 from samplers.slides.frame import description_of
-from samplers.slides.slide import Slide
 from utils.failures import failure_of
 from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
@@ -39,10 +38,7 @@ class Opened:
 
     def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
         self.name = path.stem
-        damage = check_tiff(path)
-        if damage:
-            raise DataError(damage[0])
-        self.slide = Slide(path)
+        self.slide = open_whole(path)
         self.rasters: tuple[Raster, ...] = ()
         try:
             decode_samples(self.slide)

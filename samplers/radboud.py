@@ -90,8 +90,7 @@ class RadboudSampler(SurfSampler):
 
 def _annotations(opened: OpenPair) -> list[Annotation]:
     found = opened.label.annotations()
-    opened.release()  # a whole mask was read
-    trim_memory()
+    trim_memory()  # a whole mask was read
     return found
 
 

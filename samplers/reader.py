@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +13,7 @@ from samplers.labels.label import Label, open_label
 from samplers.labels.label_map import IGNORED, shows_tumour
 from samplers.pairs.pairing import SlidePair, map_of
 from samplers.patches import SamplerConfig
+from samplers.slides.cache import BoundedCache
 from samplers.slides.errors import DataError
 from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
@@ -21,8 +21,9 @@ from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 from utils.failures import reason_of
 
-MAX_OPEN = 192  # slides; opening one and its label takes as long as reading several patches
-MAX_BYTES = 384 << 20  # of decoded tiles that libvips keeps for all slides of a process
+MAX_BYTES = (
+    512 << 20
+)  # that the open slides and labels of a reader may take: a TIFF less than 0.1 MB, outlines up to 3
 MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")
@@ -73,13 +74,8 @@ class OpenPair:
 
     @property
     def held_bytes(self) -> int:
-        """The estimated bytes of decoded tiles that libvips keeps in memory for the pair."""
+        """The estimated bytes that the open pair keeps in memory."""
         return self.slide.held_bytes + self.label.held_bytes
-
-    def release(self) -> None:
-        """Free that memory. The pair stays open."""
-        self.slide.release()
-        self.label.release()
 
     def close(self) -> None:
         self.slide.close()
@@ -87,7 +83,7 @@ class OpenPair:
 
 
 def trim_memory() -> None:
-    """Return freed memory to the system. glibc would keep it, and libvips' buffers add up to gigabytes."""
+    """Return freed memory to the system. glibc would keep it, and the buffers of many reads add up to gigabytes."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if malloc_trim is not None:
         malloc_trim(0)
@@ -96,54 +92,37 @@ def trim_memory() -> None:
 class PairReader:
     """Opens pairs and reads from them. A read that fails is tried once more with the files opened anew.
 
-    The MAX_OPEN pairs that were used last stay open. Beyond MAX_BYTES of decoded tiles, those of the least recently
-    used pairs are freed, an eighth of the limit at a time.
+    The pairs that were used last stay open, as many as MAX_BYTES holds.
     """
 
     def __init__(self, config: SamplerConfig) -> None:
         self.config = config
-        self._open: OrderedDict[SlidePair, OpenPair] = OrderedDict()
-        self._held: dict[SlidePair, int] = {}  # held_bytes after the last read; asking all takes milliseconds
-        self._held_in_all = 0
+        self._open: BoundedCache[SlidePair, OpenPair] = BoundedCache(MAX_BYTES)
         self._geometry: dict[SlidePair, tuple[int, int, int]] = {}
 
     def read(self, pair: SlidePair, function: Callable[[OpenPair], T]) -> T:
         """Return function(open pair). Raises BadSlideError if opening or reading failed twice, whatever the error."""
-        for attempt in (1, 2):
+        for _ in range(2):
             try:
-                if pair not in self._open:
-                    self._open[pair] = OpenPair(pair, self.config)
-                result = function(self._open[pair])
-                break
+                return function(self._opened(pair))
             except Exception as error:
                 self._close(pair)
-                if attempt == 2:
-                    reason = reason_of(error, f"reading of {pair.slide}", (DataError, OSError))
-                    raise BadSlideError(pair, reason) from error
-        self._open.move_to_end(pair)
-        self._bound(pair)
-        return result
+                failure = error
+        reason = reason_of(failure, f"reading of {pair.slide}", (DataError, OSError))
+        raise BadSlideError(pair, reason) from failure
 
-    def _bound(self, pair: SlidePair) -> None:
-        """Keep the limits after a read of this pair."""
-        self._count(pair, self._open[pair].held_bytes)
-        if len(self._open) > MAX_OPEN:
-            self._close(next(iter(self._open)))
-        if self._held_in_all > MAX_BYTES:
-            for other in [other for other in self._open if self._held[other]]:
-                self._open[other].release()
-                self._count(other, 0)
-                if self._held_in_all < MAX_BYTES * 7 // 8:
-                    break
-
-    def _count(self, pair: SlidePair, held: int) -> None:
-        self._held_in_all += held - self._held.get(pair, 0)
-        self._held[pair] = held
+    def _opened(self, pair: SlidePair) -> OpenPair:
+        opened = self._open.get(pair)
+        if opened is None:
+            opened = OpenPair(pair, self.config)
+            for other in self._open.put(pair, opened, opened.held_bytes):
+                other.close()
+        return opened
 
     def _close(self, pair: SlidePair) -> None:
-        if pair in self._open:
-            self._count(pair, 0)
-            self._open.pop(pair).close()
+        opened = self._open.pop(pair)
+        if opened is not None:
+            opened.close()
 
     def geometry(self, pair: SlidePair) -> tuple[int, int, int]:
         """Return the side of a patch and the width and height of the slide, in level-0 pixels. Raises as `read`."""
@@ -152,8 +131,8 @@ class PairReader:
         return self._geometry[pair]
 
     def close(self) -> None:
-        for pair in list(self._open):
-            self._close(pair)
+        for opened in self._open.clear():
+            opened.close()
         trim_memory()
 
 
@@ -174,8 +153,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
     height, width = tissue.shape
     classes = opened.label.thumbnail(width, height)
     tumour = shows_tumour(classes)
-    opened.release()  # a whole mask was read
-    trim_memory()
+    trim_memory()  # a whole mask was read
     # Annotated areas are tissue, however pale.
     return Overview(thumbnail, tissue | tumour, tumour, classes != IGNORED, cell)
 

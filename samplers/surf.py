@@ -11,7 +11,6 @@ camelyon16_like the model then calls most of the other tissue tumour as well.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -22,9 +21,12 @@ from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import OpenPair, Overview, overview
+from samplers.slides.cache import BoundedCache
 from samplers.tissue import PixelSet, cells_without, window_sums, windows_of
 
-MAX_REGIONS = 256  # slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7)
+MAX_REGION_BYTES = (
+    256 << 20
+)  # of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Regions:
     cell: tuple[float, float]  # (width, height) of a cell in level-0 pixels
     tumour: PixelSet  # cells around which a patch may meet tumour; for small patches, cells that contain it
     free: PixelSet  # cells of tissue around which a patch meets no tumour
+
+    @property
+    def nbytes(self) -> int:
+        return self.tumour.nbytes + self.free.nbytes
 
 
 def find_regions(opened: OpenPair, level: int) -> Regions:
@@ -85,7 +91,7 @@ class SurfSampler(DrawingSampler):
         self._own = share_slides(pairs, rank, size, config.seed)
         own = set(self._own)
         self._others = [pair for pair in pairs if pair not in own]
-        self._regions: OrderedDict[SlidePair, Regions] = OrderedDict()
+        self._regions: BoundedCache[SlidePair, Regions] = BoundedCache(MAX_REGION_BYTES)
 
     def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
         wanted = "tumour" if tumour else "none"
@@ -123,13 +129,12 @@ class SurfSampler(DrawingSampler):
         )
 
     def _regions_of(self, pair: SlidePair) -> Regions:
-        if pair not in self._regions:
+        regions = self._regions.get(pair)
+        if regions is None:
             level = self.config.bb_downsample
-            self._regions[pair] = self.reader.read(pair, lambda opened: find_regions(opened, level))
-            if len(self._regions) > MAX_REGIONS:
-                self._regions.popitem(last=False)
-        self._regions.move_to_end(pair)
-        return self._regions[pair]
+            regions = self.reader.read(pair, lambda opened: find_regions(opened, level))
+            self._regions.put(pair, regions, regions.nbytes)
+        return regions
 
 
 def _point(

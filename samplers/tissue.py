@@ -137,6 +137,10 @@ class PixelSet:
         self._rows = np.packbits(mask, axis=1)
         self._cumulative = np.cumsum(mask.sum(axis=1))
 
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes + self._cumulative.nbytes
+
     def __len__(self) -> int:
         return int(self._cumulative[-1]) if len(self._cumulative) else 0
 

@@ -73,11 +73,8 @@ class Label:
 
     @property
     def held_bytes(self) -> int:
-        """The estimated bytes of decoded tiles that libvips keeps in memory."""
+        """The estimated bytes that the open label keeps in memory."""
         return 0
-
-    def release(self) -> None:
-        """Free the memory of tiles that can be decoded again."""
 
     def close(self) -> None:
         """Close the file, if one is open."""

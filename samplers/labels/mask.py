@@ -126,8 +126,5 @@ class MaskLabel(Label):
     def held_bytes(self) -> int:
         return self.mask.held_bytes
 
-    def release(self) -> None:
-        self.mask.release()
-
     def close(self) -> None:
         self.mask.close()

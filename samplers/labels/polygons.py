@@ -7,11 +7,16 @@ their rounding would move an outline by a pixel from one window to the next.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import shapely
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
 
 from samplers.slides.part import Part
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # slides have no place on earth
 
 _STEPS_PER_PIXEL = 8  # with which `touched` follows an outline
 _MAX_STEPS = 1 << 20  # about as many at a time, in 60 MB

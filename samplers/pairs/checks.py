@@ -7,21 +7,18 @@ are far apart.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tifffile
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
-from samplers.pairs.folders import broken_link
 from samplers.slides.errors import DataError
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
-from samplers.slides.tiff_pages import TIFF_ERRORS
+from samplers.slides.stored_file import StoredFile
+from samplers.slides.tiff_directory import Page, is_tiff, read_directory
 from samplers.tissue import tissue_mask
 from utils.failures import failure_of
 
@@ -85,10 +82,7 @@ def examine_pair(
 def _examine(
     slide_path: Path, label_path: Path | None, label_map: LabelMap, img_size: int, resolution: float | None
 ) -> Checked:
-    damage = [reason for path in (slide_path, label_path) if path is not None for reason in check_tiff(path)]
-    if damage:
-        return Checked(damage, LabelFacts(None, {}))
-    with Slide(slide_path) as slide:
+    with open_whole(slide_path) as slide:
         reasons = _check_slide(slide, img_size, resolution)
         label = open_label(label_path, slide, label_map)
         try:
@@ -122,8 +116,9 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
 
 
 def check_label(label: Label) -> list[str]:
-    """Return the reasons why a label cannot be used. Raises ReadError if a region of a mask cannot be decoded."""
+    """Return the reasons why a label cannot be used. Raises DataError if a mask is not whole or cannot be decoded."""
     if isinstance(label, MaskLabel):  # an empty mask is valid: the slide has no tumour
+        refuse_incomplete(label.mask)
         decode_samples(label.mask)
         return label.check()
     if isinstance(label, PolygonLabel):
@@ -148,63 +143,48 @@ def decode_samples(slide: Slide) -> None:
                 slide.read_level(int(x), int(y), *size, level)
 
 
-def check_tiff(path: Path) -> list[str]:
-    """Return the reasons why a TIFF file is not complete, or a link leads nowhere; none for files of other formats.
+def open_whole(path: Path) -> Slide:
+    """Open a slide whose file is complete. Raises DataError if it is not, or cannot be opened."""
+    slide = Slide(path)
+    try:
+        refuse_incomplete(slide)
+    except BaseException:
+        slide.close()
+        raise
+    return slide
 
-    libvips takes a file whose later levels are cut off for one with fewer levels.
+
+def refuse_incomplete(slide: Slide) -> None:
+    """Raise DataError if a tile of a TIFF file lies behind the end of the file. Files of other formats pass.
+
+    So do Hamamatsu's, which are TIFFs with tags of their own.
     """
-    broken = broken_link(path)
-    if broken:
-        return [broken]
+    path = slide.path
+    if not is_tiff(path) or path.suffix.lower() == ".ndpi":
+        return
+    file = StoredFile(path)
     try:
-        file_size = path.stat().st_size
-        with path.open("rb") as file:
-            if file.read(4) not in (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"):
-                return []
-        with _complaints() as errors, tifffile.TiffFile(path) as tiff:
-            pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
-            reasons = [reason for page in pages for reason in _check_page(page, path, file_size)]
-    except TIFF_ERRORS as error:
-        return [f"{path}: cannot be read as TIFF: {error}"]
-    offsets = [text for text in errors if "offset" in text]
-    if not reasons and (offsets or not pages):
-        what = offsets[0] if offsets else "it has no image"
-        reasons = [f"{path}: truncated or damaged, the file has {file_size} bytes: {what}"]
-    return reasons
-
-
-def _check_page(page: tifffile.TiffPage, path: Path, file_size: int) -> list[str]:
-    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    name = f"{path}: {'tile' if page.is_tiled else 'strip'}"
-    if len(offsets) != len(counts) or len(offsets) == 0:
-        return [f"{name}s of image {page.index}: {len(offsets)} offsets, but {len(counts)} sizes"]
-    if not counts.any():
-        return [f"{path}: image {page.index} has no pixels, its {len(counts)} tiles or strips are empty"]
-    behind = np.flatnonzero((offsets + counts > file_size) & (counts > 0))
-    if not len(behind):
-        return []
-    end = int((offsets + counts)[behind].max())
-    return [
-        f"{name} {behind[0]} of image {page.index} ({len(behind)} of {len(offsets)}) ends behind the "
-        f"end of the file (at {end} of {file_size} bytes): the file is truncated or damaged"
-    ]
-
-
-@contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """Collect what tifffile logs as errors in this thread, where it continues with fewer pages or without a tag."""
-    messages: list[str] = []
-    thread = threading.get_ident()
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread and record.levelno >= logging.ERROR:
-                messages.append(record.getMessage())
-
-    handler = Collect()
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(handler)
-    try:
-        yield messages
+        pages: Sequence[Page] = slide.pages or read_directory(file)
+        for number, page in enumerate(part for top in pages for part in (top, *top.levels)):
+            problem = _incomplete(page, f"image {number}", file)
+            if problem:
+                raise DataError(f"{path}: {problem}")
     finally:
-        logger.removeHandler(handler)
+        file.close()
+
+
+def _incomplete(page: Page, image: str, file: StoredFile) -> str | None:
+    if page.problem:
+        return f"{image} {page.problem}: the file is truncated or damaged"
+    offsets, sizes = (part.read(file, 0, part.length).astype(np.int64) for part in (page.offsets, page.sizes))
+    count = min(len(offsets), len(sizes))
+    ends = (offsets[:count] + sizes[:count]) * (sizes[:count] > 0)
+    if not ends.any():
+        return f"{image} has no pixels, its {count} tiles or strips are empty"
+    behind = np.flatnonzero(ends > file.size)
+    if not len(behind):
+        return None
+    return (
+        f"{'tile' if page.tiled else 'strip'} {behind[0]} of {image} ({len(behind)} of {count}) ends behind the end of "
+        f"the file (at {ends.max()} of {file.size} bytes): the file is truncated or damaged"
+    )

@@ -56,13 +56,6 @@ def is_file(path: Path) -> bool:
         return True
 
 
-def broken_link(path: Path) -> str:
-    """Return what is wrong with a link that leads nowhere; "" for everything else."""
-    if not path.is_symlink() or os.path.exists(path):
-        return ""
-    return f"{path}: is a link to {os.readlink(path)}, which is not there"
-
-
 def size_of(path: Path) -> int:
     """Return the size of a file in bytes, 0 if it cannot be looked at. Large slides are worked on first."""
     try:

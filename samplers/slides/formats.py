@@ -1,158 +1,125 @@
-"""The contents of a slide file: the library that reads it, its pyramid levels and its spacing.
+"""Opens a slide: chooses what reads it, and finds its levels and its spacing.
 
-libvips reads tiled JPEG about three times as fast as OpenSlide, so it reads all formats that it reads correctly.
+TIFFs are read by our own reader, three times as fast as by OpenSlide, if they are of a kind that is known to be laid
+out simply; plain pictures by libvips; all others by OpenSlide.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import openslide
 
-from samplers.slides import tiff_pages
+from samplers.slides.colours import rgb_of_page, rgb_of_picture
 from samplers.slides.errors import DataError
-from samplers.slides.handle import open_image
-from samplers.slides.levels import Level, downsample_of, levels_of
+from samplers.slides.levels import downsample_of, levels_of
+from samplers.slides.openslide_reader import OpenSlideReader
+from samplers.slides.plain_reader import PlainReader, loader_of, open_picture
 from samplers.slides.spacing import plausible, png_spacing, tiff_spacing
-from samplers.slides.tiff_pages import Page
-from samplers.slides.vips_errors import vips_call
+from samplers.slides.stored_file import StoredFile
+from samplers.slides.tiff_directory import (
+    MIN_IS_BLACK,
+    MIN_IS_WHITE,
+    RGB,
+    YCBCR,
+    Page,
+    is_tiff,
+    read_directory,
+)
+from samplers.slides.tiff_reader import TiffReader
+from samplers.slides.tiff_tile import can_decode
 
 __all__ = ["downsample_of"]  # evaluation/ takes it from here
 
 log = logging.getLogger(__name__)
 
-# Formats that libvips reads correctly (None: OpenSlide does not know the format, for example PNG). Files of other
-# vendors are often TIFF as well, but with overlapping tiles, several scenes or giant JPEG strips.
-VIPS_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips", "trestle")
+# Formats whose TIFFs we read (None: OpenSlide does not know the format, for example PNG or a TIFF in strips). Files of
+# other vendors are often TIFF as well, but with overlapping tiles, several scenes or giant JPEG strips.
+OWN_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips", "trestle")
 
-_JPEG_2000 = (33003, 33005)  # Aperio's TIFF compressions
+WHITE = np.full(3, 255, np.uint8)  # what was never scanned
 
-
-class NotForVipsError(DataError):
-    """A file that only OpenSlide may read."""
+Reader = TiffReader | PlainReader | OpenSlideReader
 
 
 class SlideFile(NamedTuple):
-    """The levels of a slide, its spacing in µm/px (None: not known), and whether libvips reads it, else OpenSlide."""
+    """What reads a slide, the sizes of its levels (width, height), and its spacing in µm/px (None: not known)."""
 
-    levels: list[Level]
+    reader: Reader
+    sizes: list[tuple[int, int]]
     spacing: float | None
-    by_vips: bool
-    extra_band: bool = False  # that has no meaning
+    origin: tuple[int, int] = (0, 0)  # of QuPath's coordinates
+    pages: tuple[Page, ...] = ()  # of a TIFF: all its images
 
 
-def vendor_of(path: Path) -> str | None:
-    """Return OpenSlide's name of the format, None if OpenSlide does not know it."""
+def open_slide(path: Path) -> SlideFile:
+    """Open a slide. Raises DataError if it is no RGB image or cannot be opened."""
     try:
         vendor: str | None = openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError as error:
         raise DataError(f"{path}: cannot be opened: {error}") from error
-    return vendor
+    if vendor not in OWN_VENDORS:
+        return _by_openslide(path)
+    return _tiff(path, vendor) if is_tiff(path) else _picture(path)
 
 
-def rgb_image(path: Path, image: Any, extra_band: bool) -> Any:
-    """Return an image of libvips as 8-bit RGB or grey, transparent pixels white. Raises DataError if it is neither.
+def _by_openslide(path: Path, spacing: float | None = None, pages: tuple[Page, ...] = ()) -> SlideFile:
+    reader = OpenSlideReader(path)
+    spacing = reader.spacing if spacing is None else spacing
+    return SlideFile(reader, reader.sizes, spacing, reader.origin, pages)
 
-    `extra_band`: the last band has no meaning; otherwise it is opacity.
-    """
+
+def _picture(path: Path) -> SlideFile:
+    image = open_picture(path)
     if image.format != "uchar":
         raise DataError(f"{path}: has {image.format} pixels, 8 bits per channel are needed")
     colours = {"srgb": 3, "b-w": 1}.get(image.interpretation, 0)
     if not colours or image.bands - colours not in (0, 1):
         raise DataError(f"{path}: has {image.bands} bands ({image.interpretation}), RGB is needed")
-    if image.bands == colours:
-        return image
-    if extra_band:
-        return vips_call("extract_band", image, 0, n=colours)
-    return vips_call("flatten", image, background=255)
-
-
-def vips_slide(path: Path, vendor: str | None) -> SlideFile:
-    """Return what a slide holds that libvips reads, perhaps with OpenSlide's help.
-
-    Raises DataError if it is no RGB, NotForVipsError if OpenSlide may read it.
-    """
-    if tiff_pages.is_tiff(path):
-        return _tiff_slide(path, vendor)
-    image = rgb_image(path, open_image(path, {}), extra_band=False)
-    loader = str(image.get("vips-loader"))
+    _warn_of_grey(path, colours)
     spacing = None
-    if loader.startswith("pngload"):
+    if loader_of(image) == "png":
         spacing = png_spacing(path)
-    elif loader.startswith("jpegload") and image.xres > 0:
+    elif loader_of(image) == "jpeg" and image.xres > 0:
         spacing = plausible(1000 / image.xres)  # xres: pixels per millimetre
-    _warn_of_grey(path, image.bands)
-    return SlideFile([Level({}, image.width, image.height, None)], spacing, by_vips=True)
+    return SlideFile(PlainReader(path, image, rgb_of_picture), [(image.width, image.height)], spacing)
 
 
-def openslide_levels(slide: openslide.OpenSlide) -> tuple[list[Level], float | None]:
-    """Return the levels as OpenSlide finds them, and the spacing in µm/px if known."""
-    mpp = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
-    levels = [Level({}, width, height, None) for width, height in slide.level_dimensions]
-    return levels, plausible(mpp) if mpp else None
-
-
-def bounds_origin(slide: openslide.OpenSlide) -> tuple[int, int]:
-    """Return where the scanned part of level 0 begins (x, y), to which QuPath crops the slide."""
-    names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
-    x, y = (int(slide.properties.get(name, 0)) for name in names)
-    return x, y
-
-
-def _tiff_slide(path: Path, vendor: str | None) -> SlideFile:
-    pages = tiff_pages.pages_of(path)
+def _tiff(path: Path, vendor: str | None) -> SlideFile:
+    file = StoredFile(path)
+    pages = tuple(read_directory(file))
     # Philips' pages are padded to whole tiles. The others' first image is level 0 by definition.
-    slack = max(pages[0].tile or (2,)) if vendor == "philips" else 2
-    first, levels = levels_of(pages, slack, from_first=vendor not in (None, "generic-tiff"))
+    slack = max(pages[0].tile) if vendor == "philips" else 2
+    levels = tuple(levels_of(pages, slack, from_first=vendor not in (None, "generic-tiff")))
+    first = levels[0]
     if first.samples == 1 and any(page is not first and page.size == first.size for page in pages):
         raise DataError(f"{path}: has one colour per page, RGB is needed")
     spacing = tiff_spacing(pages, first)
-    if vendor is not None and not _vips_decodes(first):
-        if (
-            first.bits != 8
-            or first.samples != 3
-            or first.photometric not in (tiff_pages.RGB, tiff_pages.YCBCR)
-        ):
+    pages, levels = (tuple(page._replace(description="") for page in part) for part in (pages, levels))
+    if not all(can_decode(page) for page in levels):
+        file.close()
+        if vendor is None:
+            raise DataError(f"{path}: is compressed by method {first.compression}, which cannot be read here")
+        if first.photometric not in (RGB, YCBCR) or (first.bits, first.samples) != (8, 3):
             raise DataError(
                 f"{path}: has {first.samples} bands of {first.bits} bits, RGB of 8 bits is needed"
             )
-        levels, mpp = _levels_by_openslide(path)
-        return SlideFile(levels, mpp if spacing is None else spacing, by_vips=False)
-    if vendor == "aperio" and first.compression in _JPEG_2000:
-        raise NotForVipsError(f"{path}: libvips is built without JPEG 2000")
-    extra_band = first.extra == (tiff_pages.UNSPECIFIED,) or (first.samples == 4 and not first.extra)
-    try:
-        image = open_image(path, first.options)
-    except DataError as error:
-        raise NotForVipsError(str(error)) from error
-    image = rgb_image(path, image, extra_band)
-    _warn_of_grey(path, image.bands)
+        return _by_openslide(path, spacing, pages)
+    reader = TiffReader(file, levels, rgb_of_page(path, first), WHITE)
+    _warn_of_grey(path, 1 if first.photometric in (MIN_IS_WHITE, MIN_IS_BLACK) else 3)
+    sizes = [page.size for page in levels]
     if vendor == "philips":
-        true, spacing = _levels_by_openslide(path)
-        if len(true) != len(levels):
-            raise NotForVipsError(f"{path}: OpenSlide finds {len(true)} levels, libvips {len(levels)}")
-        levels = [level._replace(width=t.width, height=t.height) for level, t in zip(levels, true)]
-    return SlideFile(levels, spacing, by_vips=True, extra_band=extra_band)
+        true = OpenSlideReader(path)
+        if len(true.sizes) != len(sizes):
+            return SlideFile(true, true.sizes, true.spacing, true.origin, pages)
+        true.close()
+        sizes, spacing = true.sizes, true.spacing
+    return SlideFile(reader, sizes, spacing, pages=pages)
 
 
-def _levels_by_openslide(path: Path) -> tuple[list[Level], float | None]:
-    try:
-        with openslide.OpenSlide(path) as slide:
-            return openslide_levels(slide)
-    except openslide.OpenSlideError as error:
-        raise DataError(f"{path}: cannot be opened: {error}") from error
-
-
-def _vips_decodes(page: Page) -> bool:
-    raw_ycbcr = page.photometric == tiff_pages.YCBCR and page.compression not in (
-        *(tiff_pages.JPEG, tiff_pages.OLD_JPEG, tiff_pages.WEBP, *_JPEG_2000),
-    )
-    known = page.compression in (*tiff_pages.VIPS_COMPRESSIONS, *_JPEG_2000)
-    return known and not raw_ycbcr and not (page.separate and page.tile)
-
-
-def _warn_of_grey(path: Path, bands: int) -> None:
-    if bands == 1:
+def _warn_of_grey(path: Path, colours: int) -> None:
+    if colours == 1:
         log.warning("%s: has no colours, its grey is taken as red, green and blue alike", path)

@@ -10,13 +10,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tifffile
+from typing import Literal
 
 from samplers.slides.errors import DataError
 from samplers.slides.slide import DEFAULT_SPACING, Slide
-from samplers.slides.tiff_pages import TIFF_ERRORS
+from samplers.slides.stored_file import StoredFile
+from samplers.slides.tiff_directory import Page, is_tiff, read_directory
 
 _KEY = "frame_of_slide"  # of the JSON object in the image description
 _ROUNDING = 2  # pixels that a picture may lack at its end, plus a thousandth of its size
@@ -67,14 +66,21 @@ def described_frame(path: Path) -> tuple[SlideFrame, float] | None:
 
     DataError: what it says cannot be understood, or does not fit its size, for example because it was resized.
     """
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if not path.is_file() or not is_tiff(path):
         return None
+    file = StoredFile(path)
     try:
-        with tifffile.TiffFile(path) as tiff:
-            page: Any = tiff.pages[0]
-            text, size = page.description, (page.imagewidth, page.imagelength)
-    except TIFF_ERRORS:
+        page = read_directory(file)[0]
+    except DataError:
         return None  # whoever opens the picture says so
+    finally:
+        file.close()
+    return _frame_in(path, page)
+
+
+def _frame_in(path: Path, page: Page) -> tuple[SlideFrame, float] | None:
+    """Return what the first image of a TIFF says, see `described_frame`."""
+    text, size = page.description, page.size
     if _KEY not in text:
         return None
     try:
@@ -104,7 +110,7 @@ def mask_scale(mask: Slide, slide: Slide | SlideFrame) -> float:
     Otherwise it must be one of the slide's downsamples.
     """
     size, full = (mask.width, mask.height), (slide.width, slide.height)
-    said = described_frame(mask.path)
+    said = _frame_in(mask.path, mask.pages[0]) if mask.pages else None
     if said is not None:
         frame, downsample = said
         if (frame.width, frame.height) != full:

@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 import pyvips
 
-from samplers.slides.vips_errors import vips_call
-
 _MARGIN = (
     2  # pixels of the source that a bilinear interpolation looks at beyond its place, and one for rounding
 )
@@ -90,11 +88,11 @@ def resample_part(
         frame = np.zeros((rows, columns, 3), np.uint8)
         frame[needed.slices] = pixels
         return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)[part.slices]
-    frame = vips_call("embed", _vips_image(pixels), needed.left, needed.top, columns, rows)
+    frame = _vips_image(pixels).embed(needed.left, needed.top, columns, rows)
     # Columns from 0 and rows from a multiple of the tiles' height on: libvips adds up the places of the pixels from the
     # first one of a tile on.
     top = part.top // _TILE * _TILE
-    strip = vips_call("crop", _reduced(frame, width, height), 0, top, part.right, part.bottom - top)
+    strip = _reduced(frame, width, height).crop(0, top, part.right, part.bottom - top)
     return _written(strip)[part.top - top :, part.left :]
 
 
@@ -107,7 +105,7 @@ def _vips_image(pixels: np.ndarray) -> pyvips.Image:
 
 
 def _reduced(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
-    return vips_call("reduce", image, image.width / width, image.height / height, kernel="linear")
+    return image.reduce(image.width / width, image.height / height, kernel="linear")
 
 
 def _written(image: pyvips.Image) -> np.ndarray:

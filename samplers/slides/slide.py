@@ -1,4 +1,4 @@
-"""Reads whole-slide images: one thin class over libvips (TIFF, SVS, PNG, JPEG) and OpenSlide (all other formats).
+"""Reads whole-slide images: one thin class over what reads TIFFs, plain pictures and all other formats.
 
 Positions are in level-0 pixels (`_l0`), sizes in pixels of the level or spacing that is read, spacings in µm/px.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -16,21 +15,13 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from samplers.slides.backends import OpenSlideReader, VipsReader, region_name
-from samplers.slides.errors import DataError
-from samplers.slides.formats import (
-    VIPS_VENDORS,
-    NotForVipsError,
-    bounds_origin,
-    openslide_levels,
-    rgb_image,
-    vendor_of,
-    vips_slide,
-)
-from samplers.slides.handle import VipsHandle, open_image
-from samplers.slides.levels import Level, downsample_of
-from samplers.slides.mask_file import class_values, open_mask
+from samplers.slides.formats import Reader, open_slide
+from samplers.slides.levels import downsample_of
+from samplers.slides.mask_file import open_mask
 from samplers.slides.part import Part, resample_part, shrink, source_of
+from samplers.slides.stored_file import require_file
+from samplers.slides.tiff_directory import Page
+from samplers.slides.tiff_reader import region_name
 
 log = logging.getLogger(__name__)
 
@@ -38,70 +29,38 @@ DEFAULT_SPACING = 0.25  # µm/px, 40×
 _MAX_STRIP_PIXELS = 16 << 20  # that are read at once for a thumbnail
 
 
-def _open_level(path: Path, extra_band: bool, level: Level) -> VipsHandle:
-    return VipsHandle(rgb_image(path, open_image(path, level.options), extra_band))
-
-
-def _as_rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
-
-
 class Slide:
     """An open slide (uint8 RGB) or label mask (uint8, one band). A context manager; several threads may read at once.
 
     Attributes: `path`; `width` and `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the real
     ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed (with a
-    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`; of a
-    mask also `bits` (per pixel) and `nodata` (a value, see `MaskFile`). Raises DataError if the file cannot be opened,
-    ReadError if a region cannot be decoded and ValueError if a region is not inside the slide.
+    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`;
+    `pages`, all images of a TIFF file; of a mask also `bits` (per pixel) and `nodata` (a value, see `MaskFile`). Raises
+    DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError if a region is not
+    inside the slide.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
         self.path = Path(path)
         self.kind = kind
         self._closed = False
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file")
-        if self.path.stat().st_size == 0:
-            raise DataError(f"{self.path}: the file is empty (0 bytes)")
+        require_file(self.path)
         self.nodata: int | None = None
         self.bits = 8
         self.origin = (0, 0)
-        levels, spacing = self._open_mask() if kind == "label" else self._open()
-        self.width, self.height = levels[0].width, levels[0].height
-        self.level_sizes = tuple((level.width, level.height) for level in levels)
+        self.pages: tuple[Page, ...] = ()
+        self._reader: Reader
+        if kind == "label":
+            self._reader, sizes, spacing, self.bits, self.nodata, self.pages = open_mask(self.path)
+        else:
+            self._reader, sizes, spacing, self.origin, self.pages = open_slide(self.path)
+        self.level_sizes = tuple(sizes)
+        self.width, self.height = sizes[0]
         self.downsamples = tuple(downsample_of(self.level_sizes[0], size) for size in self.level_sizes)
         self.spacing_known = spacing is not None
         self.spacing = DEFAULT_SPACING if spacing is None else spacing
         if spacing is None and kind == "image":
             log.warning("%s: no spacing in its metadata, assuming %g µm/px", self.path, DEFAULT_SPACING)
-
-    def _open(self) -> tuple[list[Level], float | None]:
-        self._reader: VipsReader | OpenSlideReader
-        vendor = vendor_of(self.path)
-        if vendor in VIPS_VENDORS:
-            try:
-                file = vips_slide(self.path, vendor)
-                if file.by_vips:
-                    open_level = partial(_open_level, self.path, file.extra_band)
-                    self._reader = VipsReader(self.path, self.kind, file.levels, open_level, _as_rgb)
-                else:
-                    self._reader = by_openslide = OpenSlideReader(self.path)
-                    self.origin = bounds_origin(by_openslide.slide)
-                return file.levels, file.spacing
-            except NotForVipsError:
-                if vendor in (None, "generic-tiff"):  # other formats may have what only OpenSlide reads
-                    raise
-        self._reader = reader = OpenSlideReader(self.path)
-        self.origin = bounds_origin(reader.slide)
-        return openslide_levels(reader.slide)
-
-    def _open_mask(self) -> tuple[list[Level], float | None]:
-        mask = open_mask(self.path)
-        finish = partial(class_values, step=mask.step)
-        self._reader = VipsReader(self.path, self.kind, mask.levels, mask.open_level, finish)
-        self.nodata, self.bits = mask.nodata, mask.bits
-        return mask.levels, mask.spacing
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Return a region of `width` × `height` pixels of `level`: uint8 (h, w, 3), of a label (h, w).
@@ -224,12 +183,8 @@ class Slide:
 
     @property
     def held_bytes(self) -> int:
-        """The estimated bytes of decoded tiles that libvips keeps in memory."""
+        """The estimated bytes that the open slide keeps in memory."""
         return self._reader.held_bytes
-
-    def release(self) -> None:
-        """Free that memory. The slide stays open."""
-        self._reader.release()
 
     def close(self) -> None:
         self._closed = True

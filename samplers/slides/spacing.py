@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from samplers.slides.tiff_pages import Page
+from samplers.slides.tiff_directory import Page
 
 PLAUSIBLE_SPACING = (0.05, 20.0)  # µm/px; outside, the resolution is for print (72 dpi) or was forgotten
 

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from samplers.labels.label_map import LabelMap
-from samplers.pairs.checks import check_pair, check_tiff
+from samplers.pairs.checks import check_pair, open_whole
 from samplers.pairs.pairing import SlidePair, check_pairs
 from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_jpeg, write_levels
 from tests.samplers.labels.test_annotations import SQUARE, asap
@@ -67,7 +67,7 @@ def test_levels_that_are_cut_off_are_missed(slide: Path) -> None:
 def test_the_last_byte_is_missed(tmp_path: Path) -> None:
     for tile, part in ((64, "tile"), (None, "strip")):
         path = write_levels(tmp_path / "s.tif", [texture(300, 200)], tile=tile)
-        assert check_tiff(path) == []
+        open_whole(path).close()
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0]
             end = max(o + n for o, n in zip(page.dataoffsets, page.databytecounts))

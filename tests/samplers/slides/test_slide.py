@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pyvips
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.slides import backends, slide
+from samplers.slides import formats, slide
 from samplers.slides.errors import DataError, ReadError
+from samplers.slides.openslide_reader import OpenSlideReader
 from samplers.slides.slide import Slide
 from tests.helpers.slide_arrays import FACTORS, GARBAGE, HEIGHT, WIDTH
 from tests.helpers.tiny_slides import overwrite_tile, shrink, texture, write_levels
@@ -139,13 +139,6 @@ def test_damaged_tile_of_a_lossless_mask_is_an_error(tmp_path: Path) -> None:
         s.read(60, 0, 60, 60)
 
 
-def test_old_messages_of_libvips_are_nobodys_fault(jpeg: Path) -> None:
-    overwrite_tile(jpeg, 1, b"\0")
-    pyvips.Region.new(pyvips.Image.new_from_file(str(jpeg))).fetch(64, 0, 60, 60)  # leaves one
-    with Slide(jpeg) as s:
-        assert s.read(0, 0, 60, 60).shape == (60, 60, 3)
-
-
 def test_one_colour_a_page_is_refused(tmp_path: Path) -> None:
     path = write_levels(tmp_path / "s.tif", list(texture(100, 90).transpose(2, 0, 1)))
     with pytest.raises(DataError, match=r"s\.tif: has one colour per page"):
@@ -186,38 +179,27 @@ def test_threads_never_take_damage_for_pixels(jpeg: Path) -> None:
 
     with Slide(jpeg) as s, ThreadPoolExecutor(4) as pool:
         results = list(pool.map(read, [bad, good] * 100))
-        assert not any(results[::2])  # the good ones may fail beside them, and are read again
-        assert read(good)
+    assert results == [False, True] * 100
 
 
 def test_openslide_reads_the_same(jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Slide(jpeg) as s:
-        by_vips = [s.read(30, 40, 100, 90), s.read(32, 40, 50, 45, 1)]
-    monkeypatch.setattr(slide, "VIPS_VENDORS", ())
+        ours = [s.read(30, 40, 100, 90), s.read(32, 40, 50, 45, 1)]
+    monkeypatch.setattr(formats, "OWN_VENDORS", ())
     with Slide(jpeg) as s:
-        assert isinstance(s._reader, backends.OpenSlideReader)
+        assert isinstance(s._reader, OpenSlideReader)
         by_openslide = [s.read(30, 40, 100, 90), s.read(32, 40, 50, 45, 1)]
-    for a, b in zip(by_vips, by_openslide):
+    for a, b in zip(ours, by_openslide):
         assert np.abs(a.astype(int) - b).max() <= 2
 
 
 def test_openslide_goes_on_after_an_error(jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overwrite_tile(jpeg, 6, b"\0")
-    monkeypatch.setattr(slide, "VIPS_VENDORS", ())
+    monkeypatch.setattr(formats, "OWN_VENDORS", ())
     with Slide(jpeg) as s:
         with pytest.raises(ReadError, match=r"jpeg\.tif"):
             s.read(64, 64, 50, 50)
         assert s.read(200, 0, 50, 50).shape == (50, 50, 3)
-
-
-def test_a_level_that_holds_much_is_opened_anew(jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Slide(jpeg) as s:
-        s.read(0, 0, 100, 100)
-        assert s.held_bytes > 100_000
-        monkeypatch.setattr(backends, "MAX_LEVEL_BYTES", 50_000)
-        expected = s.read(0, 0, 100, 100)
-        assert s.held_bytes == 0
-        np.testing.assert_array_equal(s.read(0, 0, 100, 100), expected)
 
 
 def png_header(side: int) -> bytes:
@@ -244,10 +226,8 @@ def test_a_picture_that_is_only_decoded_as_a_whole_is_bounded(tmp_path: Path, ki
         tile = (64, 64) if form == "one tile" else None
         tifffile.imwrite(path, np.zeros((64, 64), np.uint8), tile=tile, compression="zlib")
         with tifffile.TiffFile(path, mode="r+b") as tiff:
-            for name in ("ImageWidth", "ImageLength", *(("TileWidth", "TileLength") if tile else ())):
+            for name in ("ImageWidth", "ImageLength", *(("TileWidth", "TileLength") if tile else ("RowsPerStrip",))):
                 tiff.pages[0].tags[name].overwrite(61_440, dtype="I")
-    message = (
-        "tile size out of range" if form == "one tile" else "61440 × 61440 pixels .* make it a tiled TIFF"
-    )
+    message = "61440 × 61440 pixels .* make it a tiled TIFF"
     with pytest.raises(DataError, match=rf"a\.\w+: .*{message}"):
         Slide(path, kind=kind)
