@@ -39,9 +39,10 @@ class StoredFile:
         """Return `size` bytes from a position on."""
         if position < 0 or position + size > self.size:
             raise DataError(f"byte {position + size} is behind the end of the file, at {self.size}")
-        data = os.pread(self._descriptor().number, size, position)
+        descriptor = self._descriptor()  # is not closed while it is known here
+        data = os.pread(descriptor.number, size, position)
         while len(data) < size:  # a single read of Linux ends after 2 GB
-            more = os.pread(self._descriptor().number, size - len(data), position + len(data))
+            more = os.pread(descriptor.number, size - len(data), position + len(data))
             if not more:
                 raise DataError(f"the file has been cut off at byte {position + len(data)}")
             data += more
