@@ -188,7 +188,7 @@ env_create() {
     fi
     PATH=$VENV/bin:$PATH
     env_horovod "$env_mpi"
-    env_step "check" env TF_USE_LEGACY_KERAS=1 "$VENV/bin/python" -c 'import horovod.tensorflow, pyvips, openslide'
+    env_step "check" env TF_USE_LEGACY_KERAS=1 "$VENV/bin/python" -c 'import horovod.tensorflow, pyvips, openslide, simplejpeg, imagecodecs'
     printf '%s\n' "$ENV_STAMP" "$ENV_NCCL" >"$VENV/.ready"
     echo "env: ready"
 }

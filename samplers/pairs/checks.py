@@ -166,25 +166,25 @@ def refuse_incomplete(slide: Slide) -> None:
     try:
         pages: Sequence[Page] = slide.pages or read_directory(file)
         for number, page in enumerate(part for top in pages for part in (top, *top.levels)):
-            problem = _incomplete(page, f"image {number}", file)
+            problem = _incomplete(page, number, file)
             if problem:
                 raise DataError(f"{path}: {problem}")
     finally:
         file.close()
 
 
-def _incomplete(page: Page, image: str, file: StoredFile) -> str | None:
+def _incomplete(page: Page, number: int, file: StoredFile) -> str | None:
     if page.problem:
-        return f"{image} {page.problem}: the file is truncated or damaged"
+        return f"image {number} {page.problem}: the file is truncated or damaged"
     offsets, sizes = (part.read(file, 0, part.length).astype(np.int64) for part in (page.offsets, page.sizes))
     count = min(len(offsets), len(sizes))
     ends = (offsets[:count] + sizes[:count]) * (sizes[:count] > 0)
     if not ends.any():
-        return f"{image} has no pixels, its {count} tiles or strips are empty"
+        return f"image {number} has no pixels, its {count} tiles or strips are empty"
     behind = np.flatnonzero(ends > file.size)
     if not len(behind):
         return None
     return (
-        f"{'tile' if page.tiled else 'strip'} {behind[0]} of {image} ({len(behind)} of {count}) ends behind the end of "
+        f"{'tile' if page.tiled else 'strip'} {behind[0]} of image {number} ({len(behind)} of {count}) ends behind the end of "
         f"the file (at {ends.max()} of {file.size} bytes): the file is truncated or damaged"
     )
