@@ -176,15 +176,18 @@ def refuse_incomplete(slide: Slide) -> None:
 def _incomplete(page: Page, number: int, file: StoredFile) -> str | None:
     if page.problem:
         return f"image {number} {page.problem}: the file is truncated or damaged"
-    offsets, sizes = (part.read(file, 0, part.length).astype(np.int64) for part in (page.offsets, page.sizes))
+    offsets, sizes = (
+        part.read(file, 0, part.length).astype(np.uint64) for part in (page.offsets, page.sizes)
+    )
     count = min(len(offsets), len(sizes))
-    ends = (offsets[:count] + sizes[:count]) * (sizes[:count] > 0)
-    if not ends.any():
+    offsets, sizes = offsets[:count], sizes[:count]
+    if not sizes.any():
         return f"image {number} has no pixels, its {count} tiles or strips are empty"
-    behind = np.flatnonzero(ends > file.size)
+    behind = np.flatnonzero(sizes > file.size - np.minimum(offsets, file.size))
     if not len(behind):
         return None
+    name, end = "tile" if page.tiled else "strip", max(int(offsets[i]) + int(sizes[i]) for i in behind)
     return (
-        f"{'tile' if page.tiled else 'strip'} {behind[0]} of image {number} ({len(behind)} of {count}) ends behind the end of "
-        f"the file (at {ends.max()} of {file.size} bytes): the file is truncated or damaged"
+        f"{name} {behind[0]} of image {number} ({len(behind)} of {count}) ends behind the end of the file "
+        f"(at {end} of {file.size} bytes): the file is truncated or damaged"
     )
