@@ -64,7 +64,7 @@ class StoredFile:
         if found is None:
             found = _Descriptor(self.path)
             if found.state() != (self.size, self._time):
-                raise DataError("the file has changed since it was opened (its size or its time)")
+                raise DataError("its size or its time is another")
             _descriptors.put(self, found)
         return found
 

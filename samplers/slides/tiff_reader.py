@@ -111,6 +111,8 @@ def decoded_tiles(
             found[place].append(None if stored is None else decode_tile(page, stored))
             if len(found[place]) == len(planes):
                 bands = [band for band in found.pop(place) if band is not None]
+                if bands and len(bands) < len(planes):
+                    raise DataError("a tile is there in some bands only")
                 yield place, np.dstack(bands) if len(bands) > 1 else bands[0] if bands else None
 
 

@@ -55,9 +55,8 @@ def decode_tile(page: Page, data: bytes | memoryview) -> np.ndarray:
     outside of the image. Raises DataError or one of CODEC_ERRORS if the tile is damaged.
     """
     if page.compression == JPEG:
-        return simplejpeg.decode_jpeg(
-            _whole_jpeg(page, data), "GRAY" if _bands(page) == 1 else "RGB", strict=True
-        )
+        colours = "GRAY" if _bands(page) == 1 else "RGB"
+        return simplejpeg.decode_jpeg(_whole_jpeg(page, data), colours, strict=True)
     if page.compression == WEBP:
         return np.asarray(imagecodecs.webp_decode(data, hasalpha=_bands(page) == 4))
     return _decode_lossless(page, data)
@@ -77,18 +76,18 @@ def _whole_jpeg(page: Page, data: bytes | memoryview) -> bytes:
     parts = [b"\xff\xd8", adobe, page.tables[2:-2]]
     position = 2
     while data[position + 1] != _START_OF_SCAN:
-        marker, end = (
-            data[position + 1],
-            position + 2 + int.from_bytes(data[position + 2 : position + 4], "big"),
-        )
+        marker, size = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xFF:  # any number of these may stand before a marker
+            position += 1
+            continue
+        end = position + 2 + size
         if data[position] != 0xFF or end > len(data):
             raise DataError("its JPEG header is damaged")
         if marker in _START_OF_FRAME:
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            if width > page.tile[0] or height > page.tile[1]:
-                raise DataError(
-                    f"it holds {width} × {height} pixels, but tiles have {page.tile[0]} × {page.tile[1]}"
-                )
+            columns, rows = page.tile
+            if width > columns or height > rows:
+                raise DataError(f"it holds {width} × {height} pixels, but tiles have {columns} × {rows}")
         if marker not in (_JFIF, _ADOBE):
             parts.append(data[position:end])
         position = end
