@@ -21,9 +21,7 @@ from samplers.slides.slide import Slide
 from samplers.tissue import tissue_mask
 from utils.failures import reason_of
 
-MAX_BYTES = (
-    512 << 20
-)  # that the open slides and labels of a reader may take: a TIFF less than 0.1 MB, outlines up to 3
+MAX_BYTES = 512 << 20  # that open slides and labels may take: a TIFF less than 0.1 MB, outlines up to 3 MB
 MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")

@@ -33,6 +33,10 @@ class Numbers(NamedTuple):
     dtype: np.dtype
     length: int
 
+    @property
+    def end(self) -> int:
+        return self.position + self.length * self.dtype.itemsize
+
     def read(self, file: StoredFile, first: int, stop: int) -> np.ndarray:
         """Return the numbers from the one called `first` to the one before `stop`. Raises as `StoredFile.read`."""
         size = self.dtype.itemsize
@@ -129,10 +133,7 @@ class _Directory:
         return found
 
     def _read(self, position: int, size: int) -> bytes:
-        if position < 0 or position + size > self._file.size:
-            raise DataError(
-                f"truncated or damaged, the file has {self._file.size} bytes: it names byte {position + size}"
-            )
+        self._require(position + size)
         first, last = position // _BLOCK, (position + size - 1) // _BLOCK
         for block in range(first, last + 1):
             if block not in self._blocks:
@@ -140,6 +141,12 @@ class _Directory:
                 self._blocks[block] = self._file.read(start, min(_BLOCK, self._file.size - start))
         data = b"".join(self._blocks[block] for block in range(first, last + 1))
         return data[position - first * _BLOCK :][:size]
+
+    def _require(self, end: int) -> None:
+        if end > self._file.size:
+            raise DataError(
+                f"truncated or damaged, the file has {self._file.size} bytes: it names byte {end}"
+            )
 
     def _int(self, position: int, size: int) -> int:
         return int.from_bytes(self._read(position, size), "little" if self._order == "<" else "big")
@@ -183,22 +190,25 @@ class _Directory:
             values = self._values(tags.get(code))
             return int(values[0]) if len(values) else default
 
-        width, height = number(256, 0), number(257, 0)
-        if min(width, height) < 1:
-            raise DataError(f"truncated or damaged, an image has {width} × {height} pixels")
+        width, height, samples = number(256, 0), number(257, 0), number(277, 1)
+        if min(width, height, samples) < 1:
+            raise DataError(
+                f"truncated or damaged, an image has {width} × {height} pixels of {samples} bands"
+            )
         tiled = 322 in tags
         tile = (
             (number(322, 0), number(323, 0)) if tiled else (width, min(number(278, height) or height, height))
         )
         if min(tile) < 1:
             raise DataError(f"truncated or damaged, an image has tiles of {tile[0]} × {tile[1]} pixels")
-        samples = number(277, 1)
         bits = set(self._values(tags.get(258))[:samples].tolist()) or {1}
         ratio = self._values(tags.get(282))
         resolution = float(ratio[0] / ratio[1]) if len(ratio) == 2 and ratio[1] else None
         unit = _MICROMETRES.get(number(296, 2))  # without the tag, the standard says inch
         photometric = number(262, MIN_IS_WHITE)
         levels = [self._page(self._tags(int(offset))[0]) for offset in self._values(tags.get(330)) if offset]
+        offsets, sizes = (tags.get(code, _NONE) for code in ((324, 325) if tiled else (273, 279)))
+        self._require(max(offsets.end, sizes.end))
         return Page(
             *(width, height, tiled, tile, samples),
             extra=tuple(self._values(tags.get(338)).tolist()),
@@ -210,8 +220,8 @@ class _Directory:
             reversed_bits=number(266, 1) == 2,
             separate=number(284, 1) == 2 and samples > 1,
             byte_order=self._order,
-            offsets=tags.get(324 if tiled else 273, _NONE),
-            sizes=tags.get(325 if tiled else 279, _NONE),
+            offsets=offsets,
+            sizes=sizes,
             tables=self._values(tags.get(347)).tobytes(),
             palette=self._palette(tags) if photometric == PALETTE else None,
             description=self._text(tags.get(270)),

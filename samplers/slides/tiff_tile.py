@@ -30,6 +30,8 @@ _DECOMPRESS: dict[int, Callable[..., bytes] | None] = {
 }
 _PREDICTORS = {1: None, 2: imagecodecs.delta_decode, 3: imagecodecs.floatpred_decode}
 _KINDS = {"uint": "u", "int": "i", "float": "f"}
+# Zstandard makes of equal bytes at most this many times fewer, the others less: small files must not take much memory.
+_MAX_RATIO = 40_000
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # that libjpeg decodes
 _JFIF, _ADOBE, _START_OF_SCAN = 0xE0, 0xEE, 0xDA
 
@@ -54,11 +56,19 @@ def decode_tile(page: Page, data: bytes | memoryview) -> np.ndarray:
     The last strip of an image may have fewer rows than the others, and some programs leave out what of a tile lies
     outside of the image. Raises DataError or one of CODEC_ERRORS if the tile is damaged.
     """
+    columns, rows = page.tile
+    if page.compression == WEBP:
+        pixels = np.asarray(imagecodecs.webp_decode(data, hasalpha=_bands(page) == 4))
+        if pixels.shape[0] > rows or pixels.shape[1] > columns:
+            raise DataError(
+                f"it holds {pixels.shape[1]} × {pixels.shape[0]} pixels, but tiles have {columns} × {rows}"
+            )
+        return pixels
+    if columns * rows * _bands(page) * page.bits / 8 > _MAX_RATIO * len(data):
+        raise DataError(f"{len(data)} bytes cannot hold {columns} × {rows} pixels")
     if page.compression == JPEG:
         colours = "GRAY" if _bands(page) == 1 else "RGB"
         return simplejpeg.decode_jpeg(_whole_jpeg(page, data), colours, strict=True)
-    if page.compression == WEBP:
-        return np.asarray(imagecodecs.webp_decode(data, hasalpha=_bands(page) == 4))
     return _decode_lossless(page, data)
 
 

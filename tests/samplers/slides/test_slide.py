@@ -226,7 +226,11 @@ def test_a_picture_that_is_only_decoded_as_a_whole_is_bounded(tmp_path: Path, ki
         tile = (64, 64) if form == "one tile" else None
         tifffile.imwrite(path, np.zeros((64, 64), np.uint8), tile=tile, compression="zlib")
         with tifffile.TiffFile(path, mode="r+b") as tiff:
-            for name in ("ImageWidth", "ImageLength", *(("TileWidth", "TileLength") if tile else ("RowsPerStrip",))):
+            for name in (
+                "ImageWidth",
+                "ImageLength",
+                *(("TileWidth", "TileLength") if tile else ("RowsPerStrip",)),
+            ):
                 tiff.pages[0].tags[name].overwrite(61_440, dtype="I")
     message = "61440 × 61440 pixels .* make it a tiled TIFF"
     with pytest.raises(DataError, match=rf"a\.\w+: .*{message}"):
