@@ -7,10 +7,10 @@ exchange out, and the others would wait for it for ever. Horovod's other collect
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from models.spatial.rows import Plan, Range, length, overlap
@@ -47,29 +47,35 @@ def take_rows(
 def _exchange(
     x: tf.Tensor, plan: Plan, mine: Range, fill: tuple[int, int], group: Group, name: str, value: float
 ) -> tf.Tensor:
-    above = sum(map(length, plan.receives[: group.rank])) + 1  # with the first row of its own
+    above = sum(map(length, plan.receives[: group.rank]))
     below = sum(map(length, plan.receives[group.rank + 1 :]))
     rest = plan.own[0] + 1, plan.own[1]
+    # What a rank gets of others it uses. If it gets nothing, it takes the row that it sent to itself for its own.
+    gets, is_given_back = above + below > 0, sum(map(length, plan.sends)) > 1
 
     @tf.custom_gradient
     def exchanged(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         sent = [_cut((mine, x), rows) for rows in plan.sends]
         got = _alltoall(sent, plan.receives, group, name)
         filled = [tf.fill([x.shape[0], rows, *x.shape[2:]], tf.cast(value, x.dtype)) for rows in fill]
-        y = tf.concat([filled[0], got[:, :above], _cut((mine, x), rest), got[:, above:], filled[1]], 1)
+        own = [_cut((mine, x), plan.own)] if gets else [got[:, above : above + 1], _cut((mine, x), rest)]
+        y = tf.concat([filled[0], got[:, :above], *own, got[:, above + 1 :], filled[1]], 1)
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
             with tf.name_scope(f"{name}_back"):
                 dy = dy[:, fill[0] : dy.shape[1] - fill[1]]
-                kept = dy[:, above : dy.shape[1] - below]
-                received = tf.concat([dy[:, :above], dy[:, dy.shape[1] - below :]], 1)
+                received = tf.concat([dy[:, : above + 1], dy[:, dy.shape[1] - below :]], 1)
                 back = _alltoall([received], plan.sends, group, f"{name}_back", plan.receives)
-                pieces: list[Piece] = [(rest, kept)]
+                kept = plan.own if is_given_back else rest
+                total = dy[:, above + kept[0] - plan.own[0] : dy.shape[1] - below]
+                outside = kept[0] - mine[0], mine[1] - kept[1]
+                total = tf.pad(total, [[0, 0], outside, [0, 0], [0, 0]]) if any(outside) else total
                 start = 0
-                for rows in plan.sends:
-                    pieces.append((rows, back[:, start : start + length(rows)]))
+                for rank, rows in enumerate(plan.sends):
+                    if rank != group.rank or not is_given_back:
+                        total = _add_rows(total, back[:, start : start + length(rows)], rows[0] - mine[0])
                     start += length(rows)
-                return _sum_of(pieces, mine)
+                return total
 
         return y, gradient
 
@@ -82,16 +88,12 @@ def _cut(piece: Piece, rows: Range) -> tf.Tensor:
     return x[:, rows[0] - start : rows[1] - start]
 
 
-def _sum_of(pieces: Sequence[Piece], rows: Range) -> tf.Tensor:
-    """Return the sum of `pieces`, each of which has a part of `rows`."""
-    cuts = sorted({*rows, *(row for (start, stop), _ in pieces if start < stop for row in (start, stop))})
-    shape = pieces[0][1].shape
-    sums = []
-    for part in itertools.pairwise(cuts):
-        found = [_cut(piece, part) for piece in pieces if overlap(piece[0], part) == part]
-        zeros = tf.zeros([shape[0], length(part), *shape[2:]], pieces[0][1].dtype)
-        sums.append(tf.add_n(found) if found else zeros)
-    return tf.concat(sums, 1)
+def _add_rows(x: tf.Tensor, rows: tf.Tensor, start: int) -> tf.Tensor:
+    """Return x (B, H, W, C) with `rows` (B, h, W, C) added from row `start` on, in the memory of x where it is free."""
+    if not rows.shape[1]:
+        return x
+    places = np.indices(rows.shape[:2]).transpose(1, 2, 0) + np.array([0, start])
+    return tf.tensor_scatter_nd_add(x, tf.constant(places, tf.int32), rows)
 
 
 def _alltoall(

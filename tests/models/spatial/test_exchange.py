@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.spatial.exchange import _sum_of, take_rows
+from models.spatial.exchange import _add_rows, take_rows
 from tests.helpers.launch import QUICK_EXCHANGES, run_python
 from utils.ranks.group import Group
 
@@ -36,7 +36,8 @@ def test_a_rank_that_has_what_it_needs_asks_nobody():
     assert y.numpy().ravel().tolist() == [9, 9, 0, 1, 2, 3, 4]
 
 
-def test_pieces_are_added_where_they_overlap():
-    ones = tf.ones([1, 4, 1, 1])
-    total = _sum_of([((2, 6), ones), ((4, 8), 2 * ones), ((5, 5), ones[:, :0])], (0, 9))
-    np.testing.assert_array_equal(total[0, :, 0, 0], [0, 0, 1, 1, 3, 3, 2, 2, 0])
+def test_rows_are_added_where_they_belong():
+    x = tf.reshape(tf.range(8.0), [2, 4, 1, 1])
+    total = _add_rows(x, tf.ones([2, 2, 1, 1]), 1)
+    np.testing.assert_array_equal(total[:, :, 0, 0], [[0, 2, 3, 3], [4, 6, 7, 7]])
+    assert _add_rows(x, x[:, :0], 4) is x
