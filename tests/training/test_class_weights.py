@@ -71,7 +71,7 @@ def test_ranks_that_share_patches_count_what_one_rank_counts(tmp_path: Path) -> 
 
     def of_strips(member: int, gathering: Gathering) -> np.ndarray:
         world = Member(member, 3, gathering=gathering)
-        mine = replace(config, strip=world.group.strip(64, 16))
+        mine = replace(config, strip=world.group.strip(64))
         return count_pixels(pairs, mine, 2, world)
 
     parts, _ = on_members(3, of_strips)

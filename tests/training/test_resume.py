@@ -147,7 +147,7 @@ def test_two_ranks_go_on_after_a_signal_to_one_of_them(demo, tmp_path, monkeypat
 
     # It comes where a validation is due. Ranks that do not write must wait: once one has ended, the launcher
     # ends all a second later.
-    monkeypatch.setenv("TOY_WRITE_SECONDS", "3")
+    monkeypatch.setenv("TOY_WRITE_SECONDS", "2")
     assert stop_after(command(demo, log_dir, last), log_dir, 8, signal.SIGUSR1, ranks=2) == EXIT_STOPPED
     assert max((log_dir / "checkpoints").iterdir()).name > "step_000000008"
     monkeypatch.delenv("TOY_WRITE_SECONDS")
@@ -230,6 +230,7 @@ def test_every_field_of_the_progress_comes_back():
     assert found.interval.to_state(Ranks()) == progress.interval.to_state(Ranks())
 
 
+@pytest.mark.slow
 def test_a_debug_run_leaves_nothing_that_binds(demo, tmp_path):
     """The README says to run with --debug first: the real run goes to the same --log_dir, and so may a second one."""
     log_dir = tmp_path / "log"

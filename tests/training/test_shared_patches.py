@@ -98,8 +98,11 @@ def test_stopped_and_gone_on_with_any_number_of_ranks_per_patch_it_is_the_run_wi
         assert (np.abs(first.astype(int) - second) > 8).mean() < 0.02
 
 
-def test_tiles_that_break_are_left_out_by_all_ranks_of_a_group_and_none_waits(tmp_path: Path) -> None:
+def test_tiles_that_break_are_left_out_by_all_ranks_of_a_group_and_none_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In training with hard mining, where batch norm is computed anew, and in validations."""
+    monkeypatch.setenv("TOY_NORM", "1")
     data, log_dir = tmp_path / "data", tmp_path / "log"
     for name in ("slides", "masks"):
         (data / name).mkdir(parents=True)

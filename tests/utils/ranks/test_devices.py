@@ -141,7 +141,7 @@ def test_the_memory_report_is_of_the_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     taken = {512: 2e9, 1024: 5e9, 2048: 17e9}
     monkeypatch.setattr(
-        memory, "measure", lambda options, **o: {"peak": taken[o.get("img_size", options.img_size)]}
+        memory, "measure", lambda options, steps=1, **o: {"peak": taken[o.get("img_size", options.img_size)]}
     )
     options = parse_options(["--slide_path", str(tmp_path), "--img_size", "2048"])
     text = memory.report(options, 4, on_gpu=True)
