@@ -58,9 +58,8 @@ def _normalise(
                 dx, dgamma, dbeta = _affine_gradient(dy, x, gamma, mean, variance, epsilon)
                 sums = tf.stack([dgamma, dbeta])
                 whole = tf.reduce_sum(gather(sums, place.group, f"{name}.moments_back"), 0) / pixels
-                slope = gamma * tf.math.rsqrt(variance + epsilon)
-                # What the mean and the variance of x have to do with it is linear in x again.
-                dx -= _affine(x, slope * whole[0], slope * whole[1], mean, variance, epsilon)
+                inverse = tf.math.rsqrt(variance + epsilon)
+                dx = _without_moments(dx, x, gamma * inverse * whole, mean, inverse)
                 return dx, dgamma, dbeta
 
         return (y, mean, variance), gradient
@@ -124,6 +123,19 @@ def _affine_gradient(
         is_training=False,
     )
     return found.x_backprop, found.scale_backprop, found.offset_backprop
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _without_moments(
+    dx: tf.Tensor, x: tf.Tensor, slope: tf.Tensor, mean: tf.Tensor, inverse: tf.Tensor
+) -> tf.Tensor:
+    """Return dx less what x has to do with its own mean and variance, which is linear in x: `slope` is (2, C).
+
+    XLA makes one loop of it. As operations each would have a tensor of the size of x, where memory is scarcest.
+    """
+    wide = slope.dtype
+    own = (tf.cast(x, wide) - mean) * inverse * slope[0] + slope[1]
+    return tf.cast(tf.cast(dx, wide) - own, dx.dtype)
 
 
 BATCH_NORM = Form(_height, _call)
