@@ -26,11 +26,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.catalog import MODELS
-from models.from_options import AUTO
 from training.memory import GB
 from training.options import build_parser as train_parser
 from training.options import option_values
-from utils.cpu import computes_bfloat16
+from training.precision import settle_precision
+from utils.ranks.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ranks in asked.ranks:
             words = ["--model", model, "--img_size", str(img_size), "--ranks_per_patch", str(ranks)]
             options = train_parser().parse_args(["--batch_size", "1", "--no_cuda", *asked.options, *words])
-            if options.mixed_precision == AUTO:
-                options.mixed_precision = "bfloat16" if computes_bfloat16() else "float32"
+            settle_precision(options, False, World())
             found = measure(options, asked.steps)
             result = {
                 "model": model,

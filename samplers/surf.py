@@ -24,9 +24,8 @@ from samplers.reader import OpenPair, Overview, overview
 from samplers.slides.cache import BoundedCache
 from samplers.tissue import PixelSet, cells_without, window_sums, windows_of
 
-MAX_REGION_BYTES = (
-    256 << 20
-)  # of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7)
+# Of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7).
+MAX_REGION_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)

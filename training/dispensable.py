@@ -10,11 +10,8 @@ import tensorflow as tf
 from samplers.slides.errors import DataError
 from utils.failures import reason_of
 
-EXPECTED = (
-    OSError,
-    DataError,
-    tf.errors.OpError,
-)  # a full disk, a slide that vanished, a full disk to TensorFlow
+# A full disk, a slide that vanished, and a full disk as TensorFlow reports it.
+EXPECTED = OSError, DataError, tf.errors.OpError
 
 
 class Dispensable:

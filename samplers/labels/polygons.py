@@ -77,9 +77,8 @@ def touched(edges: np.ndarray, x: float, y: float, width: int, height: int, down
     delta = edges[2:] - edges[:2]
     steps = (np.abs(delta).max(axis=0, initial=0) / downsample * _STEPS_PER_PIXEL).astype(np.int64) + 1
     result = np.zeros((height, width), bool)
-    share = (
-        np.cumsum(steps) // _MAX_STEPS
-    )  # an outline may be long: its points are looked at a share at a time
+    # An outline may be long: its points are looked at a share at a time.
+    share = np.cumsum(steps) // _MAX_STEPS
     for chunk in np.split(np.arange(len(steps)), np.flatnonzero(np.diff(share)) + 1):
         edge = np.repeat(chunk, steps[chunk])
         first = np.cumsum(steps[chunk]) - steps[chunk]

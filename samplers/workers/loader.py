@@ -161,9 +161,8 @@ class Loader:
                 self._held, (images, labels) = (worker, epoch, slot), worker.slots[slot]
             else:
                 images, labels = self._here
-            self.next_index = (
-                index + 1
-            )  # from here on a worker that is started again does not make this batch
+            # From here on a worker that is started again does not make this batch.
+            self.next_index = index + 1
             self._count_bad(index, filled.failed)
             if filled.patches:
                 count = len(filled.patches)
