@@ -20,13 +20,15 @@ from models.layers import current_draw, drawing
 from models.shapes import with_inputs
 
 Tensors = dict[str, tf.Tensor]  # by the name of the layer that they come from
-Run = Callable[[keras.Model, Any, bool], Any]  # a model, its inputs, training → its outputs
+Run = Callable[..., Any]  # as `call_model`
 
 PART = 8  # blocks whose inputs are kept at a time, where not those of all blocks are
 
 
-def call_model(model: keras.Model, inputs: Any, training: bool) -> Any:
-    """Run a model as Keras does."""
+def call_model(
+    model: keras.Model, inputs: Any, training: bool, memory: dict[str, tf.Tensor] | None = None
+) -> Any:
+    """Return the outputs of `model`, run as Keras does. `memory` is for what runs of the same images share: nothing."""
     return model(inputs, training=training)
 
 
@@ -79,7 +81,7 @@ class Recomputed:
     `prepare` makes the model's input of the images (B, H, W, 3), which are kept as they are; it runs again too.
     With `sparse` not even what goes from block to block is kept: of every half of the blocks what comes before
     it is computed again, and so on until there are PART of them (Griewank, 1992), for log(blocks) forward passes.
-    `run` runs a block. For graphs (tf.function): it is their control dependencies that keep the order.
+    `run` runs a block, and may keep small tensors of its first run for the next ones. For graphs (tf.function): it is their control dependencies that keep the order.
     """
 
     def __init__(
@@ -98,15 +100,16 @@ class Recomputed:
     def __call__(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         """Logits. Batch norm's averages move here, and not when activations are recomputed."""
         seed = current_draw()  # the gradient is traced when the step's `drawing` is over
+        memory: Tensors = {}
 
         @tf.custom_gradient
         def network(images: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
             with drawing(seed):
-                kept = self._forward(self.blocks, {self.start: images}, training)
+                kept = self._forward(self.blocks, {self.start: images}, training, memory)
 
             def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable]) -> tuple[None, list[Any]]:
                 with drawing(seed), _without_updates(self.norms):
-                    backward = _Backward(self, training, {self.end: upstream})
+                    backward = _Backward(self, training, memory, {self.end: upstream})
                     backward.run(self.blocks, {self.start: images} if self.sparse else kept)
                 return None, backward.gradients_of(variables)
 
@@ -114,23 +117,23 @@ class Recomputed:
 
         return network(images)
 
-    def _forward(self, blocks: Sequence[Block], tensors: Tensors, training: bool) -> Tensors:
+    def _forward(self, blocks: Sequence[Block], tensors: Tensors, training: bool, memory: Tensors) -> Tensors:
         """Return `tensors` and all outputs of `blocks`."""
         tensors = dict(tensors)
         for block in blocks:
-            tensors.update(zip(block.outputs, self.outputs(block, tensors, training)))
+            tensors.update(zip(block.outputs, self.outputs(block, tensors, training, memory)))
         return tensors
 
-    def outputs(self, block: Block, tensors: Tensors, training: bool) -> list[tf.Tensor]:
+    def outputs(self, block: Block, tensors: Tensors, training: bool, memory: Tensors) -> list[tf.Tensor]:
         inputs = [self.prepare(tensors[n]) if n == self.start else tensors[n] for n in block.inputs]
-        return tf.nest.flatten(self.run(block.model, inputs, training))
+        return tf.nest.flatten(self.run(block.model, inputs, training, memory))
 
 
 class _Backward:
     """One backward pass. `gradients`: of what comes out of blocks that were not run backward yet."""
 
-    def __init__(self, network: Recomputed, training: bool, gradients: Tensors) -> None:
-        self.network, self.training, self.gradients = network, training, gradients
+    def __init__(self, network: Recomputed, training: bool, memory: Tensors, gradients: Tensors) -> None:
+        self.network, self.training, self.memory, self.gradients = network, training, memory, gradients
         self.of_variables: dict[Any, tf.Tensor] = {}
         self.last = list(gradients.values())  # the newest gradients: nothing runs again before they are there
 
@@ -138,15 +141,18 @@ class _Backward:
         """Run `blocks` backward. `kept` has all that they read or, if sparse, what the first ones read."""
         if self.network.sparse and len(blocks) > PART:
             half = len(blocks) // 2
-            tensors = self.network._forward(blocks[:half], self._again(kept), self.training)
+            tensors = self._forward(blocks[:half], kept)
             needed = {name for block in blocks[half:] for name in block.inputs}
             self.run(blocks[half:], {name: x for name, x in tensors.items() if name in needed})
             self.run(blocks[:half], kept)
             return
         if self.network.sparse:
-            kept = self.network._forward(blocks, self._again(kept), self.training)
+            kept = self._forward(blocks, kept)
         for block in reversed(blocks):
             self._run_block(block, self._again({name: kept[name] for name in block.inputs}))
+
+    def _forward(self, blocks: Sequence[Block], kept: Tensors) -> Tensors:
+        return self.network._forward(blocks, self._again(kept), self.training, self.memory)
 
     def _again(self, tensors: Tensors) -> Tensors:
         """Return the same tensors, but not before the newest gradients are there.
@@ -162,7 +168,7 @@ class _Backward:
         variables = block.model.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch([tensors[name] for name in names])
-            outputs = self.network.outputs(block, tensors, self.training)
+            outputs = self.network.outputs(block, tensors, self.training, self.memory)
         sources = [*(tensors[name] for name in names), *variables]
         found = tape.gradient(outputs, sources, [self.gradients.pop(name) for name in block.outputs])
         for name, gradient in zip(names, found):

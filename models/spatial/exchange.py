@@ -7,7 +7,8 @@ exchange out, and the others would wait for it for ever. Horovod's other collect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,30 @@ from models.spatial.rows import Plan, Range, length, overlap
 from utils.ranks.group import Group
 
 Piece = tuple[Range, tf.Tensor]  # rows, and a tensor (B, rows, W, C) of them
+
+_memories: list[dict[str, tf.Tensor]] = []
+
+
+@contextlib.contextmanager
+def remembering(memory: dict[str, tf.Tensor] | None) -> Iterator[None]:
+    """Let `memory` keep what comes in each exchange, by its name, and exchange nothing again that it has."""
+    if memory is None:
+        yield
+        return
+    _memories.append(memory)
+    try:
+        yield
+    finally:
+        _memories.pop()
+
+
+def _send(x: tf.Tensor, sends: Sequence[int], receives: Sequence[int], group: Group, name: str) -> tf.Tensor:
+    """Collective, but for what is remembered: see `Group.alltoall`."""
+    if not _memories:
+        return group.alltoall(x, sends, receives, name)
+    if name not in _memories[-1]:
+        _memories[-1][name] = group.alltoall(x, sends, receives, name)
+    return _memories[-1][name]
 
 
 def take_rows(
@@ -106,7 +131,7 @@ def _alltoall(
     """Return what comes for parts (B, rows, W, C), one for each rank, or for one part that is cut as `sends`."""
     splits = [part.shape[1] for part in parts] if sends is None else list(map(length, sends))
     rows_first = [tf.transpose(part, (1, 0, 2, 3)) for part in parts if part.shape[1]]
-    got = group.alltoall(tf.concat(rows_first, 0), splits, list(map(length, receives)), name)
+    got = _send(tf.concat(rows_first, 0), splits, list(map(length, receives)), group, name)
     return tf.transpose(got, (1, 0, 2, 3))
 
 
@@ -115,7 +140,7 @@ def gather(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:
     if group.size == 1:
         return x[tf.newaxis]
     copies = tf.tile(x[tf.newaxis], [group.size, *[1] * x.shape.rank])
-    return group.alltoall(copies, [1] * group.size, [1] * group.size, name)
+    return _send(copies, [1] * group.size, [1] * group.size, group, name)
 
 
 def sum_over(x: tf.Tensor, group: Group, name: str) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models.shapes import with_inputs
-from models.spatial.exchange import sum_over
+from models.spatial.exchange import remembering, sum_over
 from models.spatial.forms import form_of
 from models.spatial.place import Place
 from models.spatial.rows import Strips
@@ -33,12 +33,15 @@ class Spatial:
         self.group, self.strips = group, strips
         self.places = {place.layer.name: place for place in _places(model, strips, group)}
 
-    def __call__(self, model: keras.Model, inputs: Any, training: bool) -> Any:
+    def __call__(
+        self, model: keras.Model, inputs: Any, training: bool, memory: dict[str, tf.Tensor] | None = None
+    ) -> Any:
         """Collective: return the outputs of `model`. Tensors are (B, rows of this rank, W, C) or whole feature maps.
 
+        `memory` gets what comes from other ranks. What it has of earlier runs of the same images is not sent again.
         In training what layers draw must be the same on all ranks of the group, see `models.layers.drawing`.
         """
-        with self._forms(model):
+        with self._forms(model), remembering(memory):
             return model(inputs, training=training)
 
     def sum(self, x: tf.Tensor) -> tf.Tensor:

@@ -56,12 +56,12 @@ def step_of(model: keras.Model, size: int, level: str) -> dict[str, list[int]]:
     return dict(member.sent)
 
 
-@pytest.mark.parametrize(("level", "passes"), [("none", 1), ("blocks", 2), ("full", 5)])
-def test_the_forward_pass_and_the_names_of_a_small_step_tell_what_a_step_sends(level, passes, monkeypatch):
+@pytest.mark.parametrize("level", ["none", "blocks", "full"])
+def test_the_forward_pass_and_the_names_of_a_small_step_tell_what_a_step_sends(level, monkeypatch):
     monkeypatch.setattr(recompute, "PART", 1)
     model = blocks(3)
     small, step = step_of(model, 64, level), step_of(model, 256, level)
-    assert len(step["0_conv"]) == passes
+    assert len(step["0_conv"]) == 1  # what came is kept where activations are computed again
     sent, count = sent_in_step(sent_forward(model, 256, 5, RANKS), small)
     assert sent == sum(map(sum, step.values()))
     assert count == sum(map(len, step.values()))
