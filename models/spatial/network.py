@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,8 +95,12 @@ def _spatial_call(place: Place) -> Any:
 
 
 def _places(model: keras.Model, strips: Strips, group: Group) -> Iterator[Place]:
-    """Yield the place of each layer but the input."""
+    """Yield the place of each layer but the input. ValueError: a layer is used twice, and its exchanges have its name."""
     heights = {model.layers[0].name: strips.height}
+    uses = Counter(node.layer.name for nodes in model._nodes_by_depth.values() for node in nodes)
+    for name, count in uses.items():
+        if count > 1:
+            raise ValueError(f"layer {name} is used {count} times, which has no spatial form")
     for layer, names in with_inputs(model):
         inputs = tuple(heights[name] for name in names)
         heights[layer.name] = form_of(layer).height(layer, inputs)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models import deeplab, efficientdet, recompute, training_network
+from models import channel_parts, deeplab, efficientdet, recompute, training_network
 from models.layers import drawing
 from tests.helpers import toy_models
 from tests.helpers.toy_models import randomise, real_model, toy_deeplab, toy_efficientdet
@@ -65,12 +65,15 @@ def test_gradients_averages_and_draws_are_those_of_the_plain_model(toy):
 
 @pytest.fixture
 def exact():
-    """TensorFlow's optimizer of graphs, which changes the order of sums, is off. DeepLab has no dilated branches.
+    """Nothing changes the order of sums: neither TensorFlow's optimizer of graphs nor the parts of an expansion.
 
-    The gradients of those branches are added up in another order when their block runs by itself.
+    DeepLab has no dilated branches, whose gradients are added up in another order when their block runs by itself.
     """
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    with mock.patch.dict(deeplab.ATROUS, {16: (2, 1, 1, 2, ())}):
+    with (
+        mock.patch.dict(deeplab.ATROUS, {16: (2, 1, 1, 2, ())}),
+        mock.patch.object(channel_parts, "PARTS", 1),
+    ):
         yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     keras.mixed_precision.set_global_policy("float32")
@@ -123,6 +126,25 @@ def test_each_layer_is_in_one_block_and_blocks_are_in_order(name):
         assert there.issuperset(block.inputs)
         there.update(block.outputs)
     assert len(blocks) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("effdetd0", "efficientnet-b0/blocks_1/depthwise_conv2d"),
+        ("effdetd4", "efficientnet-b4/blocks_2/depthwise_conv2d"),
+        ("deeplab", None),
+    ],
+)
+def test_the_first_expansion_is_a_block_whose_channels_are_computed_in_parts(name, last):
+    model = real_model(name, 2)
+    blocks = recompute.split(model, (deeplab if name == "deeplab" else efficientdet).block_of)
+    parts = {block.outputs[0]: block.parts for block in blocks if block.parts != [channel_parts.WHOLE]}
+    assert list(parts) == ([last] if last else [])
+    for channels in parts.values():
+        covered = [i for part in channels for i in range(part.start, part.stop)]
+        assert covered == list(range(model.get_layer(last).output.shape[-1]))
+        assert len(channels) == 3
 
 
 def test_a_layer_of_no_block_is_an_error():

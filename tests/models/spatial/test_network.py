@@ -104,6 +104,12 @@ def test_a_layer_without_a_spatial_form_is_named(layer, message):
         spatial_runner(model_of(layer), 64, Group(size=2, count=1))
 
 
+def test_a_layer_that_is_used_twice_is_refused():
+    layer = keras.layers.Conv2D(3, 3, padding="same", name="surprise")
+    with pytest.raises(ValueError, match="surprise is used 2 times"):
+        spatial_runner(model_of(layer, layer), 64, Group(size=2, count=1))
+
+
 def test_what_cannot_be_divided_is_refused():
     model = model_of(keras.layers.Conv2D(2, 3, padding="same"))
     with pytest.raises(ValueError, match="no division of a patch"):
