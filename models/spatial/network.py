@@ -95,7 +95,7 @@ def _spatial_call(place: Place) -> Any:
 
 
 def _places(model: keras.Model, strips: Strips, group: Group) -> Iterator[Place]:
-    """Yield the place of each layer but the input. ValueError: a layer is used twice, and its exchanges have its name."""
+    """Yield the place of each layer but the input. ValueError: a layer is used twice; exchanges have its name."""
     heights = {model.layers[0].name: strips.height}
     uses = Counter(node.layer.name for nodes in model._nodes_by_depth.values() for node in nodes)
     for name, count in uses.items():
