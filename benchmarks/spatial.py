@@ -19,7 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,19 @@ def measure(options: argparse.Namespace, steps: int) -> list[dict[str, Any]]:
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, **allow}, capture_output=True, text=True, check=False
     )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    found = list(_objects(done.stdout))
     if done.returncode or len(found) != ranks:
         raise SystemExit(f"{ranks} ranks failed (exit {done.returncode}):\n{done.stderr[-3000:]}")
     return found
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in `text`. The launcher may put the lines of two ranks into one."""
+    start = text.find('{"')
+    while start >= 0:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+        yield value
+        start = text.find('{"', end)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
