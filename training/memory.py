@@ -145,18 +145,13 @@ class Line:
     def largest_side(self, options: argparse.Namespace, room: float) -> int:
         """Return the largest side of a patch whose ranks have `room` bytes each."""
         pixels = max(0, int((room - self.fixed) / self.slope * options.ranks_per_patch))
-        unit = _unit(options.model, options.ranks_per_patch)
+        unit = multiple_of(options.model)
         return math.isqrt(pixels) // unit * unit
-
-
-def _unit(model: str, ranks: int) -> int:
-    """Return what the side of a patch that `ranks` ranks share must be a multiple of."""
-    return math.lcm(multiple_of(model), ranks)
 
 
 def _small_sides(model: str, ranks: int) -> tuple[int, int]:
     """Return sides of two patches of which each of `ranks` ranks has about SMALL² pixels."""
-    unit = _unit(model, ranks)
+    unit = multiple_of(model)
     small, large = (max(1, round(side * math.sqrt(ranks) / unit)) * unit for side in SMALL)
     return small, max(large, small + unit)
 

@@ -7,6 +7,7 @@ gradients, as `utils/ranks/network.py` has them.
 from __future__ import annotations
 
 import argparse
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,13 +90,15 @@ class Projection:
 
         A patch is not shared by more ranks than it has rows.
         """
-        size = self.options.img_size
-        for ranks in (n for n in range(1, size + 1) if size % n == 0):
+
+        def least(ranks: int) -> Combination | None:
             tried = Choices(choices.recompute, choices.fpn_min_level, [ranks])
             best = min(self._combinations(tried), key=lambda found: found.memory, default=None)
-            if best is not None and best.memory <= self.cluster.room:
-                return best
-        return None
+            return best if best is not None and best.memory <= self.cluster.room else None
+
+        numbers = range(1, self.options.img_size + 1)
+        first = bisect.bisect_left(numbers, True, key=lambda ranks: least(ranks) is not None)
+        return least(numbers[first]) if first < len(numbers) else None
 
     def _combinations(self, choices: Choices) -> Iterator[Combination]:
         """Yield all combinations whose tensors TensorFlow's kernels can count, with their memory."""

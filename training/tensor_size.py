@@ -23,7 +23,7 @@ def network_to_train(options: argparse.Namespace, num_classes: int, batch_norm: 
     if elements <= LIMIT:
         return model
     more = (n for n in range(ranks + 1, size + 1) if largest_output(shapes, size, n)[1] <= LIMIT)
-    ways = [f"--ranks_per_patch {next(n for n in more if size % n == 0)} or more"]
+    ways = [f"--ranks_per_patch {next(more)} or more"]
     if batch > 1 and elements <= LIMIT * batch:
         ways.append("--batch_size 1")
     raise UserError(

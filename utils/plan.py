@@ -105,7 +105,7 @@ def choices(options: argparse.Namespace, given: set[str], ranks: int) -> Choices
 
     PatchGroup.of(0, ranks, options.ranks_per_patch)
     levels, level = isinstance(lookup(options.model), EfficientDetRow), options.fpn_min_level
-    sharing = [n for n in range(1, ranks + 1) if ranks % n == 0 and options.img_size % n == 0]
+    sharing = [n for n in range(1, min(ranks, options.img_size) + 1) if ranks % n == 0]
     if not options.horovod or options.adasum or options.sync_batch_norm:  # they do not go with more
         sharing = [1]
     return Choices(

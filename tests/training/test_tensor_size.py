@@ -39,7 +39,7 @@ def test_the_real_network_is_refused_from_the_first_size_that_is_too_large(monke
     build("--img_size", "8192", "--batch_size", "2", "--ranks_per_patch", "4")
     # 128 channels of 4096² pixels are 2³¹ elements, one more than there may be.
     with pytest.raises(
-        UserError, match=r"skip.* 4,294,967,296 elements .* take --ranks_per_patch 4 or more$"
+        UserError, match=r"skip.* 4,294,967,296 elements .* take --ranks_per_patch 3 or more$"
     ):
         build("--img_size", "8192", "--batch_size", "2")
     with pytest.raises(UserError, match=r"2,147,483,648 elements .* take --ranks_per_patch 2 or more$"):

@@ -113,8 +113,8 @@ def test_whole_patches_that_cannot_fit_are_not_measured(measured, capsys):
 def test_where_nothing_fits_it_says_what_would(measured, capsys):
     words = ["--nodes", "2", "--memory", "8", "--img_size", "8192"]
     text = said(capsys, *words, code=EXIT_USAGE)
-    # 67 megapixels in 6.35 GB at 550 bytes per pixel are six ranks, of the numbers that divide 8192 eight.
-    assert "--ranks_per_patch 8 --recompute full --fpn_min_level 1 would: 5.6 GB per rank, on 8 nodes" in text
+    # 67 megapixels in 6.35 GB at 550 bytes per pixel are six ranks.
+    assert "--ranks_per_patch 6 --recompute full --fpn_min_level 1 would: 7.2 GB per rank, on 6 nodes" in text
     assert "more memory, by fewer --ranks_per_node" in said(
         capsys, *words, "--ranks_per_node", "8", code=EXIT_USAGE
     )
