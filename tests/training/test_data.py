@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -160,6 +161,40 @@ def test_a_link_to_nothing_is_a_bad_slide_and_other_files_are_named(demo, tmp_pa
         "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs"
         in capsys.readouterr().err
     )
+
+
+def test_a_run_does_not_check_again_what_another_has_checked(demo, tmp_path, monkeypatch, caplog):
+    folders = [
+        f"--slide_path={tmp_path / 's'}",
+        f"--label_path={folder_of(demo, 'xml', tmp_path / 'l', 1, 2, 3)}",
+    ]
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2, 3)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "kept"))
+    look = Mock(side_effect=checks.open_whole)
+    monkeypatch.setattr(checks, "open_whole", look)
+    (outlines,) = (tmp_path / "l").glob("*_001.xml")
+    content = outlines.read_text()
+    outlines.unlink()
+    dot = '<Annotation Name="dot" Type="Dot" PartOfGroup="_0"><Coordinates/></Annotation></Annotations>'
+    outlines.write_text(content.replace("</Annotations>", dot))
+
+    def found(*words: str) -> tuple[int, dict[SlidePair, checks.LabelFacts], list[str]]:
+        caplog.clear()
+        before = look.call_count
+        options = parse_options([*folders, "--label_format=xml", "--img_size=256", *words])
+        facts = prepare_slides(options, Ranks()).facts
+        return look.call_count - before, facts, caplog.messages
+
+    checked, facts, said = found()
+    assert checked == 3
+    assert ["is a Dot and has no area" in message for message in said] == [True]
+    assert found() == (0, facts, said)
+    assert found("--img_size=128")[0] == 3
+    changed = slides / "tumor_002.tif"
+    original = changed.readlink()
+    changed.unlink()
+    changed.write_bytes(original.read_bytes())
+    assert found("--seed=1")[0] == 1
 
 
 def test_an_error_that_nobody_expected_is_the_reason_of_its_slide(demo, tmp_path, monkeypatch):
