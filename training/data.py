@@ -168,7 +168,22 @@ def _check(
             raise UserError(f"{message}\nrepair them, or go on without them with --skip_bad_slides")
         if world.is_first:
             sys.stderr.write(f"warning: left out, {message}\n")
-    return {pair: found[pair].facts for pair in pairs if pair not in bad}
+    good = {pair: found[pair].facts for pair in pairs if pair not in bad}
+    if world.is_first:
+        _warn_of_slow_masks([pair.label for pair in good if pair.label and good[pair].areas is None])
+    return good
+
+
+def _warn_of_slow_masks(masks: list[Path]) -> None:
+    """Say which masks have no small level with the values of level 0, and how to make it."""
+    if masks:
+        levels = "tile=True, pyramid=True, region_shrink='nearest', compression='deflate', bigtiff=True"
+        sys.stderr.write(
+            f"warning: {len(masks)} masks have no small level that could be used (no pyramid, or averages), so each is "
+            "read as a whole, once, which takes one or two seconds per gigapixel: "
+            f'{name_some(masks)}. This makes the levels: {sys.executable} -c "import pyvips; '
+            f"pyvips.Image.new_from_file('MASK').tiffsave('NEW_MASK', {levels})\"\n"
+        )
 
 
 def _split(

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import tifffile
 
 from samplers import SlidePair
+from samplers.labels import mask
 from samplers.labels.label import LabelMap
 from samplers.pairs import checks
 from samplers.slides.slide import Slide
+from tests.helpers.tiny_slides import write_levels
 from training.data import _find, prepare_slides, sampler_config, split_values
 from training.option_checks import parse_options
 from utils.cli import UserError
@@ -161,6 +165,31 @@ def test_a_link_to_nothing_is_a_bad_slide_and_other_files_are_named(demo, tmp_pa
         "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs"
         in capsys.readouterr().err
     )
+
+
+def test_masks_without_small_levels_are_warned_of_with_the_command_that_makes_them(
+    demo, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mask, "_MAX_COUNTED_PIXELS", 1000 * 1000)  # the slides have 1536²
+    words = [f"--slide_path={folder_of(demo, 'slides', tmp_path / 's', 1, 2, 3)}"]
+    masks = folder_of(demo, "masks", tmp_path / "l", 1, 2, 3)
+    prepared(demo, *words, f"--label_path={masks}")
+    assert "no small level" not in capsys.readouterr().err
+    for path in sorted(masks.iterdir())[:2]:
+        original = path.readlink()
+        path.unlink()
+        write_levels(path, [tifffile.imread(original)])
+    prepared(demo, *words, f"--label_path={masks}")
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "no small level" in line]
+    assert "2 masks have" in warning
+    slow = sorted(masks.iterdir())[0]
+    command = warning[warning.index("import pyvips") :].rstrip('"')
+    exec(command.replace("NEW_MASK", str(tmp_path / "new.tif")).replace("'MASK'", repr(str(slow))))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "new.tif"), tifffile.imread(slow))
+    slow.unlink()
+    (tmp_path / "new.tif").rename(slow)
+    prepared(demo, *words, f"--label_path={masks}")
+    assert "1 masks have" in capsys.readouterr().err
 
 
 def test_a_run_does_not_check_again_what_another_has_checked(demo, tmp_path, monkeypatch, caplog):
