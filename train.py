@@ -16,8 +16,9 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{found}\n" if world.is_first else "")
 
     # 2. Slides: found, checked and split before anything that takes long. A run that goes on keeps its split.
+    world.on_rank_0(lambda: check_log_dir(options))
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
     train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
@@ -127,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
         start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
         train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
         val_loader = stack.enter_context(
-            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather, world.union))
+            world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather, world))
         )
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
@@ -198,6 +200,23 @@ def make_log_dir(options: argparse.Namespace) -> Path:
     except OSError as error:
         raise UserError(f"--log_dir {log_dir} cannot be made: {error}") from error
     return log_dir
+
+
+def check_log_dir(options: argparse.Namespace) -> None:
+    """Raise UserError if files cannot be written in the folder of the run. What was not there is not there after it."""
+    log_dir: Path = (options.log_dir or Path("logs")).absolute()
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (log_dir, *log_dir.parents) if not folder.exists()]
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=log_dir) as file:
+            file.write(bytes(4096))  # a full disk still makes empty files
+    except OSError as error:
+        raise UserError(f"--log_dir {log_dir} cannot be written: {error}") from error
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -19,8 +19,9 @@ from samplers.patches import Batch, PatchInfo, SamplerConfig, SamplerError, shar
 from samplers.picture import draw_samples
 from samplers.radboud import RadboudSampler
 from samplers.surf import SurfSampler
-from samplers.validation import Agree, GridSampler, validation_patches
+from samplers.validation import GridSampler, validation_patches
 from samplers.workers.loader import Loader
+from utils.ranks.single import ALONE, Ranks
 
 Gather: TypeAlias = "Callable[[Filled], list[Filled]]"
 
@@ -82,17 +83,17 @@ def validation_loader(
     size: int,
     processes: int,
     gather: Gather | None = None,
-    agree: Agree = lambda bad: bad,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """Return a loader of one rank's share of the fixed validation patches, not augmented.
 
     Each `iter()` begins with the first patch. The union over ranks is the same for every number of ranks. Ranks may
     have different numbers of batches, or none, and the last batch may be smaller. All thumbnails are read before this
-    returns: DataError if more of them cannot be read than is allowed, or there is nothing to validate. `rank`, `size`
-    and `gather` are those of `training_loader`, `agree` that of `validation_patches`: then this is collective.
+    returns, by all `ranks` together, for which this is collective: DataError if more of them cannot be read than is
+    allowed, or there is nothing to validate. `rank`, `size` and `gather` are those of `training_loader`.
     """
     pairs = _absolute(pairs)
-    mine = validation_patches(pairs, config, agree)[rank::size]
+    mine = validation_patches(pairs, config, ranks)[rank::size]
     count = -(-len(mine) // config.batch_size)
     make = partial(GridSampler, mine, config)
     allowed = config.bad_slides_allowed(len(pairs))

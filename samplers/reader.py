@@ -47,7 +47,7 @@ class OpenPair:
     def __init__(self, pair: SlidePair, config: SamplerConfig) -> None:
         self.pair = pair
         self.img_size = config.img_size
-        label_map = map_of(pair, config.label_map)
+        self.label_map = label_map = map_of(pair, config.label_map)
         # The smallest share of a patch that must be known, 0 where everything is.
         self.min_known = config.min_known if pair.label is not None and label_map.ignores else 0.0
         self.slide = Slide(pair.slide)

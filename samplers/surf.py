@@ -12,10 +12,11 @@ camelyon16_like the model then calls most of the other tissue tumour as well.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from samplers import kept
 from samplers.draw import DrawingSampler, Proposal
 from samplers.labels.label_map import shows_tumour
 from samplers.pairs.pairing import SlidePair
@@ -26,6 +27,8 @@ from samplers.tissue import PixelSet, cells_without, window_sums, windows_of
 
 # Of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7).
 MAX_REGION_BYTES = 256 << 20
+_TUMOUR, _FREE = 1, 2  # bits of a cell
+_MIN_KEPT = 64 << 20  # pixels of level 0; the thumbnail of a smaller slide is read as quickly as a file
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,33 @@ class Regions:
 
 
 def find_regions(opened: OpenPair, level: int) -> Regions:
-    """Find the regions of a slide on its overview at `level`."""
+    """Find the regions of a slide on its overview at `level`. Those of a large slide are kept for other processes."""
+    places = _kept_places(opened, level)
+    height, width = places.shape
+    cell = opened.slide.width / width, opened.slide.height / height
+    return Regions(cell, PixelSet(places & _TUMOUR > 0), PixelSet(places & _FREE > 0))
+
+
+def _kept_places(opened: OpenPair, level: int) -> np.ndarray:
+    slide, label = opened.slide.path, opened.pair.label
+    if opened.slide.width * opened.slide.height < _MIN_KEPT:
+        return _places(opened, level)
+    try:
+        sources = kept.state_of(slide), kept.state_of(label)
+    except OSError:
+        return _places(opened, level)
+    matters = level, opened.size_l0, opened.min_known, astuple(opened.label_map)
+    return kept.kept_array(kept.name_of("regions", sources, matters), lambda: _places(opened, level))
+
+
+def _places(opened: OpenPair, level: int) -> np.ndarray:
+    """Return of each cell whether a _TUMOUR patch and a _FREE one can be centred in it: uint8 (h, w)."""
     view = overview(opened, level)
     slide_l0 = (opened.slide.width, opened.slide.height)
     free = cells_without(view.tumour, view.cell, opened.size_l0, slide_l0)
     tumour = view.tumour if _is_small(opened.size_l0, view.cell) else ~free
     known = known_enough(view, opened)
-    return Regions(view.cell, PixelSet(tumour & known), PixelSet(free & view.tissue & known))
+    return (tumour & known) * np.uint8(_TUMOUR) | (free & view.tissue & known) * np.uint8(_FREE)
 
 
 def known_enough(view: Overview, opened: OpenPair) -> np.ndarray:

@@ -6,69 +6,108 @@ The list depends on the slides and the configuration, not on the number of ranks
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import astuple, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
 from samplers.agreement import NO_RULING, Failure, Filled, Look, Place, Ruling
 from samplers.labels.label_map import shows_tumour
+from samplers.pairs.known import known_of
 from samplers.pairs.pairing import SlidePair
 from samplers.patches import SEED_VALIDATION, PatchInfo, SamplerConfig, name_seed
 from samplers.reader import BadSlideError, OpenPair, PairReader, overview
 from samplers.slides.errors import DataError
 from samplers.slides.part import Part
 from samplers.tissue import window_sums, windows_of
+from utils.ranks.single import ALONE, Ranks
+from utils.reporting.progress_bar import shown
 
 MIN_TISSUE = 0.1  # fraction of a patch
 MIN_OTHERS = 8  # patches without lesion per slide; as many as there are lesion patches if those are more
 
 Item = tuple[SlidePair, PatchInfo]
-Agree = Callable[[dict[str, str]], dict[str, str]]  # of the slides that a rank cannot read and the reasons
 
 log = logging.getLogger(__name__)
 
 
-def validation_patches(
-    pairs: Sequence[SlidePair], config: SamplerConfig, agree: Agree = lambda bad: bad
-) -> list[Item]:
-    """Return the patches of a grid that have a lesion, and as many others with tissue (at least 8 per slide).
+def validation_patches(pairs: Sequence[SlidePair], config: SamplerConfig, ranks: Ranks = ALONE) -> list[Item]:
+    """Collective: return the patches of a grid that have a lesion, and as many others with tissue (at least 8 a slide).
 
     A patch must be known enough, as config.min_known says and as far as the thumbnail shows it.
 
     There are at most config.max_validation_patches, taken from the slides in turn and, within a slide, alternately with
-    and without lesion. `PatchInfo.tumour` is what the thumbnail shows. A slide that cannot be read is left out with a
-    warning; where several ranks read, `agree` is collective and returns what any of them could not read, so that all
-    have the same list. Raises DataError if more slides cannot be read than config.bad_slides_allowed, or all, or if
-    there is nothing to validate.
+    and without lesion. `PatchInfo.tumour` is what the thumbnail shows. Each rank looks at its share of the slides, and
+    all have the same list. A slide that cannot be read is left out with a warning. Raises DataError if more slides
+    cannot be read than config.bad_slides_allowed, or all, or if there is nothing to validate.
     """
-    reader = PairReader(config)
-    queues: dict[str, list[Item]] = {}
-    bad: dict[str, str] = {}
-    for pair in sorted(pairs, key=lambda p: str(p.slide)):
-        try:
-            queues[str(pair.slide)] = reader.read(pair, lambda opened: _grid(opened, config))
-        except BadSlideError as error:
-            log.warning("bad slide, left out of the validation: %s", error)
-            bad[str(pair.slide)] = str(error)
-    reader.close()
-    bad, allowed = agree(bad), config.bad_slides_allowed(len(pairs))
+    in_order = sorted(pairs, key=lambda p: str(p.slide))
+    options = [config.img_size, config.resolution, config.bb_downsample, config.min_known, config.seed,
+               config.max_validation_patches, astuple(config.label_map)]  # fmt: skip
+    found = known_of(
+        "validation",
+        options,
+        in_order,
+        ranks,
+        lambda mine: _grids(mine, config),
+        _Grid.to_json,
+        _Grid.from_json,
+    )
+    bad, allowed = (
+        [grid.failure for grid in found.values() if grid.failure],
+        config.bad_slides_allowed(len(pairs)),
+    )
     if len(bad) > allowed or len(bad) == len(pairs):
-        listed = "\n".join(f"  validation slide {bad[slide]}" for slide in sorted(bad))
+        listed = "\n".join(f"  validation slide {failure}" for failure in bad)
         raise DataError(
             f"{len(bad)} of {len(pairs)} validation slides could not be read, {allowed} are allowed "
             f"(--max_bad_slides):\n{listed}"
         )
-    good = [items for slide, items in queues.items() if slide not in bad]
-    turns = [item for turn in zip_longest(*good) for item in turn if item is not None]
+    turns = [
+        item
+        for turn in zip_longest(*([(pair, patch) for patch in grid.patches] for pair, grid in found.items()))
+        for item in turn
+        if item is not None
+    ]
     if not turns:
         raise DataError(f"there is neither tissue nor a lesion on the {len(pairs)} validation slides")
     kept = turns[: config.max_validation_patches]
     return sorted(kept, key=lambda item: (str(item[0].slide), item[1].y_l0, item[1].x_l0))
 
 
-def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
+class _Grid(NamedTuple):
+    """The patches that may be taken of a slide, the first ones first, or why it cannot be read."""
+
+    patches: list[PatchInfo]
+    failure: str = ""
+
+    def to_json(self) -> list[tuple[int, int, int, bool]] | None:
+        if self.failure:
+            return None
+        return [(patch.x_l0, patch.y_l0, patch.size_l0, patch.tumour) for patch in self.patches]
+
+    @classmethod
+    def from_json(cls, pair: SlidePair, value: list[tuple[int, int, int, bool]]) -> _Grid:
+        return cls([PatchInfo(pair.name, *place) for place in value])
+
+
+def _grids(pairs: Sequence[SlidePair], config: SamplerConfig) -> dict[SlidePair, _Grid]:
+    reader = PairReader(config)
+    grids = {}
+    for pair in shown(pairs, "thumbnails of the validation", "slide"):
+        try:
+            patches = reader.read(pair, lambda opened: _patches(opened, config))
+            grids[pair] = _Grid(patches[: config.max_validation_patches])
+        except BadSlideError as error:
+            log.warning("bad slide, left out of the validation: %s", error)
+            grids[pair] = _Grid([], str(error))
+    reader.close()
+    return grids
+
+
+def _patches(opened: OpenPair, config: SamplerConfig) -> list[PatchInfo]:
     """Return the patches of a slide in random order, alternately with and without lesion."""
     view = overview(opened, config.bb_downsample)
     size_l0 = opened.size_l0
@@ -90,10 +129,7 @@ def _grid(opened: OpenPair, config: SamplerConfig) -> list[Item]:
         places = rng.permutation(np.argwhere(mask))[:bound]
         lists.append([(int(starts_l0[1][x]), int(starts_l0[0][y]), bool(lesion[y, x])) for y, x in places])
     in_turn = [place for turn in zip_longest(*lists) for place in turn if place is not None]
-    return [
-        (opened.pair, PatchInfo(opened.pair.name, x_l0, y_l0, size_l0, tumour))
-        for x_l0, y_l0, tumour in in_turn
-    ]
+    return [PatchInfo(opened.pair.name, x_l0, y_l0, size_l0, tumour) for x_l0, y_l0, tumour in in_turn]
 
 
 class GridSampler:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TensorFlow is imported, as utils/env.sh does
+os.environ["CACHE_DIR"] = ""  # nothing that one test finds about a slide is taken by another one
 
 from utils.demo.slides import make_demo
 

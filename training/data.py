@@ -6,13 +6,16 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, itc_slides, of_centers
-from samplers.pairs.checks import LabelFacts
+from samplers.pairs.checks import Checked, LabelFacts
+from samplers.pairs.known import known_of
 from samplers.pairs.names import name_some, patient_of, patient_pattern, slide_of_patch
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
 from samplers.pairs.partly_annotated import PARTLY_16, UNFIT_16, mark_partly_annotated, read_names, without
@@ -20,7 +23,7 @@ from samplers.pairs.split import split_pairs
 from training.resume import read_splits
 from utils.cli import UserError
 from utils.failures import write_failures_to
-from utils.ranks.launcher import launcher_rank, terminal_columns
+from utils.ranks.launcher import launcher_rank
 from utils.ranks.patch_group import PatchGroup
 
 if TYPE_CHECKING:
@@ -138,19 +141,25 @@ def _side(pairs: list[SlidePair], mine: set[int] | None, others: set[int] | None
 def _check(
     options: argparse.Namespace, pairs: list[SlidePair], label_map: LabelMap, world: World
 ) -> dict[SlidePair, LabelFacts]:
-    """Collective: return the good ones of `pairs` and what their labels hold; each rank opens its share of them."""
-    mine = pairs[world.rank :: world.size]
+    """Collective: return the good ones of `pairs` and what their labels hold; each rank opens its share of those
+    that no earlier run has found good."""
     threads = max(1, min(16, 2 * len(os.sched_getaffinity(0))))
-    name = "checking slides" if world.size == 1 else f"checking slides (rank 0 of {world.size})"
-    checked = check_pairs(
-        mine,
-        label_map,
-        options.img_size,
-        options.resolution,
-        threads=threads,
-        progress=name if world.is_first and terminal_columns() > 0 else "",
+
+    def check(mine: Sequence[SlidePair]) -> dict[SlidePair, Checked]:
+        return check_pairs(
+            mine, label_map, options.img_size, options.resolution, threads, progress="checking slides"
+        )
+
+    matters = [options.img_size, options.resolution, astuple(label_map)]
+    found = known_of(
+        "check",
+        matters,
+        pairs,
+        world,
+        check,
+        Checked.to_json,
+        lambda _, value: Checked.from_json(value).say(),
     )
-    found = {pair: result for part in world.gather(checked) for pair, result in part.items()}
     bad = {pair: result.reasons for pair, result in found.items() if result.reasons}
     if bad:
         lines = [f"  {pair.slide}: {'; '.join(bad[pair])}" for pair in pairs if pair in bad]
@@ -159,7 +168,22 @@ def _check(
             raise UserError(f"{message}\nrepair them, or go on without them with --skip_bad_slides")
         if world.is_first:
             sys.stderr.write(f"warning: left out, {message}\n")
-    return {pair: found[pair].facts for pair in pairs if pair not in bad}
+    good = {pair: found[pair].facts for pair in pairs if pair not in bad}
+    if world.is_first:
+        _warn_of_slow_masks([pair.label for pair in good if pair.label and good[pair].areas is None])
+    return good
+
+
+def _warn_of_slow_masks(masks: list[Path]) -> None:
+    """Say which masks have no small level with the values of level 0, and how to make it."""
+    if masks:
+        levels = "tile=True, pyramid=True, region_shrink='nearest', compression='deflate', bigtiff=True"
+        sys.stderr.write(
+            f"warning: {len(masks)} masks have no small level that could be used (no pyramid, or averages), so each is "
+            "read as a whole, once, which takes one or two seconds per gigapixel: "
+            f'{name_some(masks)}. This makes the levels: {sys.executable} -c "import pyvips; '
+            f"pyvips.Image.new_from_file('MASK').tiffsave('NEW_MASK', {levels})\"\n"
+        )
 
 
 def _split(

@@ -8,17 +8,17 @@ absurd coordinates) raises DataError.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 import shapely
-from defusedxml import DefusedXmlException, ElementTree
 
+from samplers.labels.areas import AnnotatedArea, valid_geometries
+from samplers.labels.asap import read_annotations
 from samplers.labels.label_map import NO_GROUP
 from samplers.slides.errors import DataError
 
@@ -36,16 +36,18 @@ _OLD_IDS = {  # QuPath before 0.3 gives the type as the id of the feature
 }
 
 
-class AnnotatedArea(NamedTuple):
-    """An area as it is annotated in a file, whatever is painted over it."""
-
-    group: str
-    geometry: shapely.Geometry  # valid Polygon or MultiPolygon with holes, in level-0 pixels
-
-
 AreasOfFile = tuple[
     list[AnnotatedArea], list[str]
 ]  # and the annotations that were left out, with their reasons
+
+
+class _Shape(NamedTuple):
+    """What a file says of an area."""
+
+    group: str
+    parts: list[list[np.ndarray]]  # of each polygon the points of its rings, the outer one first
+    no_area: str  # what is said if none of them has an area
+    ellipse: bool = False
 
 
 def read_areas(path: Path, origin: tuple[int, int]) -> AreasOfFile:
@@ -61,47 +63,20 @@ def read_areas(path: Path, origin: tuple[int, int]) -> AreasOfFile:
 
 def read_asap(path: Path) -> AreasOfFile:
     """Read the annotations of an ASAP XML file, in the file's order. Raises DataError if it is not such a file."""
-    try:
-        root = ElementTree.parse(path, forbid_dtd=True).getroot()
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last two: its encoding
-        raise DataError(f"{path}: is not valid XML: {error!r}") from error
-    if root.tag != "ASAP_Annotations":
-        raise DataError(f"{path}: has no ASAP annotations, its root is <{root.tag}>")
-    areas, left_out = [], []
-    for number, element in enumerate(root.iter("Annotation")):
-        name = f"{path.name}: annotation {number} ({element.get('Name')!r})"
-        kind = element.get("Type", "Polygon")
+    shapes: list[_Shape | str] = []
+    for name, attributes, points in read_annotations(path):
+        kind = attributes.get("Type", "Polygon")
         if kind not in ("Polygon", "Rectangle", "Spline"):
-            left_out.append(f"{name} is a {kind} and has no area")
+            shapes.append(f"{name} is a {kind} and has no area")
             continue
-        points = _asap_points(element, path, name)
+        points = _finite(points, path, name)
         if kind == "Rectangle" and len(points) == 2:
             (left, top), (right, bottom) = points
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        geometry = _valid_geometry([points])
-        if geometry is None:
-            left_out.append(f"{name} has no area ({len(points)} points)")
-        else:
-            group = element.get("PartOfGroup", "")
-            areas.append(AnnotatedArea(group if group.strip() else NO_GROUP, geometry))
-    return areas, left_out
-
-
-def _asap_points(element: Any, path: Path, name: str) -> np.ndarray:
-    """Return the points of an annotation in their order: float64 (n, 2), level-0 pixels."""
-    rows = []
-    for place, point in enumerate(element.iter("Coordinate")):
-        try:  # in some locales ASAP writes a decimal comma
-            x, y = (float(point.get(key, "nan").replace(",", ".")) for key in ("X", "Y"))
-            order = float(point.get("Order", str(place)).replace(",", "."))
-        except ValueError as error:
-            raise DataError(f"{path}: {name} has a coordinate that is not a number: {error}") from error
-        if not math.isfinite(order):
-            raise DataError(f"{path}: {name} has a coordinate whose Order is {order}")
-        rows.append((order, x, y))
-    rows.sort(key=lambda row: row[0])
-    points = np.array(rows, np.float64).reshape(-1, 3)[:, 1:]
-    return _finite(points, path, name)
+        group = attributes.get("PartOfGroup", "")
+        no_area = f"{name} has no area ({len(points)} points)"
+        shapes.append(_Shape(group if group.strip() else NO_GROUP, [[points]], no_area))
+    return _areas_of(shapes)
 
 
 def read_geojson(path: Path) -> AreasOfFile:
@@ -116,7 +91,8 @@ def read_geojson(path: Path) -> AreasOfFile:
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(_is_feature(feature) for feature in features):
         raise DataError(f"{path}: has no GeoJSON features")
-    areas, left_out, others = [], [], Counter[str]()
+    shapes: list[_Shape | str] = []
+    others = Counter[str]()
     for number, feature in enumerate(features):
         name = f"{path.name}: feature {number}"
         properties = feature.get("properties") or {}
@@ -125,21 +101,18 @@ def read_geojson(path: Path) -> AreasOfFile:
         if kind.casefold() != _ANNOTATION:
             others[kind] += 1
         elif feature.get("geometry") is None:
-            left_out.append(f"{name} has no geometry")
+            shapes.append(f"{name} has no geometry")
         elif group is None:  # often the outline of the tissue, so it must not be painted as background
-            left_out.append(f"{name} has no classification")
+            shapes.append(f"{name} has no classification")
         else:
+            ellipse = bool(properties.get("isEllipse"))
             for geometry in _geometries(feature["geometry"], path, name):
-                area = _area_of(geometry, bool(properties.get("isEllipse")), path, name)
-                if isinstance(area, str):
-                    left_out.append(area)
-                else:
-                    areas.append(AnnotatedArea(group, area))
+                shapes.append(_json_shape(group, geometry, ellipse, path, name))
     del others["root"]  # QuPath's own root of all objects stands for nothing
     if others:
         counts = ", ".join(f"{count} of the type {kind}" for kind, count in sorted(others.items()))
-        left_out.append(f"{path.name}: objects that are no annotations: {counts}")
-    return areas, left_out
+        shapes.append(f"{path.name}: objects that are no annotations: {counts}")
+    return _areas_of(shapes)
 
 
 def _is_feature(feature: Any) -> bool:
@@ -182,20 +155,16 @@ def _geometries(geometry: Any, path: Path, name: str, depth: int = 0) -> Iterato
         yield from _geometries(part, path, name, depth + 1)
 
 
-def _area_of(geometry: dict[str, Any], ellipse: bool, path: Path, name: str) -> shapely.Geometry | str:
-    """Return the area of a geometry, or the reason why it has none."""
+def _json_shape(group: str, geometry: dict[str, Any], ellipse: bool, path: Path, name: str) -> _Shape | str:
+    """Return the rings of a geometry, or the reason why it has no area."""
     kind, coordinates = str(geometry.get("type")), geometry.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
         return f"{name} is a {kind} and has no area"
     polygons = [coordinates] if kind == "Polygon" else coordinates
     if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
         raise DataError(f"{path}: {name} is a {kind} without coordinates")
-    parts = [_valid_geometry(_json_rings(rings, path, name)) for rings in polygons]
-    found = [part for part in parts if part is not None]
-    if not found:
-        return f"{name} has no area"
-    area = shapely.union_all(found) if len(found) > 1 else found[0]
-    return _ellipse(area) if ellipse or geometry.get("isEllipse") else area
+    parts = [_json_rings(rings, path, name) for rings in polygons]
+    return _Shape(group, parts, f"{name} has no area", ellipse or bool(geometry.get("isEllipse")))
 
 
 def _ellipse(area: shapely.Geometry) -> shapely.Geometry:
@@ -225,50 +194,20 @@ def _finite(points: np.ndarray, path: Path, name: str) -> np.ndarray:
     return points
 
 
-def _valid_geometry(rings: Sequence[np.ndarray]) -> shapely.Geometry | None:
-    """Return a valid Polygon or MultiPolygon of an outer ring and holes; None if it has no area.
-
-    Where a ring crosses itself, the even-odd rule decides what is inside. Holes only take away: what of them is outside
-    of the outer ring is nothing.
-    """
-    outer, *holes = rings or [np.zeros((0, 2))]
-    if len(outer) < 3:
-        return None
-    holes = [points for points in holes if len(points) >= 3]
-    geometry = shapely.Polygon(outer, holes)
-    if not shapely.is_valid(geometry):
-        geometry, *inner = shapely.make_valid([shapely.Polygon(points) for points in (outer, *holes)])
-        if inner:
-            geometry = shapely.difference(geometry, shapely.union_all(inner))
-    return polygons_of(geometry)
-
-
-def not_ignored(areas: Sequence[AnnotatedArea], ignored: Sequence[bool]) -> list[AnnotatedArea]:
-    """Return the areas, of the known ones only what no ignored area that is painted later covers.
-
-    So nothing depends on what lies below an ignored area, the thumbnail's pixels along its outline included.
-    """
-    if not any(ignored):
-        return list(areas)
-    tree = shapely.STRtree([area.geometry for area in areas])
-    result = []
-    for number, area in enumerate(areas):
-        later = [int(i) for i in tree.query(area.geometry) if i > number and ignored[i]]
-        if later and not ignored[number]:
-            covering = shapely.union_all([areas[i].geometry for i in later])
-            visible = polygons_of(shapely.difference(area.geometry, covering))
-            if visible is None:
-                continue
-            area = AnnotatedArea(area.group, visible)
-        result.append(area)
-    return result
-
-
-def polygons_of(geometry: shapely.Geometry) -> shapely.Geometry | None:
-    """Return the Polygon or MultiPolygon of what has an area in a geometry, None if nothing has."""
-    parts = [
-        p for p in shapely.get_parts(shapely.get_parts(geometry)) if p.geom_type == "Polygon" and p.area > 0
-    ]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+def _areas_of(shapes: Sequence[_Shape | str]) -> AreasOfFile:
+    """Return the areas of all shapes, and why some have none. What is no shape is such a reason already."""
+    valid = iter(
+        valid_geometries([rings for shape in shapes if isinstance(shape, _Shape) for rings in shape.parts])
+    )
+    areas, left_out = [], []
+    for shape in shapes:
+        if isinstance(shape, str):
+            left_out.append(shape)
+            continue
+        found = [part for part in islice(valid, len(shape.parts)) if part is not None]
+        if not found:
+            left_out.append(shape.no_area)
+            continue
+        area = shapely.union_all(found) if len(found) > 1 else found[0]
+        areas.append(AnnotatedArea(shape.group, _ellipse(area) if shape.ellipse else area))
+    return areas, left_out

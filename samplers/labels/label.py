@@ -8,7 +8,7 @@ CAMELYON16).
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 import shapely
 
 from samplers.labels import polygons
-from samplers.labels.annotations import OUTLINE_SUFFIXES, AnnotatedArea, not_ignored, polygons_of, read_areas
+from samplers.labels.annotations import OUTLINE_SUFFIXES, read_areas
+from samplers.labels.areas import AnnotatedArea, meetings, not_ignored, polygons_of, without_later
 from samplers.labels.base import Annotation, Label
 from samplers.labels.label_map import DEFAULT_GROUPS, IGNORED, NO_GROUP, LabelMap
 from samplers.labels.mask import MaskLabel
@@ -72,23 +73,26 @@ class PolygonLabel(Label):
         unknown = sorted({area.group for area in areas} - set(order))
         if unknown:
             self.unmapped = f"{name}: groups that are not in the label map: {', '.join(unknown)}"
-        slide = shapely.box(0, 0, *size)
-        outside = [area for area in used if not area.geometry.intersects(slide)]
-        if used and len(outside) == len(used):
+        on_slide = shapely.intersects(
+            np.array([area.geometry for area in used], object), shapely.box(0, 0, *size)
+        )
+        if used and not on_slide.any():
             raise DataError(
                 f"{name}: all annotations are outside of the slide ({size[0]} × {size[1]} pixels)"
             )
-        if outside:
-            self.left_out.append(f"{name}: {len(outside)} annotations are outside of the slide")
-        areas = [area for area in used if area.geometry.intersects(slide)]
+        if not on_slide.all():
+            self.left_out.append(f"{name}: {np.sum(~on_slide)} annotations are outside of the slide")
+        areas = [area for area, is_on_slide in zip(used, on_slide) if is_on_slide]
         _refuse_far(areas, size, name)
-        self._areas = not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
-        self._values = [order[area.group][1] for area in self._areas]
+        areas = not_ignored(areas, [order[area.group][1] == IGNORED for area in areas])
+        self._groups = [area.group for area in areas]
+        self._values = np.array([order[group][1] for group in self._groups], np.int64)
         self.ignores = IGNORED in self._values  # areas are there that are not known
-        self._edges = [polygons.edges_of(area.geometry) for area in self._areas]
-        points = sum(edges.nbytes for edges in self._edges)
-        self._held_bytes = int(_BYTES_PER_AREA * len(self._edges) + _COPIES_OF_EDGES * points)
-        self._tree = shapely.STRtree([area.geometry for area in self._areas])
+        self._geometries = np.array([area.geometry for area in areas], object)
+        self._bounds = shapely.bounds(self._geometries).reshape(-1, 4)
+        self._edges, self._first_edges = polygons.edges_of_all(self._geometries)
+        self._held_bytes = int(_BYTES_PER_AREA * len(areas) + _COPIES_OF_EDGES * self._edges.nbytes)
+        self._tree = shapely.STRtree(self._geometries)
 
     def _read(
         self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part
@@ -102,7 +106,7 @@ class PolygonLabel(Label):
             corner = (x_l0 + window.left * downsample, y_l0 + window.top * downsample)
             of_window = seen.counted_from(window.top, window.left)
             pixels = polygons.fill(
-                self._edges[number], *corner, window.width, window.height, downsample, of_window
+                self._edges_of(number), *corner, window.width, window.height, downsample, of_window
             )
             # The same as classes[…][pixels] = value in a tenth of the time: 255 outside of the polygon, 0 inside.
             outside = pixels.view(np.uint8) - np.uint8(1)
@@ -111,29 +115,37 @@ class PolygonLabel(Label):
             painted |= ~outside & np.uint8(self._values[number])
         return classes
 
+    def _edges_of(self, first: int, end: int | None = None) -> np.ndarray:
+        """Return the edges of an area, or of those up to `end`: float64 (4, n)."""
+        return self._edges[:, self._first_edges[first] : self._first_edges[first + 1 if end is None else end]]
+
     def thumbnail(self, width: int, height: int) -> np.ndarray:
         # The pixels of a thumbnail are not exactly square, so the polygons are scaled to its frame.
         scale = np.array([[width / self.size[0]], [height / self.size[1]]] * 2)
         classes = np.full((height, width), self._unannotated, np.uint8)
-        for edges, value in zip(self._edges, self._values):
-            filled = polygons.fill(edges * scale, 0, 0, width, height, 1.0)
-            border = polygons.touched(edges * scale, 0, 0, width, height, 1.0)
+        ends = [*(np.flatnonzero(np.diff(self._values)) + 1), len(self._values)] if len(self._values) else []
+        for first, end in zip([0, *ends], ends):  # areas of one class that are painted one after the other
+            value = self._values[first]
+            owners = np.repeat(np.arange(end - first), np.diff(self._first_edges[first : end + 1]))
+            covered = polygons.cover(self._edges_of(first, end) * scale, owners, width, height)
             if value in (0, IGNORED):
-                classes[filled & ~border] = value
-                classes[border & (classes == IGNORED)] = value
+                classes[covered.within] = value
+                classes[covered.border & (classes == IGNORED)] = value
             else:
-                classes[filled | border] = value
+                classes[covered.filled | covered.border] = value
         return classes
 
     def annotations(self) -> list[Annotation]:
         return [annotation for annotation in self._visible() if annotation.value != IGNORED]
 
     def areas(self) -> dict[int, float]:
-        shapes = defaultdict(list)
-        for annotation in self._visible():
-            shapes[annotation.value].append(annotation.polygon)
-        # Annotations of one class may overlap.
-        found = {value: float(shapely.union_all(shapes[value]).area) for value in sorted(shapes)}
+        visible = self._visible()
+        found: dict[int, float] = {}
+        for value in sorted({annotation.value for annotation in visible}):
+            shapes = np.array([a.polygon for a in visible if a.value == value], object)
+            meet = np.zeros(len(shapes), bool)
+            meet[meetings(shapes).ravel()] = True  # annotations of one class may overlap
+            found[value] = float(shapely.area(shapes[~meet]).sum() + shapely.union_all(shapes[meet]).area)
         rest = max(0.0, self.size[0] * self.size[1] - sum(found.values()))
         found[self._unannotated] = found.get(self._unannotated, 0.0) + rest
         return found
@@ -146,18 +158,18 @@ class PolygonLabel(Label):
         """Return what is not painted over of each area, of those that are not known too."""
         if self._seen is not None:
             return self._seen
-        found = []
+        pairs = meetings(self._geometries)
+        shown = without_later(self._geometries, pairs[:, self._values[pairs[0]] != self._values[pairs[1]]])
+        low, high = self._bounds[:, :2], self._bounds[:, 2:]
+        reach_beyond = np.flatnonzero((low < 0).any(axis=1) | (high > self.size).any(axis=1))
         slide = shapely.box(0, 0, *self.size)
-        for number, (area, value) in enumerate(zip(self._areas, self._values)):
-            later = [
-                int(i) for i in self._tree.query(area.geometry) if i > number and self._values[i] != value
-            ]
-            visible = shapely.intersection(area.geometry, slide)
-            if later:
-                visible = visible.difference(shapely.union_all([self._areas[i].geometry for i in later]))
-            polygon = polygons_of(visible)
+        for number in reach_beyond.tolist():
+            shown[number] = shapely.intersection(shown.get(number, self._geometries[number]), slide)
+        found = []
+        for number, (geometry, value, group) in enumerate(zip(self._geometries, self._values, self._groups)):
+            polygon = polygons_of(shown[number]) if number in shown else geometry
             if polygon is not None:
-                found.append(Annotation(polygon, value, area.group))
+                found.append(Annotation(polygon, int(value), group))
         self._seen = found
         return found
 
@@ -168,7 +180,7 @@ class PolygonLabel(Label):
         window = shapely.box(x_l0, y_l0, x_l0 + width * downsample, y_l0 + height * downsample)
         result = []
         for number in sorted(int(i) for i in self._tree.query(window)):
-            left, top, right, bottom = self._areas[number].geometry.bounds
+            left, top, right, bottom = self._bounds[number]
             columns = [int((x - x_l0) // downsample) + plus for x, plus in ((left, 0), (right, 1))]
             rows = [int((y - y_l0) // downsample) + plus for y, plus in ((top, 0), (bottom, 1))]
             (left_px, right_px), (top_px, bottom_px) = np.clip(columns, 0, width), np.clip(rows, 0, height)
@@ -179,13 +191,12 @@ class PolygonLabel(Label):
 
 def _refuse_far(areas: Sequence[AnnotatedArea], size: tuple[int, int], name: str) -> None:
     """Raise DataError if an area on the slide also reaches so far beyond it that its coordinates must be wrong."""
-    far = max(*size, _FAR)
-    for area in areas:
-        beyond = max(-area.geometry.bounds[0], -area.geometry.bounds[1],
-                     area.geometry.bounds[2] - size[0], area.geometry.bounds[3] - size[1])  # fmt: skip
-        if beyond > far:
+    bounds = shapely.bounds(np.array([area.geometry for area in areas], object)).reshape(-1, 4)
+    beyond = np.concatenate([-bounds[:, :2], bounds[:, 2:] - size], axis=1).max(axis=1)
+    for area, reach in zip(areas, beyond):
+        if reach > max(*size, _FAR):
             raise DataError(
-                f"{name}: an annotation of {area.group} reaches {beyond:.0f} pixels beyond the slide "
+                f"{name}: an annotation of {area.group} reaches {reach:.0f} pixels beyond the slide "
                 f"({size[0]} × {size[1]} pixels): is it of another slide, or in another unit?"
             )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from samplers import kept
 from samplers.labels import polygons
 from samplers.labels.base import Annotation, Label
 from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
-from samplers.labels.mask_levels import checked_levels
+from samplers.labels.mask_levels import checked_levels, too_small
 from samplers.labels.mask_values import MaskValues, count_values
 from samplers.slides.frame import SlideFrame, mask_scale
 from samplers.slides.part import Part
@@ -30,6 +32,7 @@ class MaskLabel(Label):
         self.mask = Slide(path, kind="label")
         self._scale = mask_scale(self.mask, slide)  # level-0 pixels of the slide per pixel of the mask
         self._values = MaskValues(label_map, self.mask)
+        self._label_map = label_map
         self._unannotated = label_map.unannotated
 
     def _read(
@@ -59,20 +62,32 @@ class MaskLabel(Label):
             pixels = self.mask.read_level(0, 0, *sizes[small], small)
             where = f" at level {small}" if small else ""
             reasons = self._values.reasons(count_values(pixels), where)
-        others = sorted(set(range(len(sizes))) - set(exact))
+        others = sorted(set(range(len(sizes))) - set(exact) - set(too_small(self.mask)))
         if others and not reasons:
             self.left_out.append(
-                f"{self.mask.path}: levels with values that level 0 does not have there (averages, probably), or that "
-                f"are too small to tell, are not used, which takes longer: {', '.join(map(str, others))}. Make the "
-                "levels without interpolation"
+                f"{self.mask.path}: levels with values that level 0 does not have there (averages, probably) are not "
+                f"used, which takes longer: {', '.join(map(str, others))}. Make the levels without interpolation"
             )
         return reasons
 
     def thumbnail(self, width: int, height: int) -> np.ndarray:
-        """Return the whole slide, each pixel the largest class that it covers, from a level of at most 64 Mpx."""
+        """Return the whole slide, each pixel the largest class that it covers, from a level of at most 64 Mpx.
+
+        If there is no such level, what took long is kept for other processes.
+        """
         sizes, exact = self.mask.level_sizes, self._exact()
-        level = next((i for i in exact if sizes[i][0] * sizes[i][1] <= _MAX_MASK_PIXELS), exact[-1])
-        level_width, level_height = sizes[level]
+        small = [level for level in exact if sizes[level][0] * sizes[level][1] <= _MAX_MASK_PIXELS]
+        if small:
+            return self._thumbnail(width, height, small[0])
+        try:
+            state = kept.state_of(self.mask.path)
+        except OSError:
+            return self._thumbnail(width, height, exact[-1])
+        name = kept.name_of("mask", state, self.size, (width, height), astuple(self._label_map))
+        return kept.kept_array(name, lambda: self._thumbnail(width, height, exact[-1]))
+
+    def _thumbnail(self, width: int, height: int, level: int) -> np.ndarray:
+        level_width, level_height = self.mask.level_sizes[level]
         width_px, height_px = min(width, level_width), min(height, level_height)
         columns = np.arange(width_px) * level_width // width_px
         rows = np.arange(height_px) * level_height // height_px
@@ -85,12 +100,24 @@ class MaskLabel(Label):
             part = rows[first : first + step]
             bottom = min(int(part[-1]) + span[0], level_height)
             strip = self.mask.read_level(0, int(part[0]), level_width, bottom - int(part[0]), level)
-            shifted = self._values.of(strip) + np.uint8(1)  # IGNORED becomes 0, less than every class
-            classes = cv2.dilate(shifted, np.ones(span, np.uint8), anchor=(0, 0))
-            result[first : first + step] = classes[np.ix_(part - part[0], columns)] - np.uint8(1)
+            for number, top in enumerate(part - part[0], first):
+                largest = self._largest_of_columns(strip[top : top + span[0]])
+                result[number] = _largest(largest, columns, span[1])
+        result -= np.uint8(1)
         if (width_px, height_px) == (width, height):
             return result
         return cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def _largest_of_columns(self, values: np.ndarray) -> np.ndarray:
+        """Return the largest class + 1 in each column of a mask's values (h, w), 0 if it is IGNORED: uint8 (w,)."""
+        empty = self._values.of(np.zeros((1, 1), np.uint8)).ravel() + np.uint8(1)
+        found = np.repeat(empty, values.shape[1])
+        # Most of a mask is 0, and a look at that takes a tenth of what a look at the classes does.
+        used = np.flatnonzero(values.max(axis=0))
+        if len(used):
+            columns = slice(used[0], used[-1] + 1)
+            found[columns] = (self._values.of(values[:, columns]) + np.uint8(1)).max(axis=0)
+        return found
 
     def annotations(self) -> list[Annotation]:
         """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side.
@@ -128,3 +155,10 @@ class MaskLabel(Label):
 
     def close(self) -> None:
         self.mask.close()
+
+
+def _largest(values: np.ndarray, starts: np.ndarray, span: int) -> np.ndarray:
+    """Return the largest of uint8 values (w,) in each window of `span` of them, from `starts` (n,) on: uint8 (n,)."""
+    padded = np.append(values, np.uint8(0))  # so that a window may end with the last value
+    ends = np.minimum(starts + span, len(values))
+    return np.maximum.reduceat(padded, np.ravel([starts, ends], order="F"))[::2]

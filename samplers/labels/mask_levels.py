@@ -38,6 +38,12 @@ def checked_levels(mask: Slide) -> CheckedLevels:
     return found[0]
 
 
+def too_small(mask: Slide) -> list[int]:
+    """Return the levels that may be so small that nobody can tell by the places whether they have level 0's values."""
+    side = min(_BLOCK, mask.width, mask.height)
+    return [level for level, downsample in enumerate(mask.downsamples) if downsample > side / 2]
+
+
 @functools.lru_cache(maxsize=4096)
 def _known(path: Path, size: int, time: int) -> list[CheckedLevels]:
     """Return the list that holds the result for a file, empty at first."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.slides.errors import DataError
 from samplers.slides.patch_geometry import patch_geometry
-from samplers.slides.slide import Slide
+from samplers.slides.slide import Slide, spacing_remark
 from samplers.slides.stored_file import StoredFile
 from samplers.slides.tiff_directory import Page, is_tiff, read_directory
 from samplers.tissue import tissue_mask
@@ -29,6 +29,8 @@ _PATCH_UM = (
     1000.0  # a smaller image is a patch cut from a slide, where its tissue was found with larger kernels
 )
 _THUMBNAIL = 1024  # pixels of the longer side of the picture in which tissue is looked for
+
+log = logging.getLogger(__name__)
 
 
 class LabelFacts(NamedTuple):
@@ -45,6 +47,23 @@ class Checked(NamedTuple):
 
     reasons: list[str]
     facts: LabelFacts
+    remarks: Sequence[str] = ()  # what is assumed or left out, which was said when it was found
+
+    def to_json(self) -> list[Any] | None:
+        """Return what is kept of the check for the next run; None if the pair cannot be used."""
+        areas, groups = self.facts
+        return None if self.reasons else [areas and list(areas.items()), groups, self.remarks]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> Checked:
+        areas, groups, remarks = value
+        return cls([], LabelFacts(areas and dict(areas), groups), remarks)
+
+    def say(self) -> Checked:
+        """Log the remarks again, as the check has done."""
+        for remark in self.remarks:
+            log.warning("%s", remark)
+        return self
 
 
 def check_pair(
@@ -88,13 +107,14 @@ def _examine(
         try:
             reasons += check_label(label)
             for reason in label.left_out:  # groups that the map does not name are counted over all slides
-                logging.getLogger(__name__).warning("%s", reason)
+                log.warning("%s", reason)
             areas = None if reasons else label.areas()
         finally:
             label.close()
         mm2 = (slide.spacing / 1000) ** 2
         found = areas and {value: area * mm2 for value, area in areas.items()}
-        return Checked(reasons, LabelFacts(found, label.groups))
+        remarks = [*([] if slide.spacing_known else [spacing_remark(slide.path)]), *label.left_out]
+        return Checked(reasons, LabelFacts(found, label.groups), remarks)
 
 
 def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[str]:

@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.pairs.checks import Checked, examine_pair
 from samplers.pairs.folders import files_of, left_out, listed, same_format
@@ -27,6 +25,7 @@ from samplers.pairs.names import (
     slide_key,
 )
 from samplers.slides.errors import DataError
+from utils.reporting.progress_bar import shown
 
 __all__ = ["SlidePair", "check_pairs", "files_of", "find_pairs", "listed", "name_some", "pair_files"]
 
@@ -177,7 +176,7 @@ def check_pairs(
 ) -> dict[SlidePair, Checked]:
     """Check all pairs in parallel. Return the reasons why each cannot be used, and what its label holds.
 
-    `progress` is the name of a progress bar; without a name there is none.
+    `progress` is what the progress is called; without a name it is not shown.
     """
 
     def check(pair: SlidePair) -> Checked:
@@ -185,7 +184,7 @@ def check_pairs(
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results = pool.map(check, pairs)
-        found = list(tqdm(results, progress, len(pairs), unit="slide", disable=not progress))
+        found = list(shown(results, progress, "slide", len(pairs)) if progress else results)
     return dict(zip(pairs, found))
 
 

@@ -60,7 +60,7 @@ class Slide:
         self.spacing_known = spacing is not None
         self.spacing = DEFAULT_SPACING if spacing is None else spacing
         if spacing is None and kind == "image":
-            log.warning("%s: no spacing in its metadata, assuming %g µm/px", self.path, DEFAULT_SPACING)
+            log.warning("%s", spacing_remark(self.path))
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Return a region of `width` × `height` pixels of `level`: uint8 (h, w, 3), of a label (h, w).
@@ -197,6 +197,11 @@ class Slide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def spacing_remark(path: Path) -> str:
+    """Return what is said of a slide whose spacing is not known."""
+    return f"{path}: no spacing in its metadata, assuming {DEFAULT_SPACING:g} µm/px"
 
 
 def inside(start: float, size: int, limit: int, name: str) -> int:

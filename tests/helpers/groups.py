@@ -77,6 +77,9 @@ class Member(Ranks):
 
     gather_in_group = gather
 
+    def broadcast(self, value: T) -> T:
+        return self.gather(value)[0]
+
     def sum(self, array: np.ndarray) -> np.ndarray:
         return np.sum(self.gather(array), axis=0, dtype=array.dtype)
 

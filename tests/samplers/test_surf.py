@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 
-from samplers import SamplerConfig, SamplerError, SlidePair, training_loader
+from samplers import SamplerConfig, SamplerError, SlidePair, surf, training_loader
 from samplers.patches import share_slides
 from samplers.reader import OpenPair
 from samplers.slides.errors import DataError, ReadError
@@ -268,3 +269,33 @@ def test_bad_slides_allowed_are_a_number_or_a_part() -> None:
 def test_a_slide_smaller_than_a_patch_is_named_with_both_sizes(pairs: list[SlidePair]) -> None:
     with pytest.raises(DataError, match=r"tumor_1.tif: 1000 × 700 pixels are smaller .* 704 × 704"):
         OpenPair(pairs[0], replace(CONFIG, img_size=704))
+
+
+def test_regions_are_kept_for_other_processes(
+    pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(surf, "_MIN_KEPT", 0)
+    look = Mock(side_effect=surf._places)
+    monkeypatch.setattr(surf, "_places", look)
+    opened = [OpenPair(pair, CONFIG) for pair in pairs]
+
+    def regions(level: int = 1) -> list[tuple[tuple[float, float], bytes, bytes]]:
+        found = [find_regions(one, level) for one in opened]
+        return [(one.cell, one.tumour._rows.tobytes(), one.free._rows.tobytes()) for one in found]
+
+    expected = regions()
+    assert regions() == expected
+    assert look.call_count == len(pairs)
+    regions(level=0)
+    assert look.call_count == 2 * len(pairs)
+    monkeypatch.setenv("CACHE_DIR", "")
+    assert regions() == expected
+
+
+def test_the_regions_of_small_slides_are_not_kept(
+    pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    find_regions(OpenPair(pairs[0], CONFIG), 1)
+    assert list(tmp_path.iterdir()) == []

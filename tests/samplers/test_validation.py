@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 
-from samplers import PatchInfo, SamplerConfig, SlidePair, draw_samples, training_loader, validation_loader
+from samplers import (
+    PatchInfo,
+    SamplerConfig,
+    SlidePair,
+    draw_samples,
+    training_loader,
+    validation,
+    validation_loader,
+)
 from samplers.picture import PATCH, TISSUE, TUMOUR, TUMOUR_PATCH
 from samplers.validation import MIN_OTHERS, validation_patches
+from tests.helpers.groups import Gathering, Member, on_members
 from tests.helpers.lesion_slides import HEIGHT, LESIONS, WIDTH, make_slide
 from tests.helpers.tiny_slides import write_levels
 from utils.cli import UserError
@@ -94,8 +104,24 @@ def test_a_slide_that_a_rank_cannot_read_is_left_out_by_all_of_them(
     expected = validation_patches(pairs[1:], CONFIG)
     assert validation_patches([gone, *pairs[1:]], CONFIG) == expected
     assert caplog.messages[0].startswith("bad slide, left out of the validation: gone: ")
-    # Another rank could not read what this one can.
-    assert validation_patches(pairs, CONFIG, lambda bad: {**bad, str(pairs[0].slide): "torn"}) == expected
+
+
+def test_the_ranks_share_the_slides_and_have_the_same_patches(
+    pairs: list[SlidePair], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = validation_patches(pairs, CONFIG)
+    read = Mock(side_effect=validation._patches)
+    monkeypatch.setattr(validation, "_patches", read)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "kept"))
+
+    def patches(rank: int, gathering: Gathering) -> list[validation.Item]:
+        return validation_patches(pairs, CONFIG, Member(rank, 2, gathering))
+
+    for _ in range(2):  # the second time from what was kept
+        assert on_members(2, patches)[0] == [expected, expected]
+        assert sorted(call.args[0].pair.name for call in read.call_args_list) == sorted(p.name for p in pairs)
+    validation_patches(pairs, replace(CONFIG, seed=1))
+    assert read.call_count == 2 * len(pairs)
 
 
 def test_more_unreadable_slides_than_are_allowed_are_an_error_that_names_them(

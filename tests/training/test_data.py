@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import tifffile
 
 from samplers import SlidePair
+from samplers.labels import mask
 from samplers.labels.label import LabelMap
 from samplers.pairs import checks
 from samplers.slides.slide import Slide
+from tests.helpers.tiny_slides import write_levels
 from training.data import _find, prepare_slides, sampler_config, split_values
 from training.option_checks import parse_options
 from utils.cli import UserError
@@ -160,6 +165,65 @@ def test_a_link_to_nothing_is_a_bad_slide_and_other_files_are_named(demo, tmp_pa
         "1 other files are left out (1 .svs; the slides' format is tif): tumor_004.svs"
         in capsys.readouterr().err
     )
+
+
+def test_masks_without_small_levels_are_warned_of_with_the_command_that_makes_them(
+    demo, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mask, "_MAX_COUNTED_PIXELS", 1000 * 1000)  # the slides have 1536²
+    words = [f"--slide_path={folder_of(demo, 'slides', tmp_path / 's', 1, 2, 3)}"]
+    masks = folder_of(demo, "masks", tmp_path / "l", 1, 2, 3)
+    prepared(demo, *words, f"--label_path={masks}")
+    assert "no small level" not in capsys.readouterr().err
+    for path in sorted(masks.iterdir())[:2]:
+        original = path.readlink()
+        path.unlink()
+        write_levels(path, [tifffile.imread(original)])
+    prepared(demo, *words, f"--label_path={masks}")
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "no small level" in line]
+    assert "2 masks have" in warning
+    slow = sorted(masks.iterdir())[0]
+    command = warning[warning.index("import pyvips") :].rstrip('"')
+    exec(command.replace("NEW_MASK", str(tmp_path / "new.tif")).replace("'MASK'", repr(str(slow))))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "new.tif"), tifffile.imread(slow))
+    slow.unlink()
+    (tmp_path / "new.tif").rename(slow)
+    prepared(demo, *words, f"--label_path={masks}")
+    assert "1 masks have" in capsys.readouterr().err
+
+
+def test_a_run_does_not_check_again_what_another_has_checked(demo, tmp_path, monkeypatch, caplog):
+    folders = [
+        f"--slide_path={tmp_path / 's'}",
+        f"--label_path={folder_of(demo, 'xml', tmp_path / 'l', 1, 2, 3)}",
+    ]
+    slides = folder_of(demo, "slides", tmp_path / "s", 1, 2, 3)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "kept"))
+    look = Mock(side_effect=checks.open_whole)
+    monkeypatch.setattr(checks, "open_whole", look)
+    (outlines,) = (tmp_path / "l").glob("*_001.xml")
+    content = outlines.read_text()
+    outlines.unlink()
+    dot = '<Annotation Name="dot" Type="Dot" PartOfGroup="_0"><Coordinates/></Annotation></Annotations>'
+    outlines.write_text(content.replace("</Annotations>", dot))
+
+    def found(*words: str) -> tuple[int, dict[SlidePair, checks.LabelFacts], list[str]]:
+        caplog.clear()
+        before = look.call_count
+        options = parse_options([*folders, "--label_format=xml", "--img_size=256", *words])
+        facts = prepare_slides(options, Ranks()).facts
+        return look.call_count - before, facts, caplog.messages
+
+    checked, facts, said = found()
+    assert checked == 3
+    assert ["is a Dot and has no area" in message for message in said] == [True]
+    assert found() == (0, facts, said)
+    assert found("--img_size=128")[0] == 3
+    changed = slides / "tumor_002.tif"
+    original = changed.readlink()
+    changed.unlink()
+    changed.write_bytes(original.read_bytes())
+    assert found("--seed=1")[0] == 1
 
 
 def test_an_error_that_nobody_expected_is_the_reason_of_its_slide(demo, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ MAP = LabelMap.parse(["Tumor:1", "blur:ignore", "1:1", "255:ignore"])
 
 
 def facts_of(pair: SlidePair, label_map: LabelMap) -> LabelFacts:
-    reasons, facts = examine_pair(pair.slide, pair.label, label_map, 64)
+    reasons, facts, _ = examine_pair(pair.slide, pair.label, label_map, 64)
     assert not reasons
     return facts
 

@@ -54,10 +54,6 @@ class Ranks:
         """Collective: returns when all ranks are here."""
         self.gather(None)
 
-    def union(self, mine: dict[str, str]) -> dict[str, str]:
-        """Collective: return the items of all ranks' dictionaries, of keys that several have those of the first."""
-        return {key: value for rank in reversed(self.gather(mine)) for key, value in rank.items()}
-
     def all_or_none(self, function: Callable[[], T]) -> T:
         """Collective: return what `function` returns here. UserError on every rank if it raises one on any rank.
 
@@ -78,3 +74,6 @@ class Ranks:
     def on_rank_0(self, function: Callable[[], T]) -> T:
         """Collective: call `function` on rank 0 alone and return its value on every rank; fails as `all_or_none`."""
         return self.broadcast(self.all_or_none(lambda: function() if self.is_first else None))  # type: ignore[return-value]
+
+
+ALONE = Ranks()

@@ -12,7 +12,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.labels.label import Label, LabelMap, open_label
+from samplers.labels import mask as mask_module
+from samplers.labels.label import IGNORED, Label, LabelMap, open_label
 from samplers.slides.errors import DataError
 from samplers.slides.slide import Slide
 from tests.helpers.tiny_slides import shrink, texture, write_levels
@@ -185,6 +186,37 @@ def test_a_pixel_of_a_mask_shows_on_every_thumbnail(
     assert thumbnail.shape == (height, width)
     assert thumbnail[centre]
     assert thumbnail.sum() <= 9
+
+
+@pytest.mark.parametrize("unannotated", ["background", "ignore"])
+@pytest.mark.parametrize("size", [(21, 15), (64, 48), (100, 71), (209, 149), (1, 1)])
+@pytest.mark.parametrize("strip", [1, 40])
+def test_a_pixel_of_a_thumbnail_is_the_largest_class_below_it(
+    tmp_path: Path,
+    slide: Slide,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    strip: int,
+    unannotated: str,
+) -> None:
+    monkeypatch.setattr(mask_module, "_MAX_STRIP_PIXELS", 210 * strip)
+    mask = np.zeros((150, 210), np.uint8)
+    rng = np.random.default_rng(0)
+    for value in (1, 2, 3, 0, 7):
+        x, y = rng.integers(0, 150), rng.integers(0, 100)
+        mask[y : y + 30, x : x + 45] = value
+    label_map = LabelMap.parse(["1:2", "2:1", "3:0", "7:ignore"], unannotated)
+    label = open_label(write_levels(tmp_path / "m.tif", [mask]), slide, label_map)
+    classes = label_map.values()[mask].astype(int)
+    classes[classes == IGNORED] = -1
+    expected = np.zeros(size[::-1], int)
+    for y, x in np.ndindex(*expected.shape):
+        left, top = x * 210 // size[0], y * 150 // size[1]
+        columns, rows = (
+            whole // n if whole % n == 0 else whole // n + 2 for whole, n in zip((210, 150), size)
+        )
+        expected[y, x] = classes[top : top + rows, left : left + columns].max()
+    np.testing.assert_array_equal(label.thumbnail(*size), np.where(expected < 0, IGNORED, expected))
 
 
 def test_an_exclusion_hides_only_what_it_covers_whole(tmp_path: Path, slide: Slide) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import pyvips
 import tifffile
 
+from samplers.labels import mask
 from samplers.labels.label import IGNORED, LabelMap, MaskLabel, open_label
 from samplers.labels.mask_levels import checked_levels
 from samplers.pairs.checks import check_pair
@@ -258,3 +260,34 @@ def test_a_mask_without_any_tile_is_refused(tmp_path: Path, slide: Path) -> None
             file.seek(offset)
             file.write(bytes(size))
     assert "has no pixels" in reasons(slide, path)[0]
+
+
+def test_what_a_mask_without_small_levels_shows_is_kept(
+    tmp_path: Path, slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(mask, "_MAX_MASK_PIXELS", 1000)
+    read = Mock(side_effect=MaskLabel._thumbnail, autospec=True)
+    monkeypatch.setattr(MaskLabel, "_thumbnail", lambda *arguments: read(*arguments))
+    path = write_levels(tmp_path / "m.tif", [painted(1, 2)])
+
+    def shown(*items: str, size: tuple[int, int] = (64, 48)) -> bytes:
+        return opened(slide, path, *items).thumbnail(*size).tobytes()
+
+    first, other = shown("1:1", "2:2"), shown("1:2", "2:1")
+    assert first != other
+    assert (shown("1:1", "2:2"), shown("1:2", "2:1"), read.call_count) == (first, other, 2)
+    shown("1:1", "2:2", size=(32, 24))
+    assert read.call_count == 3
+    write_levels(path, [painted(2, 1)])
+    assert shown("1:1", "2:2") == other
+    assert read.call_count == 4
+
+
+def test_levels_that_are_too_small_to_tell_are_no_averages(tmp_path: Path, slide: Path) -> None:
+    array = painted(1)
+    levels = [array, *(np.ascontiguousarray(array[:: 2**n, :: 2**n]) for n in range(1, 10))]
+    label = opened(slide, write_levels(tmp_path / "m.tif", levels), "1:1")
+    assert label.check() == []
+    assert label.left_out == []
+    assert 9 not in label._exact()

@@ -7,7 +7,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.labels.polygons import edges_of, fill, touched, trace
+from samplers.labels.polygons import cover, edges_of, edges_of_all, fill, touched, trace
 
 SIDE = 32
 
@@ -79,6 +79,23 @@ def test_touched_and_filled_cover_all_that_is_covered(area: shapely.Geometry) ->
     rows, columns = np.nonzero(~covered)
     cells = shapely.box(columns, rows, columns + 1, rows + 1)
     assert shapely.area(shapely.intersection(cells, area)).max(initial=0) < 1 / 8
+
+
+@given(several=st.lists(areas(), max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_many_at_once_cover_what_each_of_them_covers(several: list[shapely.Geometry]) -> None:
+    edges, begins = edges_of_all(np.array(several, object))
+    found = cover(edges, np.repeat(np.arange(len(several)), np.diff(begins)), SIDE + 5, SIDE)
+    filled, border, within = np.zeros((3, SIDE, SIDE + 5), bool)
+    for number, area in enumerate(several):
+        own = edges[:, begins[number] : begins[number + 1]]
+        np.testing.assert_array_equal(own, edges_of(area))
+        inside, outline = (paint(own, 0, 0, SIDE + 5, SIDE, 1) for paint in (fill, touched))
+        filled |= inside
+        border |= outline
+        within |= inside & ~outline
+    for pixels, expected in zip(found, (filled, border, within)):
+        np.testing.assert_array_equal(pixels, expected)
 
 
 def test_regions_become_polygons_along_pixel_edges() -> None:
