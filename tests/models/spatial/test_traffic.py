@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models import recompute
+from models import channel_parts, layers, recompute
 from models.recompute import Recomputed
 from models.spatial.network import spatial_runner
 from models.spatial.traffic import sent_forward, sent_in_step
@@ -23,6 +23,16 @@ def blocks(count: int) -> keras.Model:
         x = keras.layers.BatchNormalization(name=f"{i}_norm")(x)
     mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name="last_mean")(x)
     return keras.Model(images, keras.layers.Multiply(name="last_product")([x, mean]))
+
+
+def expanding() -> keras.Model:
+    """Return a network whose expansion runs again in parts."""
+    images = keras.Input((None, None, 3))
+    x = layers.Conv2D(6, 1, use_bias=False, name="0_conv")(images)
+    x = layers.BatchNormalization(name="0_norm")(x)
+    x = layers.Swish(name="0_swish")(x)
+    x = layers.DepthwiseConv2D(3, 2, padding="same", use_bias=False, name="0_depthwise")(x)
+    return keras.Model(images, keras.layers.Conv2D(2, 3, padding="same", name="1_conv")(x))
 
 
 def test_a_convolution_sends_a_row_to_each_neighbour_and_a_batch_norm_its_moments_to_all():
@@ -62,6 +72,15 @@ def test_the_forward_pass_and_the_names_of_a_small_step_tell_what_a_step_sends(l
     model = blocks(3)
     small, step = step_of(model, 64, level), step_of(model, 256, level)
     assert len(step["0_conv"]) == 1  # what came is kept where activations are computed again
+    sent, count = sent_in_step(sent_forward(model, 256, 5, RANKS), small)
+    assert sent == sum(map(sum, step.values()))
+    assert count == sum(map(len, step.values()))
+
+
+def test_gradients_that_go_in_parts_are_counted_as_parts():
+    model = expanding()
+    small, step = step_of(model, 64, "blocks"), step_of(model, 256, "blocks")
+    assert len(step["0_depthwise_back"]) == channel_parts.PARTS
     sent, count = sent_in_step(sent_forward(model, 256, 5, RANKS), small)
     assert sent == sum(map(sum, step.values()))
     assert count == sum(map(len, step.values()))
