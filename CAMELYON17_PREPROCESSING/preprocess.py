@@ -30,7 +30,7 @@ from utils.cli import EXIT_DONE, EXIT_FAILED, NO_ROOM, UserError, report_user_er
 from utils.failures import write_failures_to
 from utils.files import OutputError
 from utils.ranks.launcher import launcher_rank
-from utils.ranks.single import Ranks
+from utils.ranks.single import Ranks, require_company
 from utils.reporting.progress_bar import SlideBar
 from utils.startup import import_tensorflow
 
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _ranks() -> Ranks:
     """Return the ranks of an MPI launcher, through Horovod."""
+    require_company()
     if launcher_rank()[1] == 1:
         return Ranks()
     # TensorFlow computes nothing here, but would take the GPU's memory.

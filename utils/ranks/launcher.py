@@ -1,4 +1,4 @@
-"""The program that started this process (mpirun, mpiexec.hydra, horovodrun), as its environment tells of it."""
+"""The program that started this process (mpirun, mpiexec.hydra, srun, horovodrun), as its environment tells of it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,32 @@ def launcher_rank() -> tuple[int, int]:
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
         ("PMI_RANK", "PMI_SIZE"),
         ("HOROVOD_RANK", "HOROVOD_SIZE"),
+        ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),  # srun --mpi=pmix
     ):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])
     return 0, 1
 
 
+def lonely_tasks() -> int:
+    """Return how many tasks srun started none of which knows of the others; 1 where there is no such thing.
+
+    A batch script and what it starts by itself are no tasks of srun: they have no number of a step.
+    """
+    if launcher_rank()[1] > 1 or not os.environ.get("SLURM_STEP_ID", "").isdecimal():
+        return 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
 def launcher_mpi() -> str | None:
     """Return which launcher started this process, a key of LAUNCHERS; None without one, or if it is no MPI's."""
     if os.environ.get("HOROVOD_CONTROLLER") == "gloo":  # horovodrun --gloo
         return None
-    for variable, mpi in (("OMPI_COMM_WORLD_SIZE", "openmpi"), ("PMI_SIZE", "mpich")):
+    for variable, mpi in (
+        ("OMPI_COMM_WORLD_SIZE", "openmpi"),
+        ("PMI_SIZE", "mpich"),
+        ("PMIX_RANK", "openmpi"),
+    ):
         if variable in os.environ:
             return mpi
     return None

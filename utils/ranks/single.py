@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from utils.cli import UserError
+from utils.ranks.launcher import lonely_tasks
 from utils.ranks.patch_group import PatchGroup
 
 T = TypeVar("T")
@@ -77,3 +78,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def require_company() -> None:
+    """UserError if srun started several processes that do not know of each other: each would do all of the work."""
+    tasks = lonely_tasks()
+    if tasks > 1:
+        raise UserError(
+            f"srun started {tasks} tasks that do not know of each other, so each of them would do all of the work and "
+            "write over what the others write. Start them by `srun --mpi=pmix`, or by mpirun, as run_train.sh does "
+            "(`sbatch run_train.sh`); or start one task"
+        )

@@ -24,7 +24,7 @@ from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.launcher import COMMANDS, LAUNCHERS, launcher_mpi, launcher_rank
 from utils.ranks.patch_group import PatchGroup
-from utils.ranks.single import Ranks
+from utils.ranks.single import Ranks, require_company
 
 try:
     import horovod.tensorflow as hvd
@@ -186,9 +186,10 @@ def check_launcher() -> None:
 def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) -> World:
     """Start Horovod and return the ranks. A single process starts it only if `alone` is False.
 
-    UserError: Horovod is missing, or sees another number of ranks than the launcher started; or the ranks cannot be
-    divided into groups of `ranks_per_patch`.
+    UserError: Horovod is missing; srun started ranks that do not know of each other; Horovod sees another number
+    of ranks than the launcher started; or the ranks cannot be divided into groups of `ranks_per_patch`.
     """
+    require_company()
     rank, launched = launcher_rank()
     PatchGroup.of(rank, launched, ranks_per_patch)
     if not use_horovod:
