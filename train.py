@@ -12,6 +12,12 @@ input; 1 failed; 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C, with a checkpo
 
 from __future__ import annotations
 
+from utils.cli import EXIT_STOPPED
+from utils.interrupt import end_quietly
+
+if __name__ == "__main__":  # first, as what follows takes seconds; until the run has something to save
+    end_quietly(EXIT_STOPPED)
+
 import argparse
 import json
 import shutil
@@ -32,14 +38,12 @@ from training.resume import find_checkpoint, learning_options
 from utils.cli import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
-    EXIT_STOPPED,
     RunError,
     UserError,
     report_user_error,
     show_warnings,
 )
 from utils.files import write_atomically
-from utils.interrupt import end_quietly
 from utils.ranks import killed_rank
 from utils.startup import configure_environment, import_tensorflow, limit_malloc
 
@@ -54,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     configure_environment(options)
     limit_malloc(options.recompute)
     show_warnings()
-    end_quietly()  # until the run has something to save
     try:
         return run(options)
     except UserError as error:

@@ -18,31 +18,39 @@ from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 
 MESSAGE = "interrupted: the same command goes on"
+STOPPED = "stopped before there was anything to save: the same command starts again"
 
 
-def end_interrupted(number: int) -> NoReturn:
-    """End this process and those of `multiprocessing` that it started, as one that a signal has ended."""
+def end_interrupted(number: int, stopped: int | None = None) -> NoReturn:
+    """End this process and those of `multiprocessing` that it started, as one that a signal has ended.
+
+    `stopped`: the exit code of a run that a batch system has stopped, instead.
+    """
     with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: the signal came during a write
         sys.stdout.flush()
-    if number == signal.SIGINT and launcher_rank()[0] == 0:
-        os.write(2, f"\n{MESSAGE}\n".encode())
+    if (number == signal.SIGINT or stopped is not None) and launcher_rank()[0] == 0:
+        os.write(2, f"\n{MESSAGE if stopped is None else STOPPED}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
     killed_rank.cancel()  # it would say that this process was killed
-    os._exit(128 + number)  # as a shell reports it
+    os._exit(128 + number if stopped is None else stopped)  # as a shell reports it
 
 
-def end_quietly() -> None:
+def end_quietly(stopped: int | None = None) -> None:
     """Let Ctrl-C end this process, and the processes of `multiprocessing` that it started, from now on.
 
     Only rank 0 says so. SIGTERM ends it as quietly: Open MPI's mpirun sends it to its ranks at Ctrl-C. This is a signal
     handler because Python may raise a KeyboardInterrupt anywhere: in a destructor, a thread's start or the
     interpreter's shutdown nothing can catch it, and its traceback is printed. A shell's background job, which ignores
     Ctrl-C, keeps doing so.
-    """
 
+    `stopped`: SIGTERM and SIGUSR1, by which batch systems stop a run, end it with this exit code.
+    """
+    if stopped is not None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: end_interrupted(number, stopped))
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM) if stopped is None else (signal.SIGINT,):
             signal.signal(number, lambda number, _: end_interrupted(number))
         # Python's resource tracker, a process of its own, cleans up after this one, and would warn of it.
         warnings = os.environ.get("PYTHONWARNINGS", "")

@@ -9,9 +9,12 @@ import sys
 import psutil
 import pytest
 
+from tests.helpers.interrupting import imports
+from tests.helpers.launch import start_python, wait_for
 from training import stopping
 from training.stopping import MIN_RESERVE, ONCE, Stopping
-from utils.interrupt import MESSAGE
+from utils.cli import EXIT_STOPPED
+from utils.interrupt import MESSAGE, STOPPED
 
 LONG_STEP = """
 import os, signal, subprocess, sys, numpy
@@ -58,3 +61,13 @@ def test_the_time_limit_leaves_time_for_two_pauses(monkeypatch):
     assert asked_after(1000 - MIN_RESERVE + 1, 0.0)
     assert not asked_after(599, 200.0)
     assert asked_after(601, 200.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_there_is_anything_to_save_stops_the_run_as_well(number, tmp_path):
+    process = start_python(["train.py", "--slide_path", tmp_path])
+    wait_for(lambda: imports(process), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED
+    assert errors.strip() == STOPPED
