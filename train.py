@@ -20,11 +20,8 @@ if __name__ == "__main__":  # first, as what follows takes seconds; until the ru
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +29,7 @@ from samplers import SamplerError, training_loader, validation_loader
 from training import memory
 from training.data import prepare_slides, sampler_config, split_values
 from training.label_summary import LABELS_FILE, RunLabels
+from training.log_dir import check_log_dir, lock_log_dir, make_log_dir
 from training.option_checks import check_device_options, parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
@@ -117,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
     # 4. The folder of this run.
     log_dir = world.on_rank_0(lambda: make_log_dir(options))
+    world.on_rank_0(lambda: lock_log_dir(log_dir))
     environment = describe_environment(world, devices)
     if world.is_first:
         write_json(option_values(options), log_dir / "options.json")
@@ -187,39 +186,6 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     log.say(end_summary(log_dir))
     log.say(f"validation mIoU {loop.progress.miou:.4f} (step {loop.progress.step})")
     return EXIT_DONE
-
-
-def make_log_dir(options: argparse.Namespace) -> Path:
-    """Make the folder of this run: the one asked for, or one that is named after the model and the time.
-
-    A run with --debug begins anew: what an earlier one left is deleted. UserError if the folder cannot be made.
-    """
-    name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
-    log_dir: Path = (options.log_dir or Path("logs") / name).absolute()
-    try:
-        if options.debug and (log_dir / "options.json").exists():
-            shutil.rmtree(log_dir)
-        log_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--log_dir {log_dir} cannot be made: {error}") from error
-    return log_dir
-
-
-def check_log_dir(options: argparse.Namespace) -> None:
-    """Raise UserError if files cannot be written in the folder of the run. What was not there is not there after it."""
-    log_dir: Path = (options.log_dir or Path("logs")).absolute()
-    made: list[Path] = []
-    try:
-        made = [folder for folder in (log_dir, *log_dir.parents) if not folder.exists()]
-        log_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=log_dir) as file:
-            file.write(bytes(4096))  # a full disk still makes empty files
-    except OSError as error:
-        raise UserError(f"--log_dir {log_dir} cannot be written: {error}") from error
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from pathlib import Path
@@ -93,21 +92,6 @@ def test_a_log_dir_that_cannot_be_written_is_found_before_the_slides_are(started
     monkeypatch.setattr(train, "prepare_slides", Mock(side_effect=AssertionError("slides were checked")))
     with pytest.raises(UserError, match=re.escape(f"--log_dir {tmp_path}/file/run cannot be written: ")):
         started("--log_dir", f"{tmp_path}/file/run")
-
-
-def test_looking_whether_a_log_dir_can_be_written_leaves_nothing_behind(tmp_path):
-    (tmp_path / "there").mkdir()
-    for folder in ("new/er", "there", "there/new"):
-        train.check_log_dir(argparse.Namespace(log_dir=tmp_path / folder))
-    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
-
-
-def test_a_full_disk_is_found_at_once(tmp_path, monkeypatch):
-    full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr(train.tempfile, "TemporaryFile", full)
-    with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
-        train.check_log_dir(argparse.Namespace(log_dir=tmp_path / "new"))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("program", [train, predict])

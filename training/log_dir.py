@@ -1,0 +1,77 @@
+"""The folder of a run: it can be written, is made, and belongs to one run at a time."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import platform
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from utils.cli import UserError
+
+LOCK_FILE = ".lock"
+
+_locks: dict[Path, IO[str]] = {}  # of the folders of this process, open as long as it runs
+
+
+def make_log_dir(options: argparse.Namespace) -> Path:
+    """Make the folder of this run: the one asked for, or one that is named after the model and the time.
+
+    A run with --debug begins anew: what an earlier one left is deleted. UserError if the folder cannot be made.
+    """
+    name = f"{options.model}_{options.img_size}_{time.strftime('%Y%m%d-%H%M%S')}"
+    log_dir: Path = (options.log_dir or Path("logs") / name).absolute()
+    try:
+        if options.debug and (log_dir / "options.json").exists():
+            shutil.rmtree(log_dir)
+        log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--log_dir {log_dir} cannot be made: {error}") from error
+    return log_dir
+
+
+def lock_log_dir(log_dir: Path) -> None:
+    """Keep other runs out of the folder until this process ends, however it ends. UserError if one is in it.
+
+    A file system without locks keeps nobody out.
+    """
+    if log_dir in _locks:
+        return
+    file = (log_dir / LOCK_FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UserError(
+            f"--log_dir {log_dir} belongs to a run that goes on ({file.read().strip()}): stop it, or name "
+            "another folder"
+        ) from error
+    except OSError:
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _locks[log_dir] = file
+
+
+def check_log_dir(options: argparse.Namespace) -> None:
+    """Raise UserError if files cannot be written in the folder of the run. What was not there is not there after it."""
+    log_dir: Path = (options.log_dir or Path("logs")).absolute()
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (log_dir, *log_dir.parents) if not folder.exists()]
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=log_dir) as file:
+            file.write(bytes(4096))  # a full disk still makes empty files
+    except OSError as error:
+        raise UserError(f"--log_dir {log_dir} cannot be written: {error}") from error
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
