@@ -67,25 +67,22 @@ class Heartbeat:
         start, told = time.monotonic(), False
         while True:
             self._beat()
-            now = time.monotonic()
-            if not told and now - start > NOTICE:
+            if not told and time.monotonic() - start > NOTICE:
                 told = True
                 self._say_who_is_not_heard()
-            self._judge(now)
+            self._judge()
 
     def _beat(self) -> None:
         """Tell rank 0 that this rank lives, and take what comes until the next beat is due."""
         start = time.monotonic()
-        self._tell()
+        if not self._world.is_first:
+            self._tell_first()
         self._listen(start + BEAT)
         seconds = time.monotonic() - start
         if seconds > PAUSE:
             self._stalls.skip(seconds)
 
-    def _tell(self) -> None:
-        if self._world.is_first:
-            self._stalls.hear(0, self._world.activity.now, time.monotonic())
-            return
+    def _tell_first(self) -> None:
         for address in self._addresses:  # some may be those of networks that are not shared
             self._send((address, self._port))
 
@@ -124,8 +121,11 @@ class Heartbeat:
         self._stalls.hear(rank, doing, now)
         return True
 
-    def _judge(self, now: float) -> None:
+    def _judge(self) -> None:
         """Say what is wrong with the ranks, and end the run when it is wrong for too long."""
+        now = time.monotonic()
+        if self._world.is_first:
+            self._stalls.hear(0, self._world.activity.now, now)
         self._stalls.trains = self.rescuer is not None and self.rescuer.ready
         line = self._stalls.notice(now)
         if line and self._speaks:

@@ -57,19 +57,19 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """What the ranks said when they ended, with hearts that beat quickly and end with the test."""
     ends: list[tuple[str, int]] = []
     over = threading.Event()
-    tell = Heartbeat._tell
+    beat = Heartbeat._beat
 
     def end(text: str, code: int, before: Callable[[], None] = lambda: None) -> None:
         ends.append((text, code))
         before()
         raise Ended
 
-    def tell_until_the_end(self: Heartbeat) -> None:
+    def beat_until_the_end(self: Heartbeat) -> None:
         if over.is_set() or self._world.rank in self._world.shared.get("stopped", ()):
             raise Ended
-        tell(self)
+        beat(self)
 
-    monkeypatch.setattr(Heartbeat, "_tell", tell_until_the_end)
+    monkeypatch.setattr(Heartbeat, "_beat", beat_until_the_end)
     monkeypatch.setattr(heartbeat, "end_at_once", end)
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     monkeypatch.setattr(heartbeat.threading, "excepthook", lambda _: None)
@@ -112,7 +112,9 @@ def test_when_the_limit_is_reached_rank_0_saves_the_run_and_ends_the_others(ende
     wait_until(lambda: len(ended) == 2)
     assert saves.calls == 1
     (text, code), quietly = ended
-    assert text.endswith(" s, all are in: starting (--stall_limit): a checkpoint is there. The same command goes on\n")
+    assert text.endswith(
+        " s, all are in: starting (--stall_limit): a checkpoint is there. The same command goes on\n"
+    )
     assert (code, quietly) == (EXIT_STALLED, ("", EXIT_STALLED))
     assert "warning: no rank has gone on for 1 s, all are in: starting. After" in capsys.readouterr().err
 
@@ -130,7 +132,7 @@ def test_without_rank_0_the_others_end_and_one_of_another_host_says_so(rank, spe
     wait_until(lambda: other._stalls.heard)
     first._world.shared["stopped"] = [0]
     wait_until(lambda: ended)
-    said = "rank 0 on node1 has not answered for 1 s" in capsys.readouterr().err
+    said = "rank 0 on node1 has not answered for" in capsys.readouterr().err
     assert said is speaks
     ((text, code),) = ended
     assert (bool(text), code) == (speaks, EXIT_STALLED)
@@ -138,7 +140,7 @@ def test_without_rank_0_the_others_end_and_one_of_another_host_says_so(rank, spe
 
 
 def test_ranks_whose_datagrams_do_not_come_are_counted(ended, monkeypatch, capsys):
-    monkeypatch.setattr(heartbeat, "NOTICE", 0.2)
+    monkeypatch.setattr(heartbeat, "NOTICE", 0.5)
     started(0, 1)
     said = ""
 
