@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.helpers.launch import TIMEOUT, run_python, start_python, wait_for
 from tests.training.test_group_faults import rank_1
-from training.checkpoint import VARIABLES, latest_checkpoint, read_state
+from training.checkpoint import VARIABLES, checkpoint_path, latest_checkpoint, read_state
 from training.resume import read_metrics
 from utils.cli import EXIT_STALLED
 
@@ -67,6 +67,15 @@ def end_with_checkpoint(process: subprocess.Popen[str], log_dir: Path) -> Path:
     return path
 
 
+def weights(path: Path) -> np.ndarray:
+    """Return the variables of the model and the optimizer's moments in one vector."""
+    reader = tf.train.load_checkpoint(str(path / VARIABLES))
+    shapes = reader.get_variable_to_shape_map()
+    names = [name for name in sorted(shapes) if shapes[name] and "VARIABLE_VALUE" in name]
+    assert len(names) > 20
+    return np.concatenate([reader.get_tensor(name).ravel() for name in names])
+
+
 def test_a_rank_that_hangs_is_named_and_the_run_ends_with_a_checkpoint_of_the_last_step(demo, tmp_path):
     process = start_python(options(demo, tmp_path, limit=6), 2)
     stop_rank_1(process, tmp_path, 32)
@@ -91,12 +100,11 @@ def test_a_run_whose_rank_hung_and_went_on_and_hung_again_loses_no_step(demo, tm
 
     done = run_python([*options(demo, whole), "--checkpoint_every", "2", "--keep_checkpoints", "999"], 2)
     assert done.returncode == 0, done.stderr
-    found, expected = (tf.train.load_checkpoint(str(path / VARIABLES))
-                       for path in (rescued, whole / "checkpoints" / rescued.name))  # fmt: skip
-    names = [name for name in expected.get_variable_to_shape_map() if name != "_CHECKPOINTABLE_OBJECT_GRAPH"]
-    assert len(names) > 20
-    for name in names:
-        np.testing.assert_allclose(found.get_tensor(name), expected.get_tensor(name), rtol=1e-4, atol=1e-6)
+    step = read_state(rescued)["step"]
+    found = weights(rescued)
+    before, expected, after = (weights(checkpoint_path(whole / "checkpoints", step + n)) for n in (-2, 0, 2))
+    update = min(np.linalg.norm(expected - before), np.linalg.norm(after - expected))
+    assert np.linalg.norm(found - expected) < 0.1 * update  # that is rounding
     rows, all_rows = read_metrics(hung), read_metrics(whole)
     assert [(row["split"], row["step"]) for row in rows] == [(row["split"], row["step"]) for row in all_rows]
     for row, other in zip(rows[-2:], all_rows[-2:]):

@@ -31,6 +31,7 @@ BEAT = 2.0  # seconds between two datagrams of a rank
 PAUSE = 10.0  # seconds: if a beat takes longer, this process was stopped itself
 SAVE_WITHIN = 600.0  # seconds for the last checkpoint: what hangs may be the file system
 LARGEST = 4096  # bytes of a datagram
+WENT_ON = "the ranks went on while a checkpoint was written, which is removed"
 
 
 class Rescuer(Protocol):
@@ -56,7 +57,7 @@ class Heartbeat:
         where = own_addresses(), self._socket.getsockname()[1], secrets.token_hex(8)
         self._addresses, self._port, self._token = world.broadcast(where)
         hosts = world.gather(platform.node())
-        self._stalls = Stalls(hosts, limit)
+        self._stalls = Stalls(hosts, limit, hears_all=world.is_first)
         # Of the ranks that hear nothing from rank 0, one says so: one of another host, since all of that may be gone.
         others = [rank for rank, host in enumerate(hosts) if host != hosts[0]]
         self._speaks = world.rank in (0, (others or [1])[0])
@@ -116,8 +117,6 @@ class Heartbeat:
             return False
         if ends:
             end_at_once("", EXIT_STALLED)  # rank 0 says why
-        if not self._world.is_first:
-            doing = doing._replace(since=now)  # only rank 0 knows who waits for whom: its answer is enough
         self._stalls.hear(rank, doing, now)
         return True
 
@@ -130,24 +129,31 @@ class Heartbeat:
         line = self._stalls.notice(now)
         if line and self._speaks:
             tqdm.write(line, file=sys.stderr)
+        if line and self._stalls.trains and self._stalls.silent(now):
+            # At once, since the launcher kills all ranks when it notices that a node has vanished.
+            tqdm.write(self._save() or WENT_ON, file=sys.stderr)
         reason = self._stalls.reason_to_end(now)
         if reason:
             self._end(reason)
 
+    def _save(self) -> str:
+        """Let the rescuer save the run in another thread, and return what it says, while this one lets nobody wait."""
+        said: list[str] = []
+        rescuer = self.rescuer
+        assert rescuer is not None
+        thread = threading.Thread(target=lambda: said.append(rescuer.save()), daemon=True)
+        thread.start()
+        until = time.monotonic() + SAVE_WITHIN
+        while thread.is_alive() and time.monotonic() < until:
+            self._beat()
+        return said[0] if said else f"no checkpoint could be written within {SAVE_WITHIN:.0f} s"
+
     def _end(self, reason: str) -> None:
         """End this process, and on rank 0 all others before, unless the ranks go on while a checkpoint is written."""
-        rescuer, saved = self.rescuer, []
-        if rescuer is not None and rescuer.ready:
-            thread = threading.Thread(target=lambda: saved.append(rescuer.save()), daemon=True)
-            thread.start()
-            until = time.monotonic() + SAVE_WITHIN
-            while thread.is_alive() and time.monotonic() < until:
-                self._beat()
-            if saved == [""]:
-                return
-        sentence = saved[0] if saved else "the last checkpoint, if there is one, stays"
-        text = f"{reason} (--stall_limit): {sentence}. The same command goes on\n"
-        end_at_once(text if self._speaks else "", EXIT_STALLED, self._end_others)
+        sentence = self._save() if self._stalls.trains else "the last checkpoint, if there is one, stays"
+        if sentence:
+            text = f"{reason} (--stall_limit): {sentence}. The same command goes on\n"
+            end_at_once(text if self._speaks else "", EXIT_STALLED, self._end_others)
 
     def _end_others(self) -> None:
         if self._world.is_first:

@@ -18,11 +18,13 @@ class Stalls:
     """Collects what is heard of the ranks on `hosts` (by rank), and says what is wrong. Times are seconds of one clock.
 
     `limit` is the time after which the run should end, infinity for never. A rank counts from when it is first heard.
+    Whoever does not hear of all ranks cannot say which one the others wait for, only which one does not answer.
     """
 
-    def __init__(self, hosts: Sequence[str], limit: float) -> None:
+    def __init__(self, hosts: Sequence[str], limit: float, hears_all: bool = True) -> None:
         self.hosts = hosts
         self.limit = limit
+        self.hears_all = hears_all
         self.first_notice = min(NOTICE, limit / 2)  # before the end in any case
         self.trains = (
             False  # before, slides may be checked for hours: ranks that answer are not a reason to end
@@ -82,7 +84,7 @@ class Stalls:
             return ""
         self._next = 2 * seconds
         ends = self.limit < math.inf and (self.trains or self.silent(now))
-        end = f". After {self.limit / 60:g} min of that the run ends (--stall_limit)" if ends else ""
+        end = f". After {self.limit / 60:.3g} min of that the run ends (--stall_limit)" if ends else ""
         return f"warning: {text}{end}"
 
     def reason_to_end(self, now: float) -> str:
@@ -97,6 +99,8 @@ class Stalls:
             seconds = self.silence(now)
             last = max(self.doing[rank] for rank in silent).what
             return seconds, f"{self._names(silent)} not answered for {seconds:.0f} s, last in: {last}"
+        if not self.hears_all:
+            return 0.0, ""
         seconds, behind, usual = self.quiet(now), self.behind(), 2 * self._longest
         if behind and seconds >= max(self.first_notice, usual):
             doing = self.doing[behind[0]]

@@ -119,6 +119,19 @@ def test_when_the_limit_is_reached_rank_0_saves_the_run_and_ends_the_others(ende
     assert "warning: no rank has gone on for 1 s, all are in: starting. After" in capsys.readouterr().err
 
 
+def test_the_run_is_saved_as_soon_as_a_rank_does_not_answer(ended, capsys):
+    first, other = started(0, 1, limit=2.0)
+    saves = first.rescuer = Saves("a checkpoint is there")
+    wait_until(lambda: 1 in first._stalls.heard)
+    other._world.shared["stopped"] = [1]
+    wait_until(lambda: saves.calls == 1)
+    assert ended == []
+    wait_until(lambda: ended)
+    warning, saved = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: rank 1 on node1 has not answered for 1 s, last in: starting. After 0.03")
+    assert saved == "a checkpoint is there"
+
+
 def test_the_run_goes_on_when_its_ranks_went_on_while_it_was_saved(ended):
     (first,) = started(0, limit=1.0)
     saves = first.rescuer = Saves("")
