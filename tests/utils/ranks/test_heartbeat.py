@@ -128,7 +128,9 @@ def test_the_run_is_saved_as_soon_as_a_rank_does_not_answer(ended, capsys):
     assert ended == []
     wait_until(lambda: ended)
     warning, saved = capsys.readouterr().err.splitlines()
-    assert warning.startswith("warning: rank 1 on node1 has not answered for 1 s, last in: starting. After 0.03")
+    assert warning.startswith(
+        "warning: rank 1 on node1 has not answered for 1 s, last in: starting. After 0.03"
+    )
     assert saved == "a checkpoint is there"
 
 
