@@ -1,4 +1,4 @@
-"""Faults at random moments, 2 of each kind, or so many: FAULT_MOMENTS=20 sh run_tests.sh -m faults (-k stopped for one).
+"""Faults at random moments: FAULT_MOMENTS=20 sh run_tests.sh -m faults (hours), without it 2 of each kind.
 
 Faults that end a run: each start goes on from where the last one ended, and every end comes within a minute, with a
 non-zero code and, of a rank, its name. Faults that a run survives come while it goes on. At last both have the rows of

@@ -11,6 +11,7 @@ from typing import Any
 
 from samplers import Loader
 from training.checkpoint import Checkpointer, checkpoint_path, save_checkpoint
+from training.clocks import Stopwatch
 from training.progress import Progress
 from utils.ranks.single import Ranks
 
@@ -36,6 +37,9 @@ class Rescue:
         """Note the progress after an update."""
         if self.world.size > 1 and self.world.is_first:
             self.kept = copy.deepcopy(progress)
+            self.kept.interval.clock = Stopwatch(
+                progress.interval.clock.seconds
+            )  # not the time that ranks hang
 
     def forget(self) -> None:
         """Note that the training is over."""

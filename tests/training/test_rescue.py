@@ -37,6 +37,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rescue:
     progress = Progress.begin(2)
     progress.step, progress.next_batch, progress.validation_due = 12, 4, True
     progress.interval.counts.images = 3
+    progress.interval.start(0.0)
     found.keep(progress)
     progress.step, progress.next_batch = 15, 5  # as the next step does, which never ends
     return found
@@ -48,6 +49,7 @@ def test_the_run_goes_on_from_the_last_update(kept, tmp_path):
     state = restore_checkpoint(checkpoint_path(tmp_path, 12), read)
     assert read.v.numpy() == [7.0]
     assert state["model"] == "toy"
+    assert 0 < state["interval"]["seconds"] < 0.04  # less than the writing took
     options = build_parser().parse_args(["--batch_size", "1"])
     for rank, dropped in ((0, Bad().dropped), (1, {}), (2, {})):
         progress, remark = Progress.from_state(state, options, AlikeRanks(rank, 3), 2)

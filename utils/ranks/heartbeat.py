@@ -146,7 +146,7 @@ class Heartbeat:
         until = time.monotonic() + SAVE_WITHIN
         while thread.is_alive() and time.monotonic() < until:
             self._beat()
-        return said[0] if said else f"no checkpoint could be written within {SAVE_WITHIN:.0f} s"
+        return said[0] if said else "no checkpoint could be written, the last one stays"
 
     def _end(self, reason: str) -> None:
         """End this process, and on rank 0 all others before, unless the ranks go on while a checkpoint is written."""
