@@ -7,7 +7,8 @@
     sh run_train.sh ...                                                          sets up what that needs
 
 A step is one image: a batch of B on N ranks is B*N steps. Exit codes: 0 done; 2 wrong options or unusable
-input; 1 failed; 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C, with a checkpoint written.
+input; 1 failed; 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C, with a checkpoint written; 76 ended because a
+rank did not go on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # first, as what follows takes seconds; until the ru
 
 import argparse
 import json
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,12 +83,14 @@ def run(options: argparse.Namespace) -> int:
     from training.trainer import Trainer
     from training.validator import Validator
     from utils.ranks.devices import devices_of_rank
+    from utils.ranks.heartbeat import Heartbeat
     from utils.ranks.world import init_world
     from utils.reporting.environment import describe_environment
 
     # 1. Ranks and devices.
     world = init_world(options.horovod, options.accumulate_steps == 1, options.ranks_per_patch)
     devices = devices_of_rank(world, options.no_cuda)
+    heartbeat = Heartbeat(world, 60 * options.stall_limit or math.inf) if world.size > 1 else None
     check_device_options(options, bool(devices))
     settle_precision(options, bool(devices), world)
     if options.memory_report:
@@ -94,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{found}\n" if world.is_first else "")
 
     # 2. Slides: found, checked and split before anything that takes long. A run that goes on keeps its split.
+    world.activity.begin("checking the slides")
     world.on_rank_0(lambda: check_log_dir(options))
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
@@ -102,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     labels = RunLabels.of(options, config, train_pairs, val_pairs, facts, world, resumed)
 
     # 3. Model and optimizer.
+    world.activity.begin("building the model")
     trainer = world.all_or_none(lambda: Trainer(options, label_map.num_classes, world, labels.weights))
     if checkpoint is not None:
         state = world.on_rank_0(lambda: trainer.restore(checkpoint))
@@ -124,6 +130,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(labels.to_json(), log_dir / LABELS_FILE)
 
     # 5. Train and validate.
+    world.activity.begin("starting the samplers")
     with ExitStack() as stack:
         written = log_dir if world.is_first else None
         log = stack.enter_context(RunLog(written, options.num_steps, progress.step, progress.validation_due))
@@ -156,6 +163,8 @@ def run(options: argparse.Namespace) -> int:
             log_dir=log_dir,
             progress=progress,
         )
+        if heartbeat is not None:
+            heartbeat.rescuer = loop.rescue
         return train(loop, labels.names)
 
 
@@ -167,6 +176,7 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
 
     start, world, trainer, log, log_dir = loop.progress.step, loop.world, loop.trainer, loop.log, loop.log_dir
     stopped = loop.train()
+    loop.rescue.forget()
     log.bar.close()
     if stopped:
         # Horovod: all wait, since the launcher ends all ranks soon after the first one, and rank 0 writes.
@@ -178,6 +188,7 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
     exported = world.broadcast((log_dir / "model").exists())
     if loop.progress.step > start or not exported:
         log.say("exporting the model ...")
+        world.activity.begin("exporting the model")
         if world.is_first:
             export_model(loop.options, trainer.model, log_dir / "model", class_names)
         world.barrier()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ class Checkpointer:
     variables: tf.train.Checkpoint
     keep: int
     warn: Callable[[str], None]
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while a checkpoint is written
 
     def save(self, state: dict[str, Any], must: bool) -> None:
         """Write a checkpoint. Rank 0 alone calls it.
@@ -156,7 +158,8 @@ class Checkpointer:
         with a warning; CheckpointWriteError if it `must` be written because the run ends here.
         """
         try:
-            save_checkpoint(self.folder, self.variables, state)
+            with self.lock:
+                save_checkpoint(self.folder, self.variables, state)
             prune_checkpoints(self.folder, self.keep, state["best"][1])
         except OSError as error:
             message = f"no checkpoint at step {state['step']}"

@@ -60,6 +60,23 @@ def count_updates(optimizer: Any) -> None:
     optimizer.iterations.assign_sub(tf.cast(waits, tf.int64))
 
 
+def update_variables(
+    optimizer: Any,
+    gradients: Sequence[tuple[tf.Tensor | None, tf.Variable]],
+    accumulates: bool,
+    *after: tf.Tensor,
+) -> None:
+    """Apply the gradients when all of them, and what else was reduced (`after`), are there.
+
+    So the variables of a rank that waits for another one are those of the last update, all of them.
+    """
+    require_gradients(gradients)
+    with tf.control_dependencies([*after, *(gradient for gradient, _ in gradients)]):
+        optimizer.apply_gradients(gradients)
+        if accumulates:
+            count_updates(optimizer)
+
+
 def require_gradients(gradients: Iterable[tuple[tf.Tensor | None, tf.Variable]]) -> None:
     """Raise RuntimeError if a variable has no gradient: Keras would go on, and never train it."""
     missing = [variable.name for gradient, variable in gradients if gradient is None]

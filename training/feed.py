@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from samplers import Batch
+from utils.ranks.activity import Activity
 
 Pixels: TypeAlias = "np.ndarray | tf.Tensor"
 
@@ -29,8 +30,11 @@ class Feed:
     ended when the call returns, and a batch is used where it lies.
     """
 
-    def __init__(self, batches: Iterable[Batch], device: str | None) -> None:
+    def __init__(
+        self, batches: Iterable[Batch], device: str | None, activity: Activity | None = None
+    ) -> None:
         self._batches = iter(batches)
+        self._activity = activity or Activity()
         self._device = device
         self._next: Fed | None = None
 
@@ -47,7 +51,8 @@ class Feed:
                 self._next = self._take()
 
     def _take(self) -> Fed:
-        batch = next(self._batches)
+        with self._activity.drawing():
+            batch = next(self._batches)
         if self._device is None:
             return Fed(batch, batch.images, batch.labels)
         # The loader's memory is used again when the next batch is taken, before the step of this one has ended.

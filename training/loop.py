@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samplers import Loader
 from training.checkpoint import Checkpointer
@@ -18,6 +19,7 @@ from training.mining import mined
 from training.plan import Due, Plan
 from training.profiler import Profiler
 from training.progress import Interval, Progress
+from training.rescue import Rescue
 from training.run_log import RunLog
 from training.samples import Samples
 from training.stopping import Stopping
@@ -46,6 +48,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.plan = Plan.of(self.options, self.world.group.count)
         self.stopping = Stopping(self.options.time_limit)
+        self.rescue = Rescue(self.world, self.checkpointer, self.loader, self.description)
 
     def train(self) -> bool:
         """Train to the last step, or as --early_stopping says. Return whether the run was asked to stop before."""
@@ -60,7 +63,7 @@ class Loop:
         batches = iter(self.loader)
         if self.options.hard_mining:
             batches = mined(batches, self.trainer, self.options, self.world, self.count_mined)
-        feed = Feed(batches, self.trainer.gpu)
+        feed = Feed(batches, self.trainer.gpu, self.world.activity)
         self.log.bar.now("the first step takes longest")
         progress.interval.start(self.loader.wait_seconds)
         self.laps.start()
@@ -71,6 +74,8 @@ class Loop:
             if number % self.options.accumulate_steps:
                 continue  # a checkpoint holds the weights of the last update, but no gradients
             due = self.plan.due(progress.step)
+            progress.validation_due = due.validate
+            self.rescue.keep(progress)
             if due.log:
                 self.log_interval(rate)
             with progress.interval.clock.paused():
@@ -92,6 +97,7 @@ class Loop:
         self.validator.restart_dead_workers()
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
         stop = self.stopping.requested(progress.longest_pause)
+        self.world.activity.begin(f"step {progress.step}" if number > 1 else "the first step")
         with self.profiler.around(number):
             result = self.trainer.train_step(
                 fed.images, fed.labels, rate, batch.index, frozen, stop, feed.prepare
@@ -113,7 +119,6 @@ class Loop:
         The checkpoint comes first, so that nothing that goes wrong in the validation costs a step.
         """
         progress, done = self.progress, due.done
-        progress.validation_due = due.validate
         start = time.perf_counter()
         if due.save or stop:
             self.save(must=done or stop)
@@ -126,6 +131,7 @@ class Loop:
     def validate(self) -> None:
         """Collective: validate, and note the score, in the checkpoint of this step as well."""
         progress = self.progress
+        self.world.activity.begin("validating")
         progress.add_validation(self.validator.run(progress.step))
         if self.world.is_first:
             self.checkpointer.add_score(progress.step, progress.score_to_state())
@@ -133,12 +139,16 @@ class Loop:
 
     def save(self, must: bool) -> None:
         """Collective: write a checkpoint of what all ranks hold; see `Checkpointer.save`."""
+        self.world.activity.begin("writing a checkpoint")
         self.trainer.average_statistics()  # Horovod: one model on all ranks
         self.progress.dropped = self.loader.dropped
-        state = {**self.progress.to_state(self.world), **self.trainer.description()}
-        state["batch_size"] = self.options.batch_size
+        state = {**self.progress.to_state(self.world), **self.description()}
         if self.world.is_first:
             self.checkpointer.save(state, must)
+
+    def description(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the run beside its progress."""
+        return {**self.trainer.description(), "batch_size": self.options.batch_size}
 
     def stops_early(self) -> bool:
         """Return whether the last validations, which are the same on all ranks, brought nothing better."""

@@ -362,6 +362,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="stop with a checkpoint and exit code 75 before this time since the start is over",
     )
     add(
+        "--stall_limit",
+        type=non_negative_float,
+        default=30.0,
+        help="minutes for which a rank may hang before a run of several ranks ends with a checkpoint and exit code 76, "
+        "0 for ever; it is named after a minute",
+    )
+    add(
         "--histograms",
         action="store_true",
         help="write histograms of the weights for TensorBoard at each validation",

@@ -15,7 +15,15 @@ from utils.files import write_atomically
 # These may change on resume without a warning: they affect logging, not learning.
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
-    *("log_every", "checkpoint_every", "keep_checkpoints", "time_limit", "histograms", "profile"),
+    *(
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "time_limit",
+        "stall_limit",
+        "histograms",
+        "profile",
+    ),
     *("recompute", "ranks_per_patch", "memory_report", "jit"),
 }
 

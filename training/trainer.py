@@ -21,10 +21,9 @@ from models.spatial.network import spatial_runner
 from samplers import Batch
 from training.checkpoint import restore_checkpoint
 from training.distributed_optimizer import (
-    count_updates,
     distributed_optimizer,
     optimizer_variables,
-    require_gradients,
+    update_variables,
     uses_adasum,
 )
 from training.feed import Fed, Feed, Pixels
@@ -166,12 +165,9 @@ class Trainer:
             tape = self.world.adasum_tape(tape, self.fp16_allreduce)  # Horovod
         # Horovod: computing the gradients reduces them over ranks; Keras's `minimize` does the same two calls.
         gradients = self.optimizer._compute_gradients(loss, self.model.trainable_variables, tape=tape)
-        require_gradients(gradients)
-        self.optimizer.apply_gradients(gradients)
-        if self.accumulates:
-            count_updates(self.optimizer)
         # Horovod: all ranks see the same loss and the same wish to stop, so they act at the same step.
         shared = self.world.mean_in_graph(tf.stack([loss, stop]))
+        update_variables(self.optimizer, gradients, self.accumulates, shared)
         return (shared, loss, *strip_counts(labels, logits))
 
     def _eval_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -99,7 +99,7 @@ def validate(
     counts, world = Counts(trainer.num_classes), trainer.world
     slides: dict[str, Any] = {}  # confusion matrix by slide
     tops = {"mixed": _Top(), "worst": _Top(), "best": _Top()}
-    feed = Feed(loader, trainer.gpu)
+    feed = Feed(loader, trainer.gpu, world.activity)
     for batch, images, labels in feed:
         batch_counts, classes = trainer.evaluate_batch(images, labels, feed.prepare)
         counts.add(*batch_counts)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from utils.ranks.launcher import launcher_rank
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED, EXIT_STALLED, EXIT_INTERRUPTED = 0, 1, 2, 75, 76, 130
 NO_ROOM = "{}. Make room, and the same command goes on"  # of the error
 
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from utils.cli import EXIT_FAILED, NO_ROOM
@@ -56,14 +57,17 @@ def text_of(error: Exception, advice: str, expected: tuple[type[Exception], ...]
     return "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
-def end_at_once(text: str) -> NoReturn:
+def end_at_once(text: str, code: int = EXIT_FAILED, before: Callable[[], None] = lambda: None) -> NoReturn:
     """Say why this rank failed, and end at once: a rank that failed must not wait in Horovod's shutdown.
 
-    The launcher ends the others.
+    The launcher ends the others. Without a `text` it ends quietly, because another rank says why. `before` is called
+    when all is said.
     """
     with contextlib.suppress(OSError, ValueError):  # what reads the output may have ended, as `head` does
         sys.stdout.flush()  # os._exit would lose what is still in the buffer
-    sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
+    if text:
+        sys.stderr.write(f"[rank {launcher_rank()[0]}] failed: {text}")
     sys.stderr.flush()
     cancel()
-    os._exit(EXIT_FAILED)
+    before()
+    os._exit(code)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from utils.cli import UserError
+from utils.ranks.activity import Activity
 from utils.ranks.launcher import lonely_tasks
 from utils.ranks.patch_group import PatchGroup
 
@@ -21,6 +22,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    activity: Activity = field(default_factory=Activity, kw_only=True, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:

@@ -56,19 +56,23 @@ class World(Ranks):
         return Group(place.rank, place.size, place.index, place.count, self.process_set)
 
     def gather(self, value: T) -> list[T]:
-        return hvd.allgather_object(value) if self.size > 1 else [value]
+        with self.activity.waiting():
+            return hvd.allgather_object(value) if self.size > 1 else [value]
 
     def gather_in_group(self, value: T) -> list[T]:
         if self.ranks_per_patch == 1:
             return [value]
-        return hvd.allgather_object(value, name="group", process_set=self.process_set)
+        with self.activity.waiting():
+            return hvd.allgather_object(value, name="group", process_set=self.process_set)
 
     def broadcast(self, value: T) -> T:
-        return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
+        with self.activity.waiting():
+            return hvd.broadcast_object(value, root_rank=0) if self.size > 1 else value
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         """Collective: return the sum over ranks, of the same shape and dtype (int64 or float64, for exact counts)."""
-        return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
+        with self.activity.waiting():
+            return hvd.allreduce(tf.constant(array), op=hvd.Sum).numpy() if self.size > 1 else array
 
     # --- inside a tf.function -------------------------------------------------------------------------
     def mean_in_graph(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -125,12 +129,14 @@ class World(Ranks):
     def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Collective: copy rank 0's values into every rank's variables."""
         if self.size > 1:
-            _replace(variables, lambda tensor: hvd.broadcast(tensor, root_rank=0))
+            with self.activity.waiting():
+                _replace(variables, lambda tensor: hvd.broadcast(tensor, root_rank=0))
 
     def average_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Collective: set every (float) variable to its mean over ranks."""
         if self.size > 1:
-            _replace(variables, lambda tensor: hvd.allreduce(tensor, op=hvd.Average))
+            with self.activity.waiting():
+                _replace(variables, lambda tensor: hvd.allreduce(tensor, op=hvd.Average))
 
 
 def _compression(fp16_allreduce: bool) -> Any:
