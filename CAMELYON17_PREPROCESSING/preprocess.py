@@ -77,7 +77,8 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
         print(f"{len(sources)} slides, {len(sources) - sum(counts)} of them are finished already", flush=True)
     error, outcome, start = "", PatchOutcome(), time.monotonic()
     try:
-        store.remove_slides(folders, {source.name for source in pending})
+        anew = {source.name for source in pending if not store.was_begun(folders, source, settings)}
+        store.remove_slides(folders, anew)
         if (
             world.is_first
         ):  # slides that have lost their label, or that stage_labels.csv no longer calls negative

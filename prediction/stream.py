@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,9 +92,9 @@ class Canvas:
         size = self.grid.size
         first = int(self.grid.ys[self.row]) if self.row >= 0 else y
         stop = min(y, first + size)
-        starts = range(first // _ROWS * _ROWS, stop, _ROWS)  # a part of a tile is one piece of the file
-        for start in starts:
-            rows = np.arange(max(start, first), min(start + _ROWS, stop))
+        cuts = [first, *range((first // _ROWS + 1) * _ROWS, stop, _ROWS), stop]  # at the rows of the tiles
+        for start, end in pairwise(cuts) if first < stop else ():
+            rows = np.arange(start, end)
             if self.grid.tissue_rows(int(rows[0]), int(rows[-1]) + 1):
                 mine = rows[(rows >= self.top) & (rows < min(self.stop, self.grid.frame.height))]
                 if len(mine):

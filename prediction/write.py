@@ -124,11 +124,24 @@ def write_geojson(
     downsample: float,
     origin: tuple[int, int],
 ) -> None:
-    """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on."""
-    features = []
-    for number, lesion in enumerate(lesions, 1):
-        for outline in lesion.outlines:
-            rings = [_rings(shapely.get_rings(polygon), downsample, origin) for polygon in outline.polygons]
+    """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on.
+
+    Polygon by polygon: as numbers of Python the points of all would take ten times the memory.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        outlines = (
+            (number, lesion, outline)
+            for number, lesion in enumerate(lesions, 1)
+            for outline in lesion.outlines
+        )
+        for place, (number, lesion, outline) in enumerate(outlines):
+            file.write(
+                "," * (place > 0) + '{"type":"Feature","geometry":{"type":"MultiPolygon","coordinates":['
+            )
+            for inner, polygon in enumerate(outline.polygons):
+                rings = list(_rings(shapely.get_rings(polygon), downsample, origin))
+                file.write("," * (inner > 0) + json.dumps(rings, separators=(",", ":")))
             properties = {
                 "objectType": "annotation",
                 "name": f"lesion {number}",
@@ -139,10 +152,8 @@ def write_geojson(
                     "area mm2": round(lesion.area, 6),
                 },
             }
-            geometry = {"type": "MultiPolygon", "coordinates": rings}
-            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    collection = {"type": "FeatureCollection", "features": features}
-    path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
+            file.write(']},"properties":' + json.dumps(properties, separators=(",", ":")) + "}")
+        file.write("]}\n")
 
 
 def write_asap(
@@ -179,13 +190,14 @@ def write_asap(
         file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
-def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> list[list[list[float]]]:
-    """Return the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
+def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> Iterator[list[list[float]]]:
+    """Yield the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
     points, owner = shapely.get_coordinates(rings, return_index=True)
     points = points * downsample - origin
     if float(downsample).is_integer():
         points = points.astype(np.int64)
-    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
+    for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1):
+        yield part.tolist()
 
 
 def _hex(value: int) -> str:
