@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import predict
 import prediction.work
 from benchmarks.full_size import make_slide
-from tests.helpers.toy_predictors import export
 
+ROOT = Path(__file__).resolve().parent.parent
 PARTS = (
     "cells_of",
     "lesions_of",
@@ -98,7 +98,9 @@ def kill_and_go_on(seconds: float, words: Sequence[str], output: Path) -> None:
     first.wait()
     notes = {path.name: int(path.read_text()) for path in output.glob(".work/*.rows/*")}
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    patches = int(re.search(r"(\d+) patches in", done.stdout)[1])
+    patches = sum(
+        map(int, re.findall(r"(\d+) patches in", done.stdout))
+    )  # none if only the files were missing
     (record,) = (json.loads(path.read_text()) for path in output.glob("slides/*.json"))
     print(
         json.dumps(
@@ -112,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     pair = make_slide(options.folder, 97_280, 215_040, options.tissue)
     model, output = options.folder / "blurred", options.folder / "predictions"
     if not model.exists():
-        export("blurred", model)
+        subprocess.run(
+            [sys.executable, "-m", "tests.helpers.toy_predictors", "blurred", model], check=True, cwd=ROOT
+        )
     words = ["--model_path", str(model), "--slide_path", str(pair.slide), "--output", str(output), "--no_cuda",
              "--img_size", options.img_size, "--threshold", options.threshold]  # fmt: skip
     shutil.rmtree(output, ignore_errors=True)

@@ -96,7 +96,7 @@ class Raster:
         rows, columns = inside
         first = self._place(row, column) + rows.start * TILE
         pixels = np.empty((rows.stop - rows.start, TILE), np.uint8)
-        if os.preadv(self._file, [pixels], first) != pixels.nbytes:
+        if os.preadv(self._file, [pixels.data], first) != pixels.nbytes:
             raise OSError(f"{self.path} was cut short while it was read")
         return pixels[:, columns]
 

@@ -69,7 +69,7 @@ def _tiles(raster: Raster) -> Iterator[bytes]:
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
 
         def deflated(row: int, column: int) -> bytes:
-            return zlib.compress(raster.tile(row, column)) if raster.holds(row, column) else empty
+            return zlib.compress(raster.tile(row, column).data) if raster.holds(row, column) else empty
 
         columns = range(raster.columns)
         for row in range(raster.rows):  # not all at once: the pool would deflate faster than is written
