@@ -146,14 +146,14 @@ def cut(source: SourceSlide, settings: PatchSettings, folders: Folders, chunk: S
             continue
         if full[kind] or (not tumour and place.tissue < settings.min_tissue):
             continue
-        image = reader.read(source.pair, lambda opened: opened.read_image(*corner))  # noqa: B023
-        if is_background(image):
-            result.discarded["background" + (" with tumour" if tumour else "")] += 1
-            continue
-        name = source.patch_name(*corner)
-        mask = label if settings.masks_hold_classes else shows_tumour(label).astype(np.uint8) * 255
-        folder = folders.positive if tumour else folders.negative
-        store.save_patch(folder, name, image, mask, settings.output_format, spacing)
+        name, folder = source.patch_name(*corner), folders.of_patches(kind, source.name, settings.layout)
+        if not store.is_saved(folder, name, settings.output_format):  # by a run that was killed
+            image = reader.read(source.pair, lambda opened: opened.read_image(*corner))  # noqa: B023
+            if is_background(image):
+                result.discarded["background" + (" with tumour" if tumour else "")] += 1
+                continue
+            mask = label if settings.masks_hold_classes else shows_tumour(label).astype(np.uint8) * 255
+            store.save_patch(folder, name, image, mask, settings.output_format, spacing)
         where = (name, source.name, source.patient, source.center, *corner)
         size = settings.patch_size, round(spacing, 6)
         row = PatchRow(*where, *size, round(tumour, 6), place.tissue, round(known, 6))

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from CAMELYON17_PREPROCESSING.settings import PatchSettings
+from CAMELYON17_PREPROCESSING.settings import LAYOUTS, PatchSettings
+from CAMELYON17_PREPROCESSING.store import layout_of
 from samplers.labels.label_map import LabelMap
 from samplers.labels.options import add_label_options
 from samplers.pairs.pairing import UNLABELLED
@@ -76,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="png",
         help="file format of the patches; masks are always png",
     )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        help="a folder for the patches of each slide, or one folder for all, which is slow from some 100,000 files on "
+        "(default: slide; a folder that holds patches keeps what it has)",
+    )
     return parser
 
 
@@ -123,9 +130,14 @@ def _given(argv: list[str] | None) -> set[str]:
 
 
 def settings_of(options: argparse.Namespace) -> PatchSettings:
-    """Return the options of the settings' names."""
+    """Return the options of the settings' names, with the layout of the folder where none is asked for."""
     values = {field.name: getattr(options, field.name) for field in fields(PatchSettings)}
     label_map = options.label_map and tuple(options.label_map)
     return PatchSettings(
-        **{**values, "stride": options.stride or options.patch_size, "label_map": label_map or None}
+        **{
+            **values,
+            "stride": options.stride or options.patch_size,
+            "label_map": label_map or None,
+            "layout": options.layout or layout_of(options.save_positive_path),
+        }
     )

@@ -22,6 +22,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 
 from CAMELYON17_PREPROCESSING import store
+from CAMELYON17_PREPROCESSING.forecast import Forecast, forecast
 from CAMELYON17_PREPROCESSING.options import PROGRAM, build_parser, parse_options, settings_of
 from CAMELYON17_PREPROCESSING.schedule import PatchOutcome, process
 from CAMELYON17_PREPROCESSING.settings import Folders, PatchSettings, SourceSlide
@@ -75,9 +76,13 @@ def run(options: argparse.Namespace, world: Ranks) -> int:
     if world.is_first:
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
         print(f"{len(sources)} slides, {len(sources) - sum(counts)} of them are finished already", flush=True)
+    expected = sum(world.gather(forecast(pending, settings)), Forecast())
+    if world.is_first:
+        print("".join(f"{line}\n" for line in expected.said(folders.positive)), end="", flush=True)
     error, outcome, start = "", PatchOutcome(), time.monotonic()
     try:
-        store.remove_slides(folders, {source.name for source in pending})
+        anew = {source.name for source in pending if not store.was_begun(folders, source, settings)}
+        store.remove_slides(folders, anew)
         if (
             world.is_first
         ):  # slides that have lost their label, or that stage_labels.csv no longer calls negative

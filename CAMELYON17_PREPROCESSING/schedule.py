@@ -109,6 +109,7 @@ class _Schedule:
         if step == "plan":
             found, job.left_out = result
             job.places = len(found)
+            store.begin(self.folders, job.source, self.settings)
             for chunk in self._chunks(found):
                 self._submit(job, "cut", cut, job.source, self.settings, self.folders, chunk)
         elif step == "cut":

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.camelyon import center_of
+from samplers.pairs.folders import PATCHES
 from samplers.pairs.names import patient_of
 from samplers.pairs.pairing import SlidePair
+
+LAYOUTS = ("slide", "flat")  # a folder for the patches of each slide, or one for all
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class PatchSettings:
     save_png: bool = False
     output_format: str = "png"
     seed: int = 0  # of the random choice of max_patches
+    layout: str = "flat"  # one of LAYOUTS; earlier versions had this one only
 
     def values(self) -> dict[str, Any]:
         """Return the settings as JSON has them."""
@@ -51,6 +55,11 @@ class Folders(NamedTuple):
 
     positive: Path
     negative: Path
+
+    def of_patches(self, kind: str, slide: str, layout: str) -> Path:
+        """Return the folder of a slide's patches that are "positive" or "negative"."""
+        folder: Path = getattr(self, kind)
+        return folder / PATCHES / slide if layout == "slide" else folder
 
 
 @dataclass(frozen=True)

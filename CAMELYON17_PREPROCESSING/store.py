@@ -1,11 +1,14 @@
 """Writes patches, masks, a record of each finished slide and patches.csv; removes what a killed run has left.
 
-    <positive>/tumor_center_<c>_<slide>_<x>_<y>.png, mask_<same>.png, patches.csv
+    <positive>/patches/<slide>/tumor_center_<c>_<slide>_<x>_<y>.png, mask_<same>.png; with --layout flat <positive>/…
+    <positive>/patches.csv
     <positive>/preprocessing.json     the settings
-    <positive>/slides/<slide>.json    the record of a finished slide; <slide>.png is its picture
+    <positive>/slides/<slide>.json    the record of a finished slide; <slide>.png is its picture, <slide>.begun says
+                                      of what the patches of an unfinished slide are
     <negative>/…                      patches, masks and patches.csv
 
-Each file is written under another name and then renamed. A slide without a record is cut again.
+Each file is written under another name and then renamed. A slide without a record goes on with the patches that are
+there, if the slide, its label and the settings are those with which it was begun, and is cut again otherwise.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ import cv2
 import numpy as np
 import pyvips
 
-from CAMELYON17_PREPROCESSING.settings import COLUMNS, Folders, PatchRow, PatchSettings, SourceSlide
+from CAMELYON17_PREPROCESSING.settings import COLUMNS, LAYOUTS, Folders, PatchRow, PatchSettings, SourceSlide
+from samplers.pairs.folders import size_of
 from samplers.pairs.names import slide_of_patch
 from samplers.slides.errors import DataError
 from utils.cli import UserError
-from utils.files import differences, output_errors, write_atomically
+from utils.files import differences, output_errors, remove_path, write_atomically
 
 KINDS = ("positive", "negative")
+NOTE = "preprocessing.json"
 
 
 def write(path: Path, content: bytes) -> None:
@@ -63,13 +68,37 @@ def _empty_mask(height: int, width: int) -> bytes:
     return encode_mask(np.zeros((height, width), np.uint8))
 
 
+def is_saved(folder: Path, name: str, format: str) -> bool:
+    """Return whether a patch is there, and so its mask. A node that died may have left a file of no bytes."""
+    return size_of(folder / f"{name}.{format}") > 0 and size_of(folder / f"mask_{name}.png") > 0
+
+
 def save_patch(
     folder: Path, name: str, image: np.ndarray, mask: np.ndarray, format: str, spacing: float
 ) -> None:
-    """Save a patch and its mask (PNG, uint8), the mask first, so that a patch that is there has one."""
+    """Save a patch and its mask (PNG, uint8), the mask first, so that a patch that is there has one.
+
+    Makes the folder if it is not there.
+    """
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     content = encode_mask(mask) if mask.any() else _empty_mask(*mask.shape)
     write(folder / f"mask_{name}.png", content)
     write(folder / f"{name}.{format}", encode(image, format, spacing))
+
+
+def layout_of(folder: Path) -> str:
+    """Return the layout of a folder of positive patches, "slide" for a new one. DataError: its note cannot be read."""
+    note = folder / NOTE
+    return str(_read_note(note)["layout"]) if note.exists() else LAYOUTS[0]
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        # Earlier versions had fewer options.
+        return {**PatchSettings().values(), **json.loads(note.read_text())}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{note} cannot be read: {error}") from error
 
 
 def prepare(folders: Folders, settings: PatchSettings) -> None:
@@ -77,7 +106,7 @@ def prepare(folders: Folders, settings: PatchSettings) -> None:
 
     UserError: the folder holds patches of other settings. OutputError: a folder cannot be written.
     """
-    note = folders.positive / "preprocessing.json"
+    note = folders.positive / NOTE
     for folder in {folders.negative, folders.positive / "slides"}:
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,14 +115,7 @@ def prepare(folders: Folders, settings: PatchSettings) -> None:
         positive, negative = (folder.resolve() for folder in folders)
         values["save_tumor_negative_path"] = os.path.relpath(negative, positive)
     if note.exists() and any((folders.positive / "slides").glob("*.json")):
-        try:
-            before = {
-                **PatchSettings().values(),
-                **json.loads(note.read_text()),
-            }  # earlier versions had fewer options
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{note} cannot be read: {error}") from error
-        changed = differences(before, values)
+        changed = differences(_read_note(note), values)
         if changed:
             raise UserError(
                 f"{folders.positive} holds patches of other options: {', '.join(changed)}. Remove it, or "
@@ -124,7 +146,32 @@ def write_record(
     """Write the record of a slide, which is finished from here on."""
     kinds = {kind: [list(asdict(row).values()) for row in rows[kind]] for kind in KINDS}
     record = {"slide": source.name, "label": source.label, "discarded": discarded, **kinds}
+    with output_errors(folders.positive):
+        _begun_of(folders, source.name).unlink(missing_ok=True)
     write(record_of(folders, source.name), (json.dumps(record) + "\n").encode())
+
+
+def _begun_of(folders: Folders, slide: str) -> Path:
+    return folders.positive / "slides" / f"{slide}.begun"
+
+
+def _decides(source: SourceSlide, settings: PatchSettings) -> str:
+    """Return a text that is the same as long as the patches of a slide are."""
+    about = source.pair.slide.stat()
+    return json.dumps([source.label, about.st_size, about.st_mtime_ns, settings.values()]) + "\n"
+
+
+def begin(folders: Folders, source: SourceSlide, settings: PatchSettings) -> None:
+    """Note that patches of a slide are being written. OSError: the slide is gone."""
+    write(_begun_of(folders, source.name), _decides(source, settings).encode())
+
+
+def was_begun(folders: Folders, source: SourceSlide, settings: PatchSettings) -> bool:
+    """Return whether the patches of a slide that are there are what would be written now."""
+    try:
+        return _begun_of(folders, source.name).read_text() == _decides(source, settings)
+    except (OSError, ValueError):
+        return False
 
 
 def is_finished(folders: Folders, source: SourceSlide) -> bool:
@@ -152,16 +199,22 @@ def remove_slides(folders: Folders, names: Collection[str]) -> int:
 def _remove(folders: Folders, names: Collection[str]) -> int:
     removed = 0
     for name in names:
-        for path in (record_of(folders, name), record_of(folders, name).with_suffix(".png")):
+        record = record_of(folders, name)
+        for path in (record, _begun_of(folders, name), record.with_suffix(".png")):
             if path.exists():
                 path.unlink()
                 removed += 1
+        for kind in KINDS:
+            folder = folders.of_patches(kind, name, "slide")
+            if folder.is_dir():
+                removed += len(os.listdir(folder))
+                remove_path(folder)
     for folder in {*folders, folders.positive / "slides"}:
         for entry in os.scandir(folder):
             stem, suffix = os.path.splitext(entry.name)
             slide = slide_of_patch(stem.removeprefix("mask_"))
             if suffix == ".partial":
-                inner = re.sub(r"^\.|\.(png|jpg|json|csv)$", "", stem)
+                inner = re.sub(r"^\.|\.(png|jpg|json|csv|begun)$", "", stem)
                 slide = slide_of_patch(inner.removeprefix("mask_")) or inner
             if slide in names:
                 os.unlink(entry.path)

@@ -60,20 +60,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_slide(folder: Path, width: int, height: int) -> SlidePair:
-    """Make a slide with its outlines, unless they are there. Return the pair."""
+def make_slide(folder: Path, width: int, height: int, share: float = 1.0) -> SlidePair:
+    """Make a slide with its outlines, unless they are there, and return the pair.
+
+    Tissue and outlines are shrunk to `share` of the slide's sides.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pair = SlidePair(folder / "tumor_001.tif", folder / "tumor_001.xml")
+    name = "tumor_001" if share == 1 else f"tumor_{share:g}"
+    pair = SlidePair(folder / f"{name}.tif", folder / f"{name}.xml")
     if pair.slide.exists() and pair.label is not None and pair.label.exists():
         return pair
     rng = np.random.default_rng(0)
     layout = make_layout(rng, PAINTED, 3)
     pixels = paint(rng, layout, tumour_mask(layout, PAINTED), Stain())
-    scale = width / PAINTED, height / PAINTED
+    scale = width * share / PAINTED, height * share / PAINTED
     whole = Layout(*(shapely.transform(part, lambda points: points * scale) for part in (layout.tissue,)),
                    *([shapely.transform(p, lambda points: points * scale) for p in parts]
                      for parts in (layout.lesions, layout.exclusions)))  # fmt: skip
-    write_atomically(folder / "tumor_001.xml", partial(write_asap, layout=whole, groups=("Tumor", "_2")))
+    write_atomically(folder / f"{name}.xml", partial(write_asap, layout=whole, groups=("Tumor", "_2")))
     write_atomically(
         pair.slide, partial(write_slide, pixels=pixels, tissue=whole.tissue, size=(width, height))
     )

@@ -10,12 +10,11 @@ import shapely
 from scipy.spatial.distance import pdist
 
 from evaluation.lesions import find_lesions
-from prediction.grid import Frame, Grid
+from prediction.grid import Frame
 from prediction.outlines import ClassOutline, trace
-from prediction.raster import Raster
+from prediction.raster import TILE, Raster
 
 MAX_CELLS = 16 << 20  # cells of the map on which lesions are told apart
-_BLOCK_PIXELS = 32 << 20  # pixels of a raster that are read at once
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,37 @@ class PredictedLesion:
     area: float  # mm²
 
 
-def cells_of(grid: Grid, probability: Raster, classes: Raster) -> Cells:
-    """Return the cells of a slide. Their side is the smallest power of two with which they are at most MAX_CELLS."""
-    width, height = grid.frame.width, grid.frame.height
+def cells_of(probability: Raster, classes: Raster) -> Cells:
+    """Return the cells of a slide. Their side is the smallest power of two with which they are at most MAX_CELLS.
+
+    ValueError: a cell would be larger than a tile, which is so from 4 million pixels of both sides on.
+    """
+    width, height = probability.width, probability.height
     side = 1
     while -(-width // side) * -(-height // side) > MAX_CELLS:
         side *= 2
-    columns, rows = -(-width // side), -(-height // side)
-    peak, mean = np.zeros((rows, columns), np.uint8), np.zeros((rows, columns), np.float32)
-    step = max(1, _BLOCK_PIXELS // (columns * side) // side)  # rows of cells
-    for first in range(0, rows, step):
-        top, bottom = first * side, min((first + step) * side, height)
-        if not grid.tissue_rows(top, bottom):
-            continue
-        padding = ((0, -(bottom - top) % side), (0, columns * side - width))
-        found = np.pad(probability.read(0, top, width, bottom - top), padding)
-        tumour = np.pad(classes.read(0, top, width, bottom - top), padding) > 0
-        part = slice(first, first + found.shape[0] // side)
-        mean[part] = cv2.resize(found, (columns, found.shape[0] // side), interpolation=cv2.INTER_AREA) / 255
-        highest = np.maximum(found, 1) * tumour
-        peak[part] = highest.reshape(-1, side, columns, side).max(axis=(1, 3))
-    return Cells(side, peak, mean)
+    if side > TILE:
+        raise ValueError(f"a slide of {width} × {height} pixels is too large")
+    count = TILE // side  # cells along a tile
+    # As many as the tiles have; those beyond the end are cut off in the end.
+    shape = probability.rows * count, probability.columns * count
+    peak, mean = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+    for row, column in np.ndindex(probability.rows, probability.columns):
+        part = (
+            slice(row * count, (row + 1) * count),
+            slice(column * count, (column + 1) * count),
+        )
+        found = np.zeros((TILE, TILE), np.uint8)
+        if probability.holds(row, column):
+            found = probability.tile(row, column)
+            mean[part] = cv2.resize(found, (count, count), interpolation=cv2.INTER_AREA) / 255
+        if classes.holds(row, column):
+            highest = np.maximum(found, 1) * (classes.tile(row, column) > 0)
+            peak[part] = highest.reshape(count, side, count, side).max(axis=(1, 3))
+    rows, columns = -(-height // side), -(-width // side)
+    return Cells(
+        side, np.ascontiguousarray(peak[:rows, :columns]), np.ascontiguousarray(mean[:rows, :columns])
+    )
 
 
 def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:

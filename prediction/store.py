@@ -5,22 +5,25 @@ lesions/<slide>.csv       confidence,X,Y
 slides/<slide>.json       the record, written last: a slide without one is predicted again
 slides.csv                one line per slide
 prediction.json           the model and the options that all slides have in common
-.work/                    unfinished files
+.work/                    unfinished files, and what is predicted of unfinished slides (`prediction/progress.py`)
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import differences, output_errors, write_atomically
+from utils.files import differences, output_errors, remove_path, write_atomically
 
 WORK, RECORDS, LESIONS = ".work", "slides", "lesions"
+DIGEST = 16  # digits
+PROGRESS = rf"\.[0-9a-f]{{{DIGEST}}}\.(rows|probability|classes)"  # ends the names of what `Progress` keeps
 COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "seconds")
 
 
@@ -83,9 +86,11 @@ def prepare(output: Path, settings: PredictionSettings) -> None:
                 "it, or name another --output"
             )
     with output_errors(output):
-        shutil.rmtree(output / WORK, ignore_errors=True)
         for folder in (WORK, RECORDS, LESIONS):
             (output / folder).mkdir(parents=True, exist_ok=True)
+        for path in (output / WORK).iterdir():
+            if not re.search(PROGRESS + "$", path.name):
+                remove_path(path)
         write_atomically(note, lambda path: path.write_text(json.dumps(asdict(settings), indent=2) + "\n"))
 
 

@@ -9,12 +9,13 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from prediction.grid import Frame, Grid
-from prediction.raster import Raster
+from prediction.progress import Band, Progress
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 
@@ -23,7 +24,7 @@ AHEAD = 2  # batches that are read while one is predicted, and batches that may 
 ATTEMPTS = 2  # a network file system may fail once
 GLASS = 255  # fills a patch beyond the end of a slide that is smaller than it
 _ROUNDING = 0.01  # probabilities in half precision may be this far beyond 0 and 1
-_ROWS = 64  # pixel rows that are written at once
+_ROWS = 64  # pixel rows that are written at once; a tile has a multiple of them
 
 Forward = Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, 3) → float32 (B, planes, H, W)
 
@@ -55,11 +56,8 @@ class Canvas:
     class.
     """
 
-    def __init__(
-        self, grid: Grid, band: tuple[int, int], planes: int, threshold: float, rasters: tuple[Raster, Raster]
-    ) -> None:
-        self.grid, self.threshold = grid, threshold
-        self.probability, self.classes = rasters
+    def __init__(self, grid: Grid, band: Band, planes: int, threshold: float, progress: Progress) -> None:
+        self.grid, self.threshold, self.progress = grid, threshold, progress
         columns = np.flatnonzero(grid.chosen.any(axis=0))
         self.left = int(grid.xs[columns[0]]) if len(columns) else 0
         right = int(grid.xs[columns[-1]]) + grid.size if len(columns) else 1
@@ -73,6 +71,7 @@ class Canvas:
         y, size = int(self.grid.ys[row]), self.grid.size
         if row != self.row:
             self._flush(y)
+            self.progress.note(self.top, min(y, self.stop), last=False)
             self.row = row
         of_rows, of_columns = self.grid.weights
         turn = y % size
@@ -86,13 +85,16 @@ class Canvas:
     def finish(self) -> None:
         """Write the rows that are left."""
         self._flush(self.stop)
+        self.progress.note(self.top, self.stop, last=True)
 
     def _flush(self, y: int) -> None:
         """Write the pixel rows above `y` that are in the band, and set all of them to 0."""
         size = self.grid.size
         first = int(self.grid.ys[self.row]) if self.row >= 0 else y
-        for start in range(first, min(y, first + size), _ROWS):
-            rows = np.arange(start, min(start + _ROWS, y, first + size))
+        stop = min(y, first + size)
+        cuts = [first, *range((first // _ROWS + 1) * _ROWS, stop, _ROWS), stop]  # at the rows of the tiles
+        for start, end in pairwise(cuts) if first < stop else ():
+            rows = np.arange(start, end)
             if self.grid.tissue_rows(int(rows[0]), int(rows[-1]) + 1):
                 mine = rows[(rows >= self.top) & (rows < min(self.stop, self.grid.frame.height))]
                 if len(mine):
@@ -110,16 +112,14 @@ class Canvas:
             classes = (probability >= self.threshold * 255).astype(np.uint8) * tissue
         else:
             classes = sums.argmax(axis=0).astype(np.uint8) * tissue
-        for raster, pixels in ((self.probability, probability), (self.classes, classes)):
-            used = np.flatnonzero(pixels.any(axis=0))
-            if len(used):
-                raster.write(self.left + int(used[0]), y, pixels[:, used[0] : used[-1] + 1])
+        self.progress.probability.write(self.left, y, probability)
+        self.progress.classes.write(self.left, y, classes)
 
 
 def predict_band(
     slide: Slide,
     grid: Grid,
-    band: tuple[int, int],
+    band: Band,
     forward: Forward,
     batch_size: int,
     canvas: Canvas,

@@ -14,7 +14,7 @@ from prediction import store
 from prediction.grid import Grid, frame_of, grown
 from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
 from prediction.model import Predictor
-from prediction.raster import Raster
+from prediction.progress import Progress
 from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
@@ -31,15 +31,14 @@ Advance = Callable[[float, int], None]
 
 
 class Opened:
-    """A slide that is being predicted, with its grid and the rasters of its probabilities and classes.
+    """A slide that is being predicted, with its grid and what is predicted of it so far.
 
-    DataError: the slide cannot be used. OutputError: the rasters cannot be written.
+    DataError: the slide cannot be used. OutputError: the progress cannot be written.
     """
 
     def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
         self.name = path.stem
         self.slide = open_whole(path)
-        self.rasters: tuple[Raster, ...] = ()
         try:
             decode_samples(self.slide)
             frame = frame_of(self.slide, settings.resolution)
@@ -52,23 +51,19 @@ class Opened:
                 raise DataError(
                     f"{path}: no tissue was found on it, so it was not looked at; --no-tissue_only predicts all of it"
                 )
-            size = frame.width, frame.height
-            files = (output / store.WORK / f"{self.name}.{kind}" for kind in ("probability", "classes"))
-            self.rasters = tuple(Raster(file, *size) for file in files)
+            self.progress = Progress(output, path, settings, self.grid)
         except BaseException:
-            self.close()
+            self.slide.close()
             raise
 
     def close(self) -> None:
         self.slide.close()
-        for raster in self.rasters:
-            raster.close()
+        self.progress.close()
 
     def discard(self) -> None:
-        """Close the slide and delete the rasters."""
-        self.close()
-        for raster in self.rasters:
-            raster.path.unlink(missing_ok=True)
+        """Close the slide and delete what is predicted of it."""
+        self.slide.close()
+        self.progress.discard()
 
 
 @dataclass
@@ -114,7 +109,7 @@ class Worker:
         return self.outcome
 
     def _predict(self, path: Path) -> tuple[Opened | None, float]:
-        """Return the slide with its rasters filled, or None if it is bad, and the seconds this took. Collective."""
+        """Return the slide, all of it predicted, or None if it is bad, and the seconds this took. Collective."""
         start, opened, bad = time.monotonic(), None, ""
         error = (
             self.outcome.error
@@ -140,18 +135,16 @@ class Worker:
 
     def _predict_band(self, opened: Opened) -> None:
         grid, settings = opened.grid, self.settings
-        band = grid.bands(self.team.size)[self.team.rank]
-        first, stop = grid.rows_of(band)
-        patches = int(grid.chosen[first:stop].sum())
+        bands = opened.progress.missing(grid.bands(self.team.size)[self.team.rank])
+        patches = sum(int(grid.chosen[slice(*grid.rows_of(band))].sum()) for band in bands)
 
         def advance(count: int) -> None:
             self.outcome.patches += count
             self.advance(count / patches, count)
 
-        canvas = Canvas(
-            grid, band, self.predictor.planes, settings.threshold, (opened.rasters[0], opened.rasters[1])
-        )
-        predict_band(opened.slide, grid, band, self.predictor, settings.batch_size, canvas, advance)
+        for band in bands:
+            canvas = Canvas(grid, band, self.predictor.planes, settings.threshold, opened.progress)
+            predict_band(opened.slide, grid, band, self.predictor, settings.batch_size, canvas, advance)
         if not patches:
             self.advance(1.0, 0)
 
@@ -192,10 +185,10 @@ def write_files(
     ReadError: the slide cannot be read. OutputError: a file cannot be written.
     """
     frame = opened.grid.frame
-    probability, classes = opened.rasters
+    probability, classes = opened.progress.probability, opened.progress.classes
     paths = {path.name[len(opened.name) :]: output / store.WORK / path.name
              for path in store.files_of(output, opened.name)}  # fmt: skip
-    cells = cells_of(opened.grid, probability, classes)
+    cells = cells_of(probability, classes)
     lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
     remove_small(cells, numbers, classes)
     description = description_of(opened.slide, frame.downsample)

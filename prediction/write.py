@@ -19,12 +19,11 @@ import tifffile
 from prediction.grid import Frame
 from prediction.lesions import Cells, PredictedLesion
 from prediction.outlines import without_islands
-from prediction.raster import Raster
+from prediction.raster import TILE, Raster
 from samplers.slides.slide import Slide
 from utils.files import output_errors
 from utils.pictures import OUTLINE_PREDICTION, colour_of, draw_outline
 
-TILE = 512  # side of a tile in pixels, as in ASAP's files
 OVERLAY = 2048  # longer side of the overlay in pixels
 EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are polygons of this group, which is painted last
 _OPACITY = 0.6  # of the heat map where tumour is more probable than not
@@ -34,8 +33,8 @@ def write_tiff(path: Path, raster: Raster, spacing: float, labels: bool, descrip
     """Write a pyramidal tiled BigTIFF with one band, deflate, its spacing (µm/px) and a description.
 
     Each level halves the one before, until one tile holds it. Its pixels are means of four, or every second pixel for
-    `labels`, whose values must stay. Rows of tiles are streamed: libvips would map the whole raster (`rawload`), and a
-    map of 10 GB counts as memory once it has been read. OutputError: the file cannot be written.
+    `labels`, whose values must stay. Tiles are streamed: libvips would map the whole raster (`rawload`), and a map of
+    10 GB counts as memory once it has been read. OutputError: the file cannot be written.
     """
     level, number = raster, 0
     with output_errors(path):
@@ -68,22 +67,26 @@ def _tiles(raster: Raster) -> Iterator[bytes]:
     """Yield the deflated tiles, row by row."""
     empty = zlib.compress(bytes(TILE * TILE))  # compressed once, since most tiles of a slide are empty
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
-        for top in range(0, raster.height, TILE):
-            rows = raster.read(0, top, raster.width, TILE)
-            rows = np.pad(rows, ((0, TILE - rows.shape[0]), (0, -raster.width % TILE)))
-            tiles = rows.reshape(TILE, -1, TILE).swapaxes(0, 1)
-            yield from pool.map(lambda tile: zlib.compress(tile.tobytes()) if tile.any() else empty, tiles)
+
+        def deflated(row: int, column: int) -> bytes:
+            return zlib.compress(raster.tile(row, column).data) if raster.holds(row, column) else empty
+
+        columns = range(raster.columns)
+        for row in range(raster.rows):  # not all at once: the pool would deflate faster than is written
+            yield from pool.map(deflated, [row] * len(columns), columns)
 
 
 def _half(raster: Raster, path: Path, labels: bool) -> Raster:
     """Return the raster at half its size, rounded down, in a new file at `path`."""
+    path.unlink(missing_ok=True)  # a killed run may have left it
     half = Raster(path, max(1, raster.width // 2), max(1, raster.height // 2))
     method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
-    for top in range(0, half.height, TILE):
-        rows = raster.read(0, 2 * top, 2 * half.width, 2 * min(TILE, half.height - top))
-        if rows.any():
-            size = half.width, min(TILE, half.height - top)
-            half.write(0, top, cv2.resize(rows, size, interpolation=method))
+    for row, column in np.ndindex(half.rows, half.columns):
+        left, top = column * TILE, row * TILE
+        size = min(TILE, half.width - left), min(TILE, half.height - top)
+        pixels = raster.read(2 * left, 2 * top, 2 * size[0], 2 * size[1])
+        if pixels.any():
+            half.write(left, top, cv2.resize(pixels, size, interpolation=method))
     return half
 
 
@@ -121,11 +124,24 @@ def write_geojson(
     downsample: float,
     origin: tuple[int, int],
 ) -> None:
-    """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on."""
-    features = []
-    for number, lesion in enumerate(lesions, 1):
-        for outline in lesion.outlines:
-            rings = [_rings(shapely.get_rings(polygon), downsample, origin) for polygon in outline.polygons]
+    """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on.
+
+    Polygon by polygon: as numbers of Python the points of all would take ten times the memory.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        outlines = (
+            (number, lesion, outline)
+            for number, lesion in enumerate(lesions, 1)
+            for outline in lesion.outlines
+        )
+        for place, (number, lesion, outline) in enumerate(outlines):
+            file.write(
+                "," * (place > 0) + '{"type":"Feature","geometry":{"type":"MultiPolygon","coordinates":['
+            )
+            for inner, polygon in enumerate(outline.polygons):
+                rings = list(_rings(shapely.get_rings(polygon), downsample, origin))
+                file.write("," * (inner > 0) + json.dumps(rings, separators=(",", ":")))
             properties = {
                 "objectType": "annotation",
                 "name": f"lesion {number}",
@@ -136,10 +152,8 @@ def write_geojson(
                     "area mm2": round(lesion.area, 6),
                 },
             }
-            geometry = {"type": "MultiPolygon", "coordinates": rings}
-            features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    collection = {"type": "FeatureCollection", "features": features}
-    path.write_text(json.dumps(collection, separators=(",", ":")) + "\n")
+            file.write(']},"properties":' + json.dumps(properties, separators=(",", ":")) + "}")
+        file.write("]}\n")
 
 
 def write_asap(
@@ -176,13 +190,14 @@ def write_asap(
         file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
-def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> list[list[list[float]]]:
-    """Return the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
+def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> Iterator[list[list[float]]]:
+    """Yield the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
     points, owner = shapely.get_coordinates(rings, return_index=True)
     points = points * downsample - origin
     if float(downsample).is_integer():
         points = points.astype(np.int64)
-    return [part.tolist() for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1)]
+    for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1):
+        yield part.tolist()
 
 
 def _hex(value: int) -> str:

@@ -32,19 +32,20 @@ def write_atomically(path: Path, writer: Callable[[Path], Any]) -> None:
     If the writer fails, what it has written is removed: a full disk would stay full otherwise.
     """
     partial_path = path.with_name(f".{path.name}.partial")
-    _remove(partial_path)
+    remove_path(partial_path)
     try:
         writer(partial_path)
     except BaseException:
         with contextlib.suppress(OSError):
-            _remove(partial_path)
+            remove_path(partial_path)
         raise
     if path.is_dir():
-        _remove(path)
+        remove_path(path)
     partial_path.replace(path)
 
 
-def _remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
+    """Remove a file, which may be gone, or a folder with all that is in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

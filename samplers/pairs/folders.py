@@ -16,6 +16,7 @@ _NO_SLIDES = (
     "txt md rst csv tsv json geojson xml yaml yml toml ini log pdf html "
     "xls xlsx md5 sha1 sha256 sh py qpproj qpdata db dat lock"
 )
+PATCHES = "patches"  # the folder of the preprocessing that has a folder of patches for each slide
 _DEPTH = 3  # levels of subfolders in which slides are looked for
 
 
@@ -37,6 +38,16 @@ def files_of(folder: str | Path, format: str) -> list[Path]:
         raise DataError(f"{folder}: no such folder")
     wanted = same_format(format)
     return [file for file in listed(folder) if same_format(file.suffix) == wanted and is_file(file)]
+
+
+def slides_of(folder: str | Path, format: str) -> list[Path]:
+    """Return the files of a folder, and those of a folder per slide that the preprocessing has made in it.
+
+    Raises DataError if a folder cannot be listed.
+    """
+    patches = Path(folder) / PATCHES
+    inner = _subfolders(patches) if patches.is_dir() else []
+    return [file for path in (folder, *inner) for file in files_of(path, format)]
 
 
 def files_below(folders: Sequence[Path], format: str) -> list[Path]:
@@ -91,7 +102,9 @@ def left_out(
             f"{folder}: {len(others)} other files are left out ({counts}; {option}): "
             f"{name_some(path.name for path in others)}"
         )
-    deeper = [path for inner in folders for path in _subfolders(inner) if path not in folders]
+    searched = {file.parent for file in known}
+    searched |= {path.parent for path in searched if path.parent.name == PATCHES}
+    deeper = [path for inner in folders for path in _subfolders(inner) if path not in {*folders, *searched}]
     holding = [path for path in deeper if _holds(path, wanted, _DEPTH)]
     if holding:
         warnings.append(

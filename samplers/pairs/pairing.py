@@ -14,7 +14,7 @@ from pathlib import Path
 
 from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.pairs.checks import Checked, examine_pair
-from samplers.pairs.folders import files_of, left_out, listed, same_format
+from samplers.pairs.folders import files_of, left_out, listed, same_format, slides_of
 from samplers.pairs.names import (
     is_challenge_name,
     is_decorated,
@@ -69,8 +69,8 @@ def find_pairs(
     that would be taken as tumour-free has a label of another format.
     """
     slide_path = Path(slide_path)
-    slide_files = files_of(slide_path, slide_format)
-    label_files = files_of(label_path, label_format) if label_path is not None else []
+    slide_files = slides_of(slide_path, slide_format)
+    label_files = slides_of(label_path, label_format) if label_path is not None else []
     if set(slide_files) & set(label_files):  # one folder for both: labels are the files with a decoration
         slide_files = [file for file in slide_files if not is_decorated(file.stem)]
         label_files = [file for file in label_files if is_decorated(file.stem)]

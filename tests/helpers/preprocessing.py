@@ -6,7 +6,7 @@ import csv
 import hashlib
 from pathlib import Path
 
-ARGUMENTS = ["--patch_size", "128", "--save_neg", "--save_png", "--num_threads", "2"]
+ARGUMENTS = ["--patch_size", "128", "--save_neg", "--save_png", "--num_threads", "2", "--layout", "flat"]
 
 
 def words(root: Path, out: Path, *more: str) -> list[str]:
