@@ -116,7 +116,7 @@ def test_masks_and_camelyon16_names(demo, tmp_path):
     rows = table(folder)
     assert {row["slide"] for row in rows} == {"tumor_001", "tumor_002", "tumor_003"}
     assert rows[0]["patch"].startswith("tumor_center_na_tumor_001_")
-    assert not list((tmp_path / "negative").glob("*.png"))
+    assert not list((tmp_path / "negative").rglob("*.png"))
 
 
 def test_two_folders_with_the_centres_in_one(demo17, whole, tmp_path):

@@ -72,7 +72,7 @@ def test_masks_and_shares_know_what_is_not_known(unannotated, root, capsys):
         folder = root / "out" / kind
         for row in table(folder):
             classes = expected(root, row, unannotated)
-            mask = cv2.imread(str(folder / f"mask_{row['patch']}.png"), cv2.IMREAD_UNCHANGED)
+            mask = cv2.imread(str(next(folder.rglob(f"mask_{row['patch']}.png"))), cv2.IMREAD_UNCHANGED)
             np.testing.assert_array_equal(mask, classes)
             known, tumour = classes != 255, classes == 1
             assert known.mean() >= 0.5
@@ -105,7 +105,8 @@ def test_masks_of_0_and_255_are_as_before(root):
 def test_masks_of_several_classes_hold_them(root):
     assert run(root, "--label_map", "Tumor:1", "blurred:2") == 0
     masks = [
-        cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (root / "out" / "positive").glob("mask_*.png")
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        for path in (root / "out" / "positive").rglob("mask_*.png")
     ]
     assert {value for mask in masks for value in np.unique(mask)} == {0, 1, 2}
 
@@ -176,7 +177,7 @@ def test_slides_and_labels_that_do_not_pair_end_with_2_and_are_named(root, capsy
         assert "1 labels without a slide: " in said
         assert "case_c lesions.xml; 1 slides without a label: " in said
         assert "case_c.tif" in said
-    assert not list(root.glob("out/*/*.png"))
+    assert not list((root / "out").rglob("*.png"))
     (root / "xml" / "case_c lesions.xml").unlink()
     assert run(root, *IGNORE) == 2
     assert "1 slides without a label: " in capsys.readouterr().err
@@ -257,7 +258,7 @@ def test_an_error_that_nobody_expected_is_that_of_its_slide(root, monkeypatch, c
         [s for s in sources if s.name == "case_b"], settings, folders, 1, lambda *_: None
     )
     assert outcome.bad == {"case_b": "failed: UnpicklableError: of the test"}
-    assert not list((root / "p").glob("*case_b*"))
+    assert not list((root / "p").rglob("*case_b*"))
     kept = (root / "p" / "failures.log").read_text()
     assert "draw of " in kept
     assert "UnpicklableError: of the test" in kept
