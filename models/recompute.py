@@ -106,9 +106,9 @@ class Recomputed:
     `prepare` makes the model's input of the images (B, H, W, 3), which are kept as they are; it runs again too.
     With `sparse` not even what goes from block to block is kept: of every half of the blocks what comes before
     it is computed again, and so on until there are PART of them (Griewank, 1992), for log(blocks) forward passes.
-    `run` runs a block, and may keep small tensors of its first run for the next ones. The
-    largest expansion runs again a few channels at a time, see `models.channel_parts`. For graphs (tf.function): it is
-    their control dependencies that keep the order.
+    `run` runs a block, and may keep small tensors of its first run for the next ones. The largest
+    expansion runs again a few channels at a time, see `models.channel_parts`. For graphs (tf.function): it is their
+    control dependencies that keep the order.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Recomputed:
     def outputs(
         self, block: Block, tensors: Tensors, training: bool, memory: Memory, channels: slice = WHOLE
     ) -> list[tf.Tensor]:
-        """Return the outputs of a block, of which only these channels are computed if it runs again."""
+        """Return the outputs of a block, or only these channels of them."""
         inputs = [self.prepare(tensors[n]) if n == self.start else tensors[n] for n in block.inputs]
         of_block = memory.setdefault(block.outputs[0], {})
         if channels != WHOLE:

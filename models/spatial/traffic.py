@@ -28,13 +28,13 @@ def sent_forward(model: keras.Model, img_size: int, batch_size: int, ranks_per_p
 def sent_in_step(forward: Sent, step: Sent) -> tuple[int, int]:
     """Return how many bytes a rank sends in a step, and in how many exchanges. Scalars of the loss are left out.
 
-    `forward`: of one forward pass, by `sent_forward`. `step`: those of a step of patches of any size, which tells how
-    often each exchange takes place, forward and backward, and which share of its channels goes each time: gradients
-    of as many rows go back, in parts where a block's channels are computed in parts.
+    `forward`: of one forward pass, by `sent_forward`. `step`: those of a step of patches of any size, of which the
+    names alone are looked at: they tell how often each exchange takes place. Backward the gradients of as many rows
+    go back once, if in parts where the channels of a block are computed in parts.
     """
     sent = count = 0
     for name, sizes in forward.items():
-        all_sizes = [*step[name], *step.get(f"{name}_back", ())]  # the images have no gradient
-        sent += round(sum(sizes) * sum(all_sizes) / step[name][0]) if any(sizes) else 0
-        count += len(all_sizes)
+        back = step.get(f"{name}_back", ())  # the images have no gradient
+        sent += sum(sizes) * (len(step[name]) + bool(back))
+        count += len(step[name]) + len(back)
     return sent, count
