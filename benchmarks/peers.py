@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peer_step import PEERS
+from benchmarks.turns import Side
 
 ROOT = Path(__file__).resolve().parents[1]
 # What PyTorch's tuning guide gets from another malloc: freed memory stays. Page faults were a quarter of DeepLabV3+'s
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for work in options.work:
         for precision in options.precisions:
             with (
-                Side(options, True, work, precision) as ours,
-                Side(options, False, work, precision) as theirs,
+                side_of(options, True, work, precision) as ours,
+                side_of(options, False, work, precision) as theirs,
             ):
                 versions = {OURS: ours.answer()["version"], options.peer: theirs.answer()["version"]}
                 race(ours, theirs, options.rounds)
@@ -79,41 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join([*header(options, versions), *rows]))
 
 
-class Side:
-    """A process that computes one network's steps when it is asked to. SystemExit: it failed, and said why."""
-
-    def __init__(self, options: argparse.Namespace, ours: bool, work: str, precision: str) -> None:
-        case = {**vars(options), "work": work, "mixed_precision": precision}
-        if ours:
-            case |= {"peer": "suite", "path": str(ROOT), "python": sys.executable}
-        command = [case["python"], str(ROOT / "benchmarks" / "peer_step.py"), json.dumps(case)]
-        environment = {**os.environ, **(KEPT_MEMORY if case["peer"] == "torch" else {})}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.found: Found = []
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # it ends with its input
-
-    def measure(self) -> None:
-        """Let the process run `steps` steps, and keep what it measured."""
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.found.append(self.answer())
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for the next JSON object of the process. Whatever else its libraries print is passed over."""
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                print(line, end="", flush=True)
-                return dict(json.loads(line))
-        raise SystemExit(f"{self.process.args!r} ended with exit code {self.process.wait()}")
+def side_of(options: argparse.Namespace, ours: bool, work: str, precision: str) -> Side:
+    """Start the process that computes one network's steps when it is asked to."""
+    case = {**vars(options), "work": work, "mixed_precision": precision}
+    if ours:
+        case |= {"peer": "suite", "path": str(ROOT), "python": sys.executable}
+    command = [case["python"], str(ROOT / "benchmarks" / "peer_step.py"), json.dumps(case)]
+    return Side(command, KEPT_MEMORY if case["peer"] == "torch" else None)
 
 
 def race(ours: Side, theirs: Side, rounds: int) -> None:

@@ -7,6 +7,10 @@ The bare rate is that of `pyvips.Region.fetch` at level 0 in one thread, at the 
 where decoding JPEG is the limit. Bare reading and samplers take turns, `--rounds` times, and ratios are medians over
 the rounds, so that other work on the machine affects both. `cpu_ratio_to_bare` compares the processor time per patch,
 which other work hardly changes. The last lines are one JSON object per case.
+
+With `--wholeslidedata PEER/bin/python`, an interpreter whose environment has wholeslidedata, openslide-python,
+openslide-bin and psutil, its batch iterator takes its turns as well: lesions of the same slides, whose outlines must be
+ASAP XML (`--label_format xml`), in one worker process.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 import pyvips
 
+from benchmarks.turns import Side
 from samplers import SAMPLERS, Batch, Loader, PatchInfo, SamplerConfig, SlidePair, training_loader
 from samplers.pairs.pairing import find_pairs
 from samplers.radboud import WEIGHTINGS
+from samplers.slides.slide import Slide
 from samplers.workers.ring import slot_count
 
 
@@ -58,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--augment", action="store_true")
     add("--seconds", type=float, default=4.0, help="seconds of each measurement")
     add("--rounds", type=int, default=3)
+    add(
+        "--wholeslidedata", metavar="INTERPRETER", help="measure wholeslidedata in turns, in this interpreter"
+    )
     return parser
 
 
@@ -94,6 +103,28 @@ def measure(loader: Loader, batches: Iterator[Batch], ahead: int, seconds: float
     return Measured(count / (time.perf_counter() - begin), (cpu_seconds(loader) - begin_cpu) / count)
 
 
+def wholeslidedata_of(options: argparse.Namespace, pairs: list[SlidePair]) -> Side:
+    """Start the process that measures wholeslidedata on the same slides. SystemExit: their outlines are not XML."""
+    labelled = [pair for pair in pairs if pair.label]
+    if options.label_format != "xml":
+        raise SystemExit(
+            "--wholeslidedata reads outlines in ASAP XML: give --label_format xml and their folder."
+        )
+    with Slide(labelled[0].slide) as slide:
+        spacing = options.resolution or slide.spacing
+    case = {
+        "slides": [[str(pair.slide), str(pair.label)] for pair in labelled],
+        "spacing": spacing,
+        "img_size": options.img_size,
+        "batch_size": options.batch_size,
+        "seed": 0,
+        "seconds": options.seconds,
+        "warm_up": 20 * len(labelled) // options.batch_size,
+    }
+    program = Path(__file__).with_name("sampler_peer.py")
+    return Side([options.wholeslidedata, str(program), json.dumps(case)])
+
+
 def cpu_seconds(loader: Loader) -> float:
     """Return the processor time of the loader's workers in seconds."""
     times = [psutil.Process(pid).cpu_times() for pid in loader.worker_pids]
@@ -123,6 +154,9 @@ def main(argv: list[str] | None = None) -> int:
             places += next(batches[processes]).patches
     reader, endless = BareReader(pairs), itertools.cycle(places)
     reader.measure(endless, 1.0)
+    peer = wholeslidedata_of(options, pairs) if options.wholeslidedata else None
+    if peer:
+        peer.answer()
     bare: list[Measured] = []
     found: dict[int, list[Measured]] = {processes: [] for processes in loaders}
     for _ in range(options.rounds):
@@ -130,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         for processes, loader in loaders.items():
             ahead = processes * slot_count(options.batch_size, options.img_size, processes)
             found[processes].append(measure(loader, batches[processes], ahead, options.seconds))
+        if peer:
+            peer.measure()
     for loader in loaders.values():
         loader.close()
     first = options.sample_processes[0]
@@ -148,7 +184,15 @@ def main(argv: list[str] | None = None) -> int:
             "cpu_ratio_to_bare": round(median(b.cpu / v.cpu for v, b in zip(values, bare)), 3),
             f"ratio_to_{first}": round(median(v.rate / f.rate for v, f in zip(values, found[first])), 3),
         }
+        if peer:
+            result["wholeslidedata_per_second"] = round(median(p["rate"] for p in peer.found), 1)
+            result["cpu_ratio_to_wholeslidedata"] = round(
+                median(p["cpu"] / v.cpu for v, p in zip(values, peer.found)), 1
+            )
+        result["cpu_ms_per_patch"] = round(1000 * median(v.cpu for v in values), 2)
         print(json.dumps(result))
+    if peer:
+        peer.close()
     return 0
 
 

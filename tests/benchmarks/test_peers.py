@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import Side, build_parser, main, race, row
+from benchmarks.peers import build_parser, main, race, row, side_of
+from benchmarks.turns import Side
 
 ANSWERS = """#!/bin/sh
 echo 'a library says something'
@@ -16,7 +17,9 @@ def side(tmp_path: Path, script: str) -> Side:
     python = tmp_path / "python"
     python.write_text(script)
     python.chmod(0o755)
-    return Side(build_parser().parse_args(["--peer=torch", f"--python={python}"]), False, "train", "float32")
+    return side_of(
+        build_parser().parse_args(["--peer=torch", f"--python={python}"]), False, "train", "float32"
+    )
 
 
 def test_both_sides_compute_in_turns(tmp_path: Path) -> None:
