@@ -134,6 +134,7 @@ def cpu_seconds(loader: Loader) -> float:
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     pairs, _ = find_pairs(options.slide_path, options.label_path, options.slide_format, options.label_format)
+    peer = wholeslidedata_of(options, pairs) if options.wholeslidedata else None
     config = SamplerConfig(
         sampler=options.data_sampler,
         img_size=options.img_size,
@@ -154,7 +155,6 @@ def main(argv: list[str] | None = None) -> int:
             places += next(batches[processes]).patches
     reader, endless = BareReader(pairs), itertools.cycle(places)
     reader.measure(endless, 1.0)
-    peer = wholeslidedata_of(options, pairs) if options.wholeslidedata else None
     if peer:
         peer.answer()
     bare: list[Measured] = []
