@@ -266,7 +266,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--learning_rate",
         type=positive_float,
-        default=1e-3,
+        default=2e-3,
         help="peak learning rate for one rank, see --lr_scaling",
     )
     add("--loss", choices=LOSSES, default="cross_entropy", help="loss; dice takes no class weights")
@@ -287,7 +287,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--freeze_bn",
         type=fraction,
-        default=0.5,
+        default=0.75,
         help="last share of the steps that is trained with frozen batch norm, as in inference: large patches mean "
         "small batches, whose statistics the exported model does not see",
     )

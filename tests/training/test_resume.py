@@ -100,7 +100,7 @@ def test_the_same_bits_after_kill_stop_and_a_torn_checkpoint(whole, demo, tmp_pa
 
     refused = run_python([*words, "--learning_rate", "0.5"])
     assert refused.returncode == 2
-    assert "--learning_rate was 0.001, is 0.5" in refused.stderr
+    assert "--learning_rate was 0.002, is 0.5" in refused.stderr
 
     done = run_python(words)
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_resume_force_goes_on_with_other_options(demo, tmp_path, capsys):
     write_json(option_values(parse_options(folders)), tmp_path / "options.json")
     assert find_checkpoint(parse_options(folders)) is None
     other = [*folders, "--learning_rate", "0.5"]
-    with pytest.raises(UserError, match=r"--learning_rate was 0.001, is 0.5"):
+    with pytest.raises(UserError, match=r"--learning_rate was 0.002, is 0.5"):
         find_checkpoint(parse_options(other))
     capsys.readouterr()
     assert find_checkpoint(parse_options([*other, "--resume_force"])) is None
