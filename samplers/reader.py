@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +19,7 @@ from samplers.slides.errors import DataError
 from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
-from samplers.tissue import tissue_mask
+from samplers.tissue import MAX_CELL_UM, tissue_mask
 from utils.failures import reason_of
 
 MAX_BYTES = 512 << 20  # that open slides and labels may take: a TIFF less than 0.1 MB, outlines up to 3 MB
@@ -146,7 +147,11 @@ class Overview:
 
 
 def overview(opened: OpenPair, level: int) -> Overview:
-    """Return an overview at a level, or at the last one if there are fewer, and of at most 4096 pixels a side."""
+    """Return an overview at a level, or at the last one if there are fewer.
+
+    A level with pixels of more than MAX_CELL_UM does not show small pieces of tissue, so a finer one is taken instead.
+    An overview has at most 4096 pixels a side.
+    """
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
     classes = opened.label.thumbnail(width, height)
@@ -159,6 +164,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
 def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """Return thumbnail, tissue and cell of an `Overview`. It needs no label."""
     side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
+    side = max(side, math.ceil(max(slide.width, slide.height) * slide.spacing / MAX_CELL_UM))
     thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
     height, width = thumbnail.shape[:2]
     cell = (slide.width / width, slide.height / height)
