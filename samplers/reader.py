@@ -22,7 +22,9 @@ from samplers.slides.slide import Slide
 from samplers.tissue import MAX_CELL_UM, tissue_mask
 from utils.failures import reason_of
 
-MAX_BYTES = 512 << 20  # that open slides and labels may take: a TIFF less than 0.1 MB, outlines up to 3 MB
+MAX_BYTES = (
+    256 << 20
+)  # that open slides and labels may take: a TIFF less than 0.1 MB, 0.1 kB for each point of outlines
 MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")
@@ -103,7 +105,10 @@ class PairReader:
         """Return function(open pair). Raises BadSlideError if opening or reading failed twice, whatever the error."""
         for _ in range(2):
             try:
-                return function(self._opened(pair))
+                opened = self._opened(pair)
+                result = function(opened)
+                self._keep(pair, opened)  # it may hold more now
+                return result
             except Exception as error:
                 self._close(pair)
                 failure = error
@@ -114,9 +119,12 @@ class PairReader:
         opened = self._open.get(pair)
         if opened is None:
             opened = OpenPair(pair, self.config)
-            for other in self._open.put(pair, opened, opened.held_bytes):
-                other.close()
+            self._keep(pair, opened)
         return opened
+
+    def _keep(self, pair: SlidePair, opened: OpenPair) -> None:
+        for other in self._open.put(pair, opened, opened.held_bytes):
+            other.close()
 
     def _close(self, pair: SlidePair) -> None:
         opened = self._open.pop(pair)
