@@ -121,8 +121,9 @@ def lesions_of(
 
 def _longest(polygons: np.ndarray) -> float:
     """Return the longest distance between two corners of polygons along the edges of pixels."""
-    corners = shapely.get_coordinates(polygons).astype(np.int32)
-    return float(pdist(cv2.convexHull(corners)[:, 0]).max())
+    parts = np.array_split(polygons, -(-len(polygons) // 4096))  # there may be millions of them
+    hulls = [cv2.convexHull(shapely.get_coordinates(part).astype(np.int32)) for part in parts]
+    return float(pdist(cv2.convexHull(np.concatenate(hulls))[:, 0]).max())
 
 
 def _pixel_inside(polygons: np.ndarray, x: float, y: float) -> tuple[int, int]:

@@ -48,13 +48,13 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Clas
             is_cut = (shapely.bounds(polygons) == window).any(axis=1)
             for key in np.unique(keys):
                 chosen = keys == key
-                whole[key].append(polygons[chosen & ~is_cut])
+                whole[key].append(shapely.normalize(polygons[chosen & ~is_cut]))
                 found = polygons[chosen & is_cut]
                 cut[key].append((found, np.tile(window, (len(found), 1))))
     outlines: dict[int, list[ClassOutline]] = defaultdict(list)
     for key in sorted(whole):
         parts, windows = (np.concatenate(arrays) for arrays in zip(*cut.pop(key)))
-        polygons = shapely.normalize(np.concatenate([*whole.pop(key), join(parts, windows)]))
+        polygons = np.concatenate([*whole.pop(key), shapely.normalize(join(parts, windows))])
         order = np.lexsort(shapely.bounds(polygons).T[::-1])
         outlines[int(key) // _CLASSES].append(ClassOutline(int(key) % _CLASSES, polygons[order].tolist()))
     return outlines

@@ -95,6 +95,7 @@ def test_a_slide_that_was_begun_goes_on(layout, changed, demo17, whole, sorted_o
     assert not any(same) if changed else all(same)
 
 
+@pytest.mark.slow
 def test_training_runs_on_the_folders_of_slides(sorted_out, tmp_path):
     positive = str(sorted_out / "positive")
     words = "--slide_format png --label_format png --data_sampler surf --img_size 128 --batch_size 2 --num_steps 8"
