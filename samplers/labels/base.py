@@ -15,7 +15,7 @@ from samplers.slides.part import Part
 from samplers.slides.slide import inside
 
 # Measured: shapely's index of a polygon's edges, by which points inside of it are found, and the polygon of a mask.
-_BYTES_PER_POINT, _BYTES_PER_ANNOTATION = 56, 500
+_BYTES_PER_POINT, _BYTES_PER_ANNOTATION = 40, 200
 
 
 @dataclass(frozen=True)
