@@ -85,7 +85,7 @@ def make_slide(folder: Path, width: int, height: int, share: float = 1.0) -> Sli
 
 
 def write_slide(path: Path, pixels: np.ndarray, tissue: shapely.Polygon, size: tuple[int, int]) -> None:
-    """Write a pyramid whose tiles on tissue are those of the picture, and white elsewhere."""
+    """Write a pyramid: tissue shows the tiles of the picture, in their size on each level, and the rest is white."""
     middle = slice(PAINTED // 4, PAINTED * 3 // 4)  # is all tissue
     squares = (
         pixels[middle, middle]
@@ -93,13 +93,24 @@ def write_slide(path: Path, pixels: np.ndarray, tissue: shapely.Polygon, size: t
         .swapaxes(1, 2)
         .reshape(-1, TILE, TILE, 3)
     )
-    tiles, glass = [_jpeg(square) for square in squares], _jpeg(np.full((TILE, TILE, 3), 242, np.uint8))
+    white = np.full((TILE, TILE, 3), 242, np.uint8)
+    tiles, glass = [_jpeg(square) for square in squares], _jpeg(white)
 
     def level(width: int, height: int, downsample: int) -> Iterator[bytes]:
         columns, rows = -(-width // TILE), -(-height // TILE)
-        edges = polygons.edges_of(tissue) / (downsample * TILE)
-        for number, covered in enumerate(polygons.fill(edges, 0, 0, columns, rows, 1.0).ravel()):
-            yield tiles[number * 7 % len(tiles)] if covered else glass
+        outline = shapely.transform(tissue, lambda points: points / (downsample * TILE))
+        edges = polygons.edges_of(outline)
+        covered = polygons.fill(edges, 0, 0, columns, rows, 1.0)
+        cut = polygons.touched(edges, 0, 0, columns, rows, 1.0)
+        for number, (row, column) in enumerate(np.ndindex(rows, columns)):
+            chosen = number * 7 % len(tiles)
+            if cut[
+                row, column
+            ]:  # the outline runs through: a small tissue lies in one tile of a coarse level
+                inside = polygons.fill(edges, column, row, TILE, TILE, 1 / TILE)
+                yield _jpeg(np.where(inside[..., None], squares[chosen], white))
+            else:
+                yield tiles[chosen] if covered[row, column] else glass
 
     common: dict[str, Any] = {"tile": (TILE, TILE), "photometric": "ycbcr", "compression": "jpeg", "metadata": None,
                               "subsampling": (2, 2), "resolution": (1e4 / SPACING,) * 2, "dtype": np.uint8,

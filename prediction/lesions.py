@@ -107,26 +107,27 @@ def lesions_of(
     numbers = np.zeros(len(found) + 1, np.int32)
     for lesion in found:
         outlines = traced[lesion.label]
-        shape = shapely.MultiPolygon([part for outline in outlines for part in outline.polygons])
-        diameter = _longest(shape) * frame.spacing / 1000
+        polygons = np.array([part for outline in outlines for part in outline.polygons])
+        diameter = _longest(polygons) * frame.spacing / 1000
         if diameter < min_diameter:
             continue
         place = ((lesion.x + columns[0]) * cells.side, (lesion.y + rows[0]) * cells.side)
-        x, y = _pixel_inside(outlines, *place)
-        area = shape.area * (frame.spacing / 1000) ** 2
+        x, y = _pixel_inside(polygons, *place)
+        area = float(shapely.area(polygons).sum()) * (frame.spacing / 1000) ** 2
         lesions.append(PredictedLesion(outlines, lesion.confidence, x, y, diameter, area))
         numbers[lesion.label] = len(lesions)
     return lesions, numbers[labels]
 
 
-def _longest(shape: shapely.Geometry) -> float:
-    corners = shapely.get_coordinates(shapely.convex_hull(shape))
-    return float(pdist(corners).max())
+def _longest(polygons: np.ndarray) -> float:
+    """Return the longest distance between two corners of polygons along the edges of pixels."""
+    parts = np.array_split(polygons, -(-len(polygons) // 4096))  # there may be millions of them
+    hulls = [cv2.convexHull(shapely.get_coordinates(part).astype(np.int32)) for part in parts]
+    return float(pdist(cv2.convexHull(np.concatenate(hulls))[:, 0]).max())
 
 
-def _pixel_inside(outlines: list[ClassOutline], x: float, y: float) -> tuple[int, int]:
-    """Return the pixel at (x, y), or another one if this is not inside any of the outlines."""
-    polygons = np.array([polygon for outline in outlines for polygon in outline.polygons])
+def _pixel_inside(polygons: np.ndarray, x: float, y: float) -> tuple[int, int]:
+    """Return the pixel at (x, y), or another one if this is not inside any of the polygons."""
     pixel = (int(x), int(y))
     if shapely.contains_xy(polygons, pixel[0] + 0.5, pixel[1] + 0.5).any():
         return pixel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import shapely
 from rasterio.features import shapes
 
+from prediction.joining import join
 from prediction.raster import Raster
 
 WINDOW = 4096  # side in pixels of the squares that are traced at once
@@ -27,10 +29,12 @@ class ClassOutline:
 def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[ClassOutline]]:
     """Return the outlines of each lesion, one per class, by the lesion's number.
 
-    labels: int32 (h, w), the lesions' numbers in cells of `side` × `side` pixels; 0 means no lesion.
+    labels: int32 (h, w), the lesions' numbers in cells of `side` × `side` pixels; 0 means no lesion. The polygons are
+    normalized, so they do not depend on the windows in which they are traced.
     """
-    found: dict[int, list[shapely.Polygon]] = defaultdict(list)
-    windows: dict[int, int] = defaultdict(int)
+    whole: dict[int, list[np.ndarray]] = defaultdict(list)
+    # Polygons on the border of a window, and their windows.
+    cut: dict[int, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     step = max(1, WINDOW // side)
     for top in range(0, labels.shape[0], step):
         for left in range(0, labels.shape[1], step):
@@ -39,25 +43,44 @@ def trace(classes: Raster, labels: np.ndarray, side: int) -> dict[int, list[Clas
                 continue
             x, y = left * side, top * side
             pixels = classes.read(x, y, part.shape[1] * side, part.shape[0] * side)
-            numbers = part.repeat(side, axis=0).repeat(side, axis=1)[: pixels.shape[0], : pixels.shape[1]]
-            keys = numbers * _CLASSES + pixels
-            inside = (numbers > 0) & (pixels > 0)
-            in_window: dict[int, list[shapely.Polygon]] = defaultdict(list)
-            for geometry, key in shapes(keys, mask=inside, connectivity=4):
-                rings = [np.add(ring, (x, y)) for ring in geometry["coordinates"]]
-                in_window[int(key)].append(shapely.Polygon(rings[0], rings[1:]))
-            for key, polygons in in_window.items():
-                found[key] += polygons
-                windows[key] += 1
+            keys, polygons = _traced(pixels, part.repeat(side, axis=0).repeat(side, axis=1), (x, y))
+            window = np.array([x, y, x + step * side, y + step * side])
+            is_cut = (shapely.bounds(polygons) == window).any(axis=1)
+            for key in np.unique(keys):
+                chosen = keys == key
+                whole[key].append(shapely.normalize(polygons[chosen & ~is_cut]))
+                found = polygons[chosen & is_cut]
+                cut[key].append((found, np.tile(window, (len(found), 1))))
     outlines: dict[int, list[ClassOutline]] = defaultdict(list)
-    for key in sorted(found):
-        polygons = found[key]
-        if windows[key] > 1:  # join the polygons that the windows have cut
-            joined = shapely.union_all(polygons).simplify(0)
-            polygons = [part for part in shapely.get_parts(joined) if part.geom_type == "Polygon"]
-        polygons.sort(key=lambda polygon: polygon.bounds)
-        outlines[key // _CLASSES].append(ClassOutline(key % _CLASSES, polygons))
+    for key in sorted(whole):
+        parts, windows = (np.concatenate(arrays) for arrays in zip(*cut.pop(key)))
+        polygons = np.concatenate([*whole.pop(key), shapely.normalize(join(parts, windows))])
+        order = np.lexsort(shapely.bounds(polygons).T[::-1])
+        outlines[int(key) // _CLASSES].append(ClassOutline(int(key) % _CLASSES, polygons[order].tolist()))
     return outlines
+
+
+def _traced(
+    pixels: np.ndarray, numbers: np.ndarray, corner: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the polygons of a window (n,), and for each the lesion's number · 256 + its class: int64 (n,)."""
+    numbers = numbers[: pixels.shape[0], : pixels.shape[1]]
+    keys, points, sizes, holes = array("q"), [], array("q"), array("q")
+    for geometry, key in shapes(
+        numbers * _CLASSES + pixels, mask=(numbers > 0) & (pixels > 0), connectivity=4
+    ):
+        keys.append(int(key))
+        holes.append(len(geometry["coordinates"]))
+        for ring in geometry["coordinates"]:
+            points.append(np.array(ring))
+            sizes.append(len(ring))
+    if not keys:
+        return np.empty(0, np.int64), np.empty(0, object)
+    rings = shapely.linearrings(
+        np.concatenate(points) + corner, indices=np.repeat(np.arange(len(sizes)), sizes)
+    )
+    polygons = shapely.polygons(rings, indices=np.repeat(np.arange(len(holes)), holes))
+    return np.frombuffer(keys, np.int64), polygons
 
 
 def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, list[list[shapely.Polygon]]]:

@@ -17,14 +17,14 @@ other tissue than the surroundings of lesions calls most of it tumour.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from dataclasses import astuple
 
 import numpy as np
 import shapely
 
+from samplers import kept
 from samplers.draw import Proposal
-from samplers.labels.label import Annotation
-from samplers.pairs.pairing import SlidePair
+from samplers.pairs.pairing import SlidePair, map_of
 from samplers.patches import SamplerConfig, SamplerError, share_slides
 from samplers.reader import BadSlideError, OpenPair, trim_memory
 from samplers.surf import SurfSampler
@@ -32,11 +32,7 @@ from samplers.surf import SurfSampler
 WEIGHTINGS = ("balanced", "count", "area")
 POINTS = 256  # that are tried at once in the bounding box of an annotation
 MAX_SPLITS = 24  # halvings of an annotation that is too thin to be hit by a random point
-
-
-class Entry(NamedTuple):
-    pair: SlidePair
-    annotation: Annotation
+_MIN_KEPT = 64 << 10  # bytes of a label; a smaller one is read as quickly as what is kept of it
 
 
 class RadboudSampler(SurfSampler):
@@ -48,50 +44,70 @@ class RadboudSampler(SurfSampler):
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
         super().__init__(pairs, config, rank, size)
         labelled = [pair for pair in pairs if pair.label is not None]
-        self._entries = self._find(share_slides(labelled, rank, size, config.seed)) or self._find(labelled)
-        if not self._entries:
+        if not self._find(share_slides(labelled, rank, size, config.seed)) and not self._find(labelled):
             raise SamplerError(f"none of the {len(pairs)} training slides has an annotation")
-        self._names = np.array([entry.pair.name for entry in self._entries])
-        self._values = np.array([entry.annotation.value for entry in self._entries])
-        self._areas = np.array([entry.annotation.polygon.area for entry in self._entries])
         self._cumulative: dict[frozenset[str], np.ndarray] = {}  # cumulative chances, by the skipped slides
 
-    def _find(self, pairs: Sequence[SlidePair]) -> list[Entry]:
-        entries = []
-        for pair in pairs:
+    def _find(self, pairs: Sequence[SlidePair]) -> bool:
+        """Note class and area of all annotations of slides, not their polygons. Return whether there are any."""
+        self._labelled = pairs
+        found: list[np.ndarray] = [np.empty((0, 4))]
+        for number, pair in enumerate(pairs):
             try:
-                annotations = self.reader.read(pair, _annotations)
+                classes = self._classes_of(pair)
             except BadSlideError as error:
                 self.failed_at_start[pair.name] = error.reason
                 continue
-            entries += [Entry(pair, annotation) for annotation in annotations]
-        return entries
+            count = len(classes)
+            found.append(np.column_stack([np.full(count, number), np.arange(count), classes]))
+        pair_of, number_of, values, self._areas = np.concatenate(found).T
+        self._pair_of, self._number_of, self._values = (
+            part.astype(int) for part in (pair_of, number_of, values)
+        )
+        return len(self._areas) > 0
+
+    def _classes_of(self, pair: SlidePair) -> np.ndarray:
+        """Return class and area of each annotation of a slide: float (n, 2). Of a large label they are kept."""
+        try:
+            sources = kept.state_of(pair.slide), kept.state_of(pair.label)
+            is_large = pair.label is not None and pair.label.stat().st_size >= _MIN_KEPT
+        except OSError:
+            is_large = False
+        if not is_large:
+            return self.reader.read(pair, _classes)
+        name = kept.name_of("annotations", sources, astuple(map_of(pair, self.config.label_map)))
+        return kept.kept_array(name, lambda: self.reader.read(pair, _classes))
 
     def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
         if not tumour:
             return super().propose(rng, tumour, skip)
         skipped = frozenset(skip)
         if skipped not in self._cumulative:
-            if np.isin(self._names, list(skipped)).all():
+            chances = self._chances(skipped)
+            if not chances.any():
                 raise SamplerError(
                     f"no slide with annotations is left, unreadable slides: {', '.join(sorted(skipped))}"
                 )
-            self._cumulative[skipped] = np.cumsum(self._chances(skipped))
+            self._cumulative[skipped] = np.cumsum(chances)
         chosen = int(np.searchsorted(self._cumulative[skipped], rng.random(), side="right"))
-        pair, annotation = self._entries[min(chosen, len(self._entries) - 1)]
-        x_l0, y_l0 = random_point(annotation.polygon, rng)
-        return self.centred(pair, x_l0, y_l0, annotation.value)
+        chosen = min(chosen, len(self._values) - 1)
+        pair, number = self._labelled[self._pair_of[chosen]], self._number_of[chosen]
+        polygon = self.reader.read(pair, lambda opened: opened.label.annotations()[number].polygon)
+        x_l0, y_l0 = random_point(polygon, rng)
+        return self.centred(pair, x_l0, y_l0, int(self._values[chosen]))
 
     def _chances(self, skipped: Collection[str]) -> np.ndarray:
-        """Return the chance of each annotation: float (n,), sum 1."""
-        kept = ~np.isin(self._names, list(skipped))
-        return weights(self.config.annotation_weighting, self._values, self._areas, kept)
+        """Return the chance of each annotation: float (n,), sum 1, or 0 everywhere if all slides are skipped."""
+        is_left = np.array([pair.name not in skipped for pair in self._labelled])[self._pair_of]
+        if not is_left.any():
+            return np.zeros(len(is_left))
+        return weights(self.config.annotation_weighting, self._values, self._areas, is_left)
 
 
-def _annotations(opened: OpenPair) -> list[Annotation]:
+def _classes(opened: OpenPair) -> np.ndarray:
     found = opened.label.annotations()
     trim_memory()  # a whole mask was read
-    return found
+    return np.array([(annotation.value, annotation.polygon.area) for annotation in found]).reshape(-1, 2)
 
 
 def weights(weighting: str, values: np.ndarray, areas: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,10 +19,12 @@ from samplers.slides.errors import DataError
 from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
-from samplers.tissue import tissue_mask
+from samplers.tissue import MAX_CELL_UM, tissue_mask
 from utils.failures import reason_of
 
-MAX_BYTES = 512 << 20  # that open slides and labels may take: a TIFF less than 0.1 MB, outlines up to 3 MB
+MAX_BYTES = (
+    256 << 20
+)  # that open slides and labels may take: a TIFF less than 0.1 MB, 0.1 kB for each point of outlines
 MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")
@@ -102,7 +105,10 @@ class PairReader:
         """Return function(open pair). Raises BadSlideError if opening or reading failed twice, whatever the error."""
         for _ in range(2):
             try:
-                return function(self._opened(pair))
+                opened = self._opened(pair)
+                result = function(opened)
+                self._keep(pair, opened)  # it may hold more now
+                return result
             except Exception as error:
                 self._close(pair)
                 failure = error
@@ -113,9 +119,12 @@ class PairReader:
         opened = self._open.get(pair)
         if opened is None:
             opened = OpenPair(pair, self.config)
-            for other in self._open.put(pair, opened, opened.held_bytes):
-                other.close()
+            self._keep(pair, opened)
         return opened
+
+    def _keep(self, pair: SlidePair, opened: OpenPair) -> None:
+        for other in self._open.put(pair, opened, opened.held_bytes):
+            other.close()
 
     def _close(self, pair: SlidePair) -> None:
         opened = self._open.pop(pair)
@@ -146,7 +155,11 @@ class Overview:
 
 
 def overview(opened: OpenPair, level: int) -> Overview:
-    """Return an overview at a level, or at the last one if there are fewer, and of at most 4096 pixels a side."""
+    """Return an overview at a level, or at the last one if there are fewer.
+
+    A level with pixels of more than MAX_CELL_UM does not show small pieces of tissue, so a finer one is taken instead.
+    An overview has at most 4096 pixels a side.
+    """
     thumbnail, tissue, cell = tissue_of(opened.slide, level)
     height, width = tissue.shape
     classes = opened.label.thumbnail(width, height)
@@ -159,6 +172,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
 def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """Return thumbnail, tissue and cell of an `Overview`. It needs no label."""
     side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
+    side = max(side, math.ceil(max(slide.width, slide.height) * slide.spacing / MAX_CELL_UM))
     thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
     height, width = thumbnail.shape[:2]
     cell = (slide.width / width, slide.height / height)

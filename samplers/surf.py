@@ -25,8 +25,8 @@ from samplers.reader import OpenPair, Overview, overview
 from samplers.slides.cache import BoundedCache
 from samplers.tissue import PixelSet, cells_without, window_sums, windows_of
 
-# Of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7).
-MAX_REGION_BYTES = 256 << 20
+# Of the slides whose regions are kept, each at most 0.3 MB (CAMELYON16 at level 7): enough for 500 of them.
+MAX_REGION_BYTES = 160 << 20
 _TUMOUR, _FREE = 1, 2  # bits of a cell
 _MIN_KEPT = 64 << 20  # pixels of level 0; the thumbnail of a smaller slide is read as quickly as a file
 

@@ -14,6 +14,8 @@ import numpy as np
 MIN_SATURATION, MIN_VALUE = 20, 20  # of 255: paler is glass, darker is ink or the border of the scan
 CLOSE_UM, OPEN_UM = 50.0, 25.0  # smaller gaps (lumina, fat) are filled, smaller specks (dust) are removed
 MIN_CONTRAST = 15.0
+# µm/px of a thumbnail. On a coarser one the glass around a speck of 0.1 mm, as of a biopsy, pales it too much.
+MAX_CELL_UM = 64.0
 
 
 def tissue_mask(thumbnail: np.ndarray, spacing_t: float) -> np.ndarray:

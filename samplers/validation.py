@@ -25,7 +25,7 @@ from samplers.tissue import window_sums, windows_of
 from utils.ranks.single import ALONE, Ranks
 from utils.reporting.progress_bar import shown
 
-MIN_TISSUE = 0.1  # fraction of a patch
+MIN_TISSUE = 0.1  # fraction of a patch; less if no patch of the slide has so much
 MIN_OTHERS = 8  # patches without lesion per slide; as many as there are lesion patches if those are more
 
 Item = tuple[SlidePair, PatchInfo]
@@ -120,7 +120,8 @@ def _patches(opened: OpenPair, config: SamplerConfig) -> list[PatchInfo]:
     area_t = np.multiply.outer(stops_t[0] - starts_t[0], stops_t[1] - starts_t[1])
     lesion = window_sums(view.tumour, starts_t, stops_t) > 0
     known = window_sums(view.known, starts_t, stops_t) >= max(opened.min_known, 1e-9) * area_t
-    other = known & ~lesion & (window_sums(view.tissue, starts_t, stops_t) >= MIN_TISSUE * area_t)
+    tissue = window_sums(view.tissue, starts_t, stops_t) * (known & ~lesion)
+    other = (tissue > 0) & (tissue >= np.minimum(MIN_TISSUE * area_t, tissue.max()))
     lesion &= known
 
     rng = np.random.default_rng((SEED_VALIDATION, config.seed, name_seed(opened.pair.name)))

@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 
 from models.catalog import EfficientDetRow, lookup, multiple_of
+from samplers import memory as samplers_memory
 from training.options import option_values
 from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
@@ -94,6 +95,7 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
     """
     room = available(on_gpu) * (1 - RESERVE) / (1 if on_gpu else ranks)
     room -= OF_RANKS if launcher_rank()[1] > 1 and not on_gpu else 0
+    room -= 0 if on_gpu else workers_bytes(options)
     each = "on the GPU of each rank" if on_gpu else f"for each of {ranks} on this machine"
     line = Line.measured(options)
     shared = options.ranks_per_patch > 1
@@ -103,7 +105,13 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
         f"memory: {line.fixed / GB:.1f} GB + {line.slope * 1e6 / GB:.2f} GB per megapixel{part} with "
         f"--batch_size {options.batch_size}, measured at {line.sides[0]}² and {line.sides[1]}²",
         f"  a step of {options.img_size}² takes {needed / GB:.1f} GB per rank, extrapolated; there are "
-        f"{room / GB:.1f} GB {each}",
+        f"{room / GB:.1f} GB {each}"
+        + (
+            ""
+            if on_gpu
+            else f", besides {workers_bytes(options) / GB:.1f} GB for its "
+            f"sampler workers (--sample_processes {options.sample_processes})"
+        ),
         f"  largest --img_size that fits, extrapolated: {line.largest_side(options, room)}",
     ]
     if needed > room:
@@ -114,6 +122,14 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
         raise UserError("\n".join([*lines, f"  {error}. {_what_fits(options, 0.9 * needed)}"])) from error
     alone = ", of one rank with its strip and its neighbours' rows" if shared else ""
     return "\n".join([*lines, f"  measured in one step of {options.img_size}²{alone}: {peak / GB:.1f} GB"])
+
+
+def workers_bytes(options: argparse.Namespace) -> int:
+    """Return the bytes of main memory that the sampler workers of a rank take at the most."""
+    height = math.ceil(options.img_size / options.ranks_per_patch)
+    return samplers_memory.workers_bytes(
+        options.batch_size, options.img_size, options.sample_processes, height
+    )
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
         "--bb_downsample",
         type=non_negative_int,
         default=7,
-        help="level of the slide's pyramid on which tissue and tumour are found",
+        help="level of the slide's pyramid on which tissue and tumour are found, a finer one if its pixels are larger "
+        "than 64 µm",
     )
     add("--batch_tumor_ratio", type=fraction, default=1.0, help="share of the patches that contain tumour")
     add(

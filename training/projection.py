@@ -17,7 +17,7 @@ from models.catalog import EfficientDetRow, lookup
 from models.from_options import network_from_options, set_precision
 from models.shapes import Shape, largest_output, output_shapes
 from models.spatial.traffic import Sent, sent_forward, sent_in_step
-from training.memory import GB, OF_RANKS, RESERVE, Line
+from training.memory import GB, OF_RANKS, RESERVE, Line, workers_bytes
 from training.tensor_size import LIMIT
 from utils.ranks.network import Network
 
@@ -68,9 +68,17 @@ class Projection:
     """What training with `options` takes on a cluster."""
 
     def __init__(
-        self, options: argparse.Namespace, cluster: Cluster, say: Callable[[str], None] = lambda text: None
+        self,
+        options: argparse.Namespace,
+        cluster: Cluster,
+        say: Callable[[str], None] = lambda text: None,
+        on_gpu: bool = False,
     ) -> None:
-        """`options.mixed_precision` is not "auto". `say` is told of each measurement before it is made."""
+        """`options.mixed_precision` is not "auto". `say` is told of each measurement before it is made.
+
+        With `on_gpu` the memory is that of GPUs, of which sampler workers take nothing.
+        """
+        self._on_gpu = on_gpu
         self.options, self.cluster, self.say = options, cluster, say
         self._lines: dict[tuple[str, int, int], Line | None] = {}
         self._networks: dict[int, keras.Model] = {}
@@ -112,7 +120,8 @@ class Projection:
                     options = argparse.Namespace(**{**vars(self.options), **values})
                     line = self._line(options)
                     if line is not None:
-                        yield Combination(options, line.bytes_of(options) + _halos(line, options))
+                        workers = 0 if self._on_gpu else workers_bytes(options)
+                        yield Combination(options, line.bytes_of(options) + _halos(line, options) + workers)
 
     def _line(self, options: argparse.Namespace) -> Line | None:
         """Return the memory of a rank that has whole patches or strips.

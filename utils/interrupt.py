@@ -46,12 +46,13 @@ def end_quietly(stopped: int | None = None) -> None:
 
     `stopped`: SIGTERM and SIGUSR1, by which batch systems stop a run, end it with this exit code.
     """
+    by_hand = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    codes: dict[int, int | None] = dict.fromkeys((signal.SIGINT, signal.SIGTERM)) if by_hand else {}
     if stopped is not None:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda number, _: end_interrupted(number, stopped))
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        for number in (signal.SIGINT, signal.SIGTERM) if stopped is None else (signal.SIGINT,):
-            signal.signal(number, lambda number, _: end_interrupted(number))
+        codes |= dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), stopped)
+    for number in codes:
+        signal.signal(number, lambda number, _: end_interrupted(number, codes[number]))
+    if by_hand:
         # Python's resource tracker, a process of its own, cleans up after this one, and would warn of it.
         warnings = os.environ.get("PYTHONWARNINGS", "")
         os.environ["PYTHONWARNINGS"] = ",".join(

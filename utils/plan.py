@@ -89,10 +89,11 @@ def plan(
     from utils.ranks.devices import select_devices
     from utils.ranks.world import World
 
-    settle_precision(options, bool(select_devices(World(), options.no_cuda)), World())
+    on_gpu = bool(select_devices(World(), options.no_cuda))
+    settle_precision(options, on_gpu, World())
     cluster = Cluster(asked.nodes, asked.ranks_per_node, asked.memory, Network.of(asked))
     tried = choices(options, given, cluster.ranks)
-    projection = Projection(options, cluster, lambda text: print(text, file=sys.stderr, flush=True))
+    projection = Projection(options, cluster, lambda text: print(text, file=sys.stderr, flush=True), on_gpu)
     found = projection.fitting(tried)
     if not found:
         raise UserError(what_would_fit(projection.fewest_ranks(tried), options, cluster))

@@ -14,6 +14,9 @@ import shapely
 from samplers.slides.part import Part
 from samplers.slides.slide import inside
 
+# Measured: shapely's index of a polygon's edges, by which points inside of it are found, and the polygon of a mask.
+_BYTES_PER_POINT, _BYTES_PER_ANNOTATION = 40, 200
+
 
 @dataclass(frozen=True)
 class Annotation:
@@ -32,6 +35,8 @@ class Label:
         self.left_out: list[str] = []  # annotations of the file that are not used, with the reasons
         self.unmapped = ""  # a line on the groups of the file that the label map does not name
         self.groups: dict[str, int] = {}  # annotations of each group in the file, used or not
+        self._annotations: list[Annotation] | None = None  # once they are found
+        self._bytes_of_annotations = 0
 
     def read_at(
         self, x_l0: float, y_l0: float, width: int, height: int, downsample: float, part: Part | None = None
@@ -59,7 +64,16 @@ class Label:
         return np.zeros((height, width), np.uint8)
 
     def annotations(self) -> list[Annotation]:
-        """Return all annotations whose class is known, in the order of painting."""
+        """Return all annotations whose class is known, in the order of painting. They are found once."""
+        if self._annotations is None:
+            self._annotations = self._find_annotations()
+            points = sum(shapely.get_num_coordinates([found.polygon for found in self._annotations]))
+            self._bytes_of_annotations = int(
+                _BYTES_PER_POINT * points + _BYTES_PER_ANNOTATION * len(self._annotations)
+            )
+        return self._annotations
+
+    def _find_annotations(self) -> list[Annotation]:
         return []
 
     @property
@@ -74,7 +88,7 @@ class Label:
     @property
     def held_bytes(self) -> int:
         """The estimated bytes that the open label keeps in memory."""
-        return 0
+        return self._bytes_of_annotations
 
     def close(self) -> None:
         """Close the file, if one is open."""

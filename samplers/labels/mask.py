@@ -119,7 +119,7 @@ class MaskLabel(Label):
             found[columns] = (self._values.of(values[:, columns]) + np.uint8(1)).max(axis=0)
         return found
 
-    def annotations(self) -> list[Annotation]:
+    def _find_annotations(self) -> list[Annotation]:
         """Return the regions of the mask, exact to a pixel of a thumbnail of at most 2048 pixels a side.
 
         Class 0 has regions only where unannotated pixels are ignored: else it is what no region covers.
@@ -151,7 +151,7 @@ class MaskLabel(Label):
 
     @property
     def held_bytes(self) -> int:
-        return self.mask.held_bytes
+        return self.mask.held_bytes + super().held_bytes
 
     def close(self) -> None:
         self.mask.close()

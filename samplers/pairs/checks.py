@@ -7,6 +7,7 @@ are far apart.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide, spacing_remark
 from samplers.slides.stored_file import StoredFile
 from samplers.slides.tiff_directory import Page, is_tiff, read_directory
-from samplers.tissue import tissue_mask
+from samplers.tissue import MAX_CELL_UM, tissue_mask
 from utils.failures import failure_of
 
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # formats without a spacing
@@ -28,7 +29,7 @@ _REGION = 64  # side of a region in pixels
 _PATCH_UM = (
     1000.0  # a smaller image is a patch cut from a slide, where its tissue was found with larger kernels
 )
-_THUMBNAIL = 1024  # pixels of the longer side of the picture in which tissue is looked for
+_THUMBNAIL = 1024  # pixels of the longer side of the picture in which tissue is looked for, or more
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,10 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
         patch_geometry(slide, img_size, resolution)
     except DataError as error:
         reasons.append(str(error))
-    if max(slide.width, slide.height) * slide.spacing < _PATCH_UM:
+    extent_um = max(slide.width, slide.height) * slide.spacing
+    if extent_um < _PATCH_UM:
         return reasons
-    thumbnail = slide.thumbnail(_THUMBNAIL)
+    thumbnail = slide.thumbnail(max(_THUMBNAIL, math.ceil(extent_um / MAX_CELL_UM)))
     if not tissue_mask(thumbnail, slide.spacing * slide.width / thumbnail.shape[1]).any():
         reasons.append(f"{slide.path}: no tissue")
     return reasons

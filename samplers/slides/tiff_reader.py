@@ -19,7 +19,7 @@ from samplers.slides.stored_file import StoredFile
 from samplers.slides.tiff_directory import Page
 from samplers.slides.tiff_tile import CODEC_ERRORS, decode_tile
 
-TILE_CACHE_BYTES = 256 << 20  # of decoded tiles of all files of a process, for patches that overlap
+TILE_CACHE_BYTES = 128 << 20  # of decoded tiles of all files of a process, for patches that overlap
 _GAP = 4096  # bytes between two tiles that are read and thrown away, rather than reading twice
 _MAX_READ = 16 << 20  # bytes that are read at once
 # Of a tile, or a picture that can only be decoded as a whole: 0.5 GB of a mask, 1.6 GB of an image.

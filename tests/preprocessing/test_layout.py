@@ -14,6 +14,7 @@ from CAMELYON17_PREPROCESSING.preprocess import find_sources, main
 from CAMELYON17_PREPROCESSING.settings import Folders
 from samplers.pairs.names import slide_of_patch
 from samplers.pairs.pairing import find_pairs
+from tests.helpers.launch import run_python
 from tests.helpers.preprocessing import digests, table, words
 
 
@@ -92,3 +93,23 @@ def test_a_slide_that_was_begun_goes_on(layout, changed, demo17, whole, sorted_o
     assert digests(out) == digests(finished)
     same = [path.stat().st_mtime_ns == time for path, time in times.items()]
     assert not any(same) if changed else all(same)
+
+
+@pytest.mark.slow
+def test_training_runs_on_the_folders_of_slides(sorted_out, tmp_path):
+    positive = str(sorted_out / "positive")
+    words = "--slide_format png --label_format png --data_sampler surf --img_size 128 --batch_size 2 --num_steps 8"
+    command = [
+        "tests/helpers/toy_train.py",
+        "--slide_path",
+        positive,
+        "--label_path",
+        positive,
+        *words.split(),
+    ]
+    done = run_python([*command, "--no_cuda", "--val_split", "0.34", "--log_dir", str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    drawn = json.loads((tmp_path / "splits.json").read_text())
+    assert {slide_of_patch(Path(pair["slide"]).stem) for pair in drawn["train"]}.isdisjoint(
+        slide_of_patch(Path(pair["slide"]).stem) for pair in drawn["val"]
+    )

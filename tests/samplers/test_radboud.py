@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import shapely
 
-from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, training_loader
+from samplers import PatchInfo, SamplerConfig, SamplerError, SlidePair, radboud, training_loader
 from samplers.labels.label import LabelMap
 from samplers.radboud import RadboudSampler, random_point, weights
 from tests.helpers.lesion_slides import LESION_RED, SPACING, make_slide
@@ -156,3 +157,34 @@ def test_a_label_that_cannot_be_read_is_counted_and_left_out(pairs: list[SlidePa
     filled = sampler.fill(0, images, labels)
     assert "broken_1" not in {patch.slide for patch in filled.patches}
     assert list(filled.failed) == ["broken_1"]
+
+
+def test_classes_and_areas_are_kept_for_other_workers_and_polygons_are_read_when_they_are_drawn(
+    pairs: list[SlidePair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [patches for *_, patches in batches(pairs, CONFIG, 6)]
+    read = Mock(side_effect=radboud._classes)
+    monkeypatch.setattr(radboud, "_classes", read)
+    monkeypatch.setattr(radboud, "_MIN_KEPT", 0)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        assert [patches for *_, patches in batches(pairs, CONFIG, 6)] == expected
+    assert read.call_count == 2  # of the slides with a label, once
+    monkeypatch.setattr("samplers.reader.MAX_BYTES", 1)  # one slide is open at a time
+    assert [patches for *_, patches in batches(pairs, CONFIG, 6)] == expected
+
+
+def test_a_slide_that_vanished_after_its_classes_were_kept_is_a_bad_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(radboud, "_MIN_KEPT", 0)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "kept"))
+    pairs = [make_slide(tmp_path, name) for name in ("tumor_1", "tumor_2")]
+    batches(pairs, CONFIG, 1)
+    sampler = RadboudSampler(pairs, CONFIG, 0, 1)
+    sampler.reader.close()
+    pairs[0].slide.unlink()
+    images, labels = np.empty((4, 48, 48, 3), np.uint8), np.empty((4, 48, 48), np.uint8)
+    filled = [sampler.fill(index, images, labels) for index in range(4)]
+    assert {patch.slide for found in filled for patch in found.patches} == {"tumor_2"}
+    assert any("tumor_1" in found.failed for found in filled)

@@ -78,6 +78,14 @@ def test_a_slide_that_was_mended_is_read(tmp_path: Path, opened: Counter[str]) -
     assert pair_reader.read(pair, lambda o: o.read_image(0, 0)).shape == (32, 32, 3)
 
 
+def test_annotations_count_once_they_are_found(tmp_path: Path) -> None:
+    pairs = links(tmp_path, 1)
+    pair_reader = PairReader(CONFIG)
+    before = pair_reader.read(pairs[0], lambda o: o.held_bytes)
+    pair_reader.read(pairs[0], lambda o: o.label.annotations())
+    assert pair_reader._open.cost > before
+
+
 def test_regions_stay_as_far_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = links(tmp_path, 6)
     sampler = SurfSampler(pairs, CONFIG, 0, 1)

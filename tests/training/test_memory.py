@@ -32,6 +32,7 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(memory, "measure", measure)
     monkeypatch.setattr(memory, "available", lambda on_gpu=False: 8e9)
+    monkeypatch.setattr(memory, "workers_bytes", lambda options: 0)
     return calls
 
 
@@ -61,6 +62,19 @@ def test_ranks_of_a_launcher_take_more_than_a_process_alone(measured, monkeypatc
     monkeypatch.setattr(memory, "launcher_rank", lambda: (0, 2))
     said = memory.report(options_of("--recompute", "blocks", "--batch_size", "1"), ranks=1)
     assert "there are 7.3 GB for each of 1 on this machine" in said  # of 7.6
+
+
+def test_the_sampler_workers_of_each_rank_take_their_part(measured, monkeypatch):
+    monkeypatch.setattr(memory, "workers_bytes", lambda options: options.sample_processes * 1e9)
+    words = "--recompute", "blocks", "--batch_size", "1", "--sample_processes", "2"
+    said = memory.report(options_of(*words), ranks=1)
+    assert (
+        "there are 5.6 GB for each of 1 on this machine, besides 2.0 GB for its sampler workers "
+        "(--sample_processes 2)" in said
+    )
+    with pytest.raises(UserError, match="it does not fit"):
+        memory.report(options_of(*words[:-1], "3"), ranks=1)
+    assert "workers" not in memory.report(options_of(*words), 1, on_gpu=True)
 
 
 @pytest.mark.parametrize(

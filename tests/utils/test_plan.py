@@ -35,6 +35,7 @@ def measured(monkeypatch):
         return Line(1e9, SLOPE[options.recompute] * options.batch_size * strips, sides, larger)
 
     monkeypatch.setattr(projection.Line, "measured", measure)
+    monkeypatch.setattr(projection, "workers_bytes", lambda options: 0)
     monkeypatch.setattr(
         projection, "network_from_options", lambda options, classes: pixelwise("", None, classes)
     )
@@ -103,6 +104,17 @@ def test_the_command_repeats_what_was_given_and_adds_what_was_chosen(measured, c
     assert (
         "--batch_size 1 --ranks_per_patch 1 --recompute none --fpn_min_level 3 --slide_path SLIDES" in alone
     )
+
+
+def test_the_workers_of_a_rank_take_their_part_of_main_memory(measured, capsys, monkeypatch):
+    words = ["--memory", "20", "--img_size", "1024", "--recompute", "blocks", "--fpn_min_level", "1"]
+    (alone,) = rows(said(capsys, *words))
+    monkeypatch.setattr(projection, "workers_bytes", lambda options: options.sample_processes * 3e9)
+    (counted,) = rows(said(capsys, *words, "--sample_processes", "2"))
+    assert float(counted[3]) == pytest.approx(float(alone[3]) + 6)
+    assert "nothing fits" in said(capsys, *words, "--sample_processes", "7", code=EXIT_USAGE)
+    monkeypatch.setattr("utils.ranks.devices.select_devices", lambda *_: ["GPU:0"])  # whose memory is its own
+    assert len(rows(said(capsys, *words, "--sample_processes", "7"))) == 1
 
 
 def test_whole_patches_that_cannot_fit_are_not_measured(measured, capsys):
