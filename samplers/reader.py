@@ -22,9 +22,8 @@ from samplers.slides.slide import Slide
 from samplers.tissue import MAX_CELL_UM, tissue_mask
 from utils.failures import reason_of
 
-MAX_BYTES = (
-    256 << 20
-)  # that open slides and labels may take: a TIFF less than 0.1 MB, 0.1 kB for each point of outlines
+# That open slides and labels may take: a TIFF less than 0.1 MB, 0.1 kB for each point of outlines.
+MAX_BYTES = 256 << 20
 MAX_THUMBNAIL = 4096  # pixels of the longer side, for slides without a pyramid
 
 T = TypeVar("T")
