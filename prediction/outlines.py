@@ -95,8 +95,8 @@ def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, li
     rings, owner = shapely.get_rings(np.array(polygons), return_index=True)
     inner = np.diff(owner, prepend=-1) == 0  # all rings but the first of each polygon
     holes, owner = shapely.polygons(rings[inner]), owner[inner]
-    solid = shapely.STRtree(shapely.polygons(rings[~inner]))
-    occupied = np.unique(solid.query(holes, predicate="covers")[0]) if len(holes) else []
+    # A hole covers a polygon, whatever holes that has, if it covers its outer ring.
+    occupied = np.unique(shapely.STRtree(polygons).query(holes, predicate="covers")[0]) if len(holes) else []
     rows: dict[int, set[float]] = defaultdict(set)
     for hole in occupied:
         rows[owner[hole]].add(shapely.bounds(holes[hole])[1])

@@ -26,6 +26,7 @@ from utils.pictures import OUTLINE_PREDICTION, colour_of, draw_outline
 
 OVERLAY = 2048  # longer side of the overlay in pixels
 EXCLUSION = "Exclusion"  # ASAP's XML has no holes: they are polygons of this group, which is painted last
+_RINGS = 4096  # whose points are looked at together
 _OPACITY = 0.6  # of the heat map where tumour is more probable than not
 
 
@@ -170,7 +171,14 @@ def write_asap(
     parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
     parts += [("hole", EXCLUSION, hole) for hole in holes]
     groups = [*dict.fromkeys(names), EXCLUSION]
-    rings = _rings(shapely.get_exterior_ring([polygon for *_, polygon in parts]), downsample)
+    # Some at a time, since these are copies.
+    rings = (
+        ring
+        for first in range(0, len(parts), _RINGS)
+        for ring in _rings(
+            shapely.get_exterior_ring([part for *_, part in parts[first : first + _RINGS]]), downsample
+        )
+    )
     with path.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
         for (name, group, _), ring in zip(parts, rings):
