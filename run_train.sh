@@ -13,7 +13,7 @@
 #   sbatch -N 4 run_train.sh --slide_path .. takes ranks and hosts from the job; qsub and bsub: see docs/clusters.md
 # NP is the number of ranks (default: those of the job, else 2); MPIRUN_ARGS, MODULES: see utils/launch.sh.
 # MPI=intel starts the ranks with mpiexec.hydra; MPI, DEVICE, PYTHON: see utils/env.sh.
-# REQUEUE=1 puts a job that Slurm's signal has stopped, or whose ranks hung, back into the queue (name a --log_dir).
+# REQUEUE=1 puts a job that Slurm's signal has stopped, or that lost a rank or a host, back into the queue (name a --log_dir).
 set -eu
 cd "$(dirname "$0")"
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:?run_train.sh was copied away from its folder}" # sbatch copies it
@@ -76,10 +76,11 @@ if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     again=no
     case $status in
     75) again=yes ;;
-    76) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || again=yes ;; # a rank hung; not for ever, if they hang again and again
+    # A rank hung, or mpirun lost a host: not for ever, if that happens again and again.
+    76 | 205) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || again=yes ;;
     esac
     if [ $again = yes ]; then
-        echo "stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue"
+        echo "job $SLURM_JOB_ID goes back into the queue, to go on from its last checkpoint"
         scontrol requeue "$SLURM_JOB_ID"
     fi
 fi

@@ -35,7 +35,7 @@ NODES = ("node1", "node2", "node3")
 CPUS = 4  # of each node, for Slurm; the cores are those of this machine for all of them
 NETWORK = "10.77.0."
 DOCKER = "172.17.0.1/16"  # each host of many clusters has a bridge with this address, which leads nowhere
-PATIENCE = 120  # seconds for anything that starts or ends; a loaded machine is slow
+PATIENCE = 300  # seconds for anything that starts or ends; a loaded machine is slow
 
 SLURM = """
 ClusterName=test

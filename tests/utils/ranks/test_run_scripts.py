@@ -172,7 +172,7 @@ def test_variables_that_are_set_go_to_the_other_hosts(start):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "again"),
-    [(0, 0, False), (1, 0, False), (75, 20, True), (76, 0, True), (76, 9, True), (76, 10, False)],
+    [(0, 0, False), (1, 0, False), (75, 20, True), (76, 9, True), (76, 10, False), (205, 0, True)],
 )
 def test_a_job_that_stopped_or_hung_goes_back_into_the_queue(start, status, restarts, again):
     job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "STATUS": str(status)}
