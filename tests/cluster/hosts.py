@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
-KillWait={kill_wait}
+KillWait={patience}
 ReturnToService=2
 SlurmdTimeout=30
 NodeName={nodes} CPUs={cpus} RealMemory=1000 State=UNKNOWN
@@ -121,7 +122,13 @@ class Host:
         self.run("mount", "-t", "tmpfs", "tmpfs", "/run")
         for path in ("sshd", "munge"):
             self.run("mkdir", "-m", "755", f"/run/{path}")
-        for source, target in (("hosts", "/etc/hosts"), ("ssh/config", "/etc/ssh/ssh_config")):
+        # By this number UCX, and so MPICH, tells whether two ranks are on one host.
+        (folder / f"boot-{name}").write_text(f"{uuid.uuid4()}\n")
+        for source, target in (
+            ("hosts", "/etc/hosts"),
+            ("ssh/config", "/etc/ssh/ssh_config"),
+            (f"boot-{name}", "/proc/sys/kernel/random/boot_id"),
+        ):
             self.run("mount", "--bind", str(folder / source), target)
         self.run("mount", "--bind", str(folder / "slurm"), "/etc/slurm")
 
@@ -190,7 +197,7 @@ class Host:
 class Cluster:
     """The host `login`, where users and Slurm's controller are, and the nodes. A context manager."""
 
-    def __init__(self, folder: Path, kill_wait: int = 30) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("ssh", "slurm", "state"):
             (folder / name).mkdir(parents=True)
@@ -204,7 +211,7 @@ class Cluster:
             subprocess.run(command, check=True)
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
-        values = {"folder": folder, "nodes": ",".join(NODES), "cpus": CPUS, "kill_wait": kill_wait}
+        values = {"folder": folder, "nodes": ",".join(NODES), "cpus": CPUS, "patience": PATIENCE}
         (folder / "slurm/slurm.conf").write_text(SLURM.format(**values))
         # /tmp is one for all hosts here, and Slurm would make the same folder in it for each of them.
         (folder / "slurm/mpi.conf").write_text("PMIxCliTmpDirBase=/run\n")

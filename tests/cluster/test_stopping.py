@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.hosts import Cluster, Host, Job, end, wait_until
+from tests.cluster.hosts import PATIENCE, Cluster, Host, Job, end, wait_until
 from tests.cluster.runs import (
     BIN,
     ENVIRONMENT,
@@ -59,16 +59,16 @@ def test_a_job_that_is_requeued_again_and_again_ends_as_it_should(
     cluster: Cluster, clone: Path, demo: Path, tmp_path: Path
 ) -> None:
     """Slurm's signal comes to the batch script alone."""
-    log_dir, steps = tmp_path / "log", 3000
+    log_dir, steps = tmp_path / "log", 1000
     job = submit(cluster, clone, options(demo, log_dir, steps), "--requeue", REQUEUE="1")
-    for _ in range(3):
+    for _ in range(2):
         before = last_step(log_dir)
         wait_until_it_trains(log_dir, before + 8)
         cluster.login.run("scancel", "--batch", "--signal=USR1", job.number)
-        wait_until(lambda: job.state != "RUNNING", "the job does not stop", timeout=60)
+        wait_until(lambda: job.state != "RUNNING", "the job does not stop", timeout=PATIENCE)
         assert_saved(log_dir)
-    facts = job.wait(timeout=600)
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3")
+    facts = job.wait(timeout=900)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2")
     assert last_step(log_dir) == steps
 
 
@@ -83,7 +83,7 @@ def test_kill_leaves_a_checkpoint(
         word = "run_train.sh" if target == "run_train.sh" else f"/{LAUNCHER} "
         found = [p for p in cluster.login.processes(word) if "nsenter" not in p.cmdline()[0]]
         min(found, key=lambda p: p.pid).terminate()
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=PATIENCE)
     finally:
         end(process)
     assert process.returncode == 75, out + errors
@@ -105,7 +105,7 @@ def test_timeout_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert stopped >= last_step(log_dir)
     process = start(cluster.login, clone, options(demo, log_dir, stopped + 16))
     try:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=PATIENCE)
     finally:
         end(process)
     assert process.returncode == 0, errors
@@ -122,12 +122,12 @@ def test_a_rank_that_dies_ends_the_run_at_once(
         wait_until_it_trains(log_dir)
         cluster.nodes[1].processes("train.py")[-1].send_signal(signal.SIGKILL)
         begin = time.monotonic()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         end(process)
     print(f"ended {time.monotonic() - begin:.1f} s after the death of a rank, with {process.returncode}")
     assert process.returncode not in (0, 75), errors
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 30
     assert not ranks_left(cluster)
 
 
@@ -143,7 +143,7 @@ def test_without_the_scripts_sigusr1_stops_the_run(
         wait_until_it_trains(log_dir)
         found = [p for p in cluster.login.processes(f"/{LAUNCHER} ") if "nsenter" not in p.cmdline()[0]]
         min(found, key=lambda p: p.pid).send_signal(signal.SIGUSR1)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         end(process)
     assert process.returncode == 75, errors

@@ -38,7 +38,9 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
         node.plug_in()
     for left in node.processes("train.py"):
         left.kill()
-    print(f"named after {said:.0f} s, saved after {saved:.0f} s, ended after {ended:.0f} s: {process.returncode}")
+    print(
+        f"named after {said:.0f} s, saved after {saved:.0f} s, ended after {ended:.0f} s: {process.returncode}"
+    )
     assert said < 75, lines
     assert ended < 200
     assert process.returncode != 0
