@@ -113,7 +113,8 @@ def give_up() -> None:
                     "WRONG",
                     f"{size} ranks do not reach each other within {PATIENCE:.0f} s. {platform.node()} has {found}: "
                     "name the interface that all hosts share, for Open MPI MPIRUN_ARGS='-mca btl_tcp_if_include NAME', "
-                    "for MPICH UCX_NET_DEVICES=NAME, for Intel MPI FI_TCP_IFACE=NAME; and look whether a firewall is between the hosts",
+                    "for MPICH UCX_NET_DEVICES=NAME, for Intel MPI FI_TCP_IFACE=NAME; and look whether a firewall is "
+                    "between the hosts",
                 )
             ]
         )
