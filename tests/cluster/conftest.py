@@ -51,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the suite that trains the toy network, in the environment of the tests."""
+    """A clone of the suite that trains a network of one pixel, which starts soon, in the tests' environment."""
     return make_clone(tmp_path_factory.mktemp("clone"))
 
 
@@ -63,7 +63,7 @@ def make_clone(folder: Path) -> Path:
     for path in (ROOT / "utils").iterdir():
         if path.name != "env.sh":
             (folder / "utils" / path.name).symlink_to(path)
-    program = str(ROOT / "tests/helpers/toy_train.py")
+    program = str(ROOT / "tests/helpers/toy_pixels.py")
     (folder / "train.py").write_text(TRAIN.format(root=str(ROOT), clone=str(folder), program=program))
     (folder / "utils/env.sh").write_text(ENVIRONMENT.format(venv=sys.prefix))
     return folder

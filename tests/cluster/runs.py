@@ -24,7 +24,7 @@ ENVIRONMENT = {
 def options(demo: Path, log_dir: Path, steps: int = 96) -> list[str]:
     words = (
         f"--data_sampler surf --img_size 128 --batch_size 2 --num_steps {steps} --val_split 0.34 --no_cuda "
-        "--validation_patches 4 --log_every 8 --validate_every 100000 --checkpoint_every 100000 --fpn_min_level 3 "
+        "--validation_patches 2 --log_every 8 --validate_every 10000000 --checkpoint_every 10000000 "
         "--freeze_bn 0 --mixed_precision float32"
     )
     folders = ["--slide_path", demo / "slides", "--label_path", demo / "masks", "--log_dir", log_dir]

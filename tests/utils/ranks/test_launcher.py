@@ -133,3 +133,10 @@ def test_open_mpi_is_told_what_it_knows_of_a_newer_pmix(started_by, monkeypatch)
         started_by(PMIX_SECURITY_MODE=offered)
         prepare_mpi()
         assert os.environ["PMIX_SECURITY_MODE"] == taken
+
+
+def test_open_mpi_has_two_connections_unless_the_user_says_otherwise(started_by):
+    for said, taken in (({}, "2"), ({"OMPI_MCA_btl_tcp_links": "4"}, "4")):
+        started_by(**said)
+        prepare_mpi()
+        assert dict(os.environ)["OMPI_MCA_btl_tcp_links"] == taken
