@@ -9,7 +9,7 @@ from tests.cluster.hosts import Cluster, end, wait_until
 from tests.cluster.runs import ENVIRONMENT, HYDRA, last_step, options, saved_step, wait_until_it_trains
 from tests.cluster.test_stopping import ENDLESS, HOSTS, start, submit
 
-NAMED = "rank 1 on node2 has not answered for 60 s"
+NAMED = "rank 1 on node2 has not answered for"
 ENDS = {"openmpi": 205}  # exit code of mpirun that has lost a daemon
 
 
@@ -18,7 +18,7 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
 ) -> None:
     log_dir = tmp_path / "log"
     words = options(demo, log_dir, ENDLESS)
-    process = start(cluster.login, clone, [*words, "--stall_limit", "3"])
+    process = start(cluster.login, clone, [*words, "--stall_limit", "10"])
     node, lines = cluster.nodes[1], []
     try:
         wait_until_it_trains(log_dir)
@@ -29,8 +29,9 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
             if NAMED in line:
                 break
         said = time.monotonic() - cut
-        wait_until(lambda: saved_step(log_dir) >= last_step(log_dir), "no checkpoint", timeout=30)
+        wait_until(lambda: saved_step(log_dir) >= last_step(log_dir), "no checkpoint", timeout=60)
         saved = time.monotonic() - cut
+        assert process.poll() is None
         process.communicate(timeout=400)
         ended = time.monotonic() - cut
     finally:
@@ -41,8 +42,8 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
     print(
         f"named after {said:.0f} s, saved after {saved:.0f} s, ended after {ended:.0f} s: {process.returncode}"
     )
-    assert said < 75, lines
-    assert ended < 200
+    assert said < 90, lines
+    assert ended < 300
     assert process.returncode != 0
     if not HYDRA:
         assert process.returncode == ENDS["openmpi"]
