@@ -41,12 +41,12 @@ export NP PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # after it, and after SIGTERM. What ends the run goes to the launcher as SIGUSR1 instead, which it sends to the ranks.
 LAUNCH_SHIELDED=yes LAUNCH_PREFIX=$(command -v setsid || true)
 launch train.py "$@" &
-launcher=$! interrupts=0 stops=0
+launcher=$! interrupts=0 stops=0 ended=
 interrupt() {
     interrupts=$((interrupts + 1))
     if [ $interrupts -gt 1 ]; then
         kill -INT $launcher # for Open MPI, whose SIGTERM is blocked
-        kill -TERM $launcher
+        kill -TERM $launcher || true
     else
         echo "Ctrl-C: the run stops with a checkpoint after this step or validation; Ctrl-C again ends it at once"
         kill -USR1 $launcher
@@ -58,7 +58,8 @@ stop() {
     kill -USR1 $launcher
 }
 trap interrupt INT
-trap stop USR1 TERM HUP
+trap stop USR1
+trap 'ended=yes && stop' TERM HUP # scancel: the job is not to come back
 # A SIGTERM for the launcher itself waits there (bit 15 of what is pending), for it is blocked.
 while sleep 1 && kill -0 $launcher; do
     case $(sed -n 's/^ShdPnd:[^0-9a-f]*//p' /proc/$launcher/status) in *[4-7c-f]???) kill -USR1 $launcher && break ;; esac
@@ -72,7 +73,7 @@ while kill -0 $launcher 2>/dev/null; do # the wait was ended by a signal
 done
 kill $watch 2>/dev/null || true
 [ $interrupts -eq 0 ] || exit 130
-if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$ended" ]; then
     again=no
     case $status in
     75) again=yes ;;

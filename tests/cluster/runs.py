@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.cluster.hosts import wait_until
+from tests.cluster.host import wait_until
 from training.checkpoint import latest_checkpoint, read_state
 from training.resume import read_metrics
 

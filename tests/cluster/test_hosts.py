@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.hosts import NODES, Cluster, wait_until
+from tests.cluster.host import wait_until
+from tests.cluster.hosts import NODES, Cluster
 from tests.helpers.launch import ROOT
 
 pytestmark = pytest.mark.short

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Cluster, Host, search_path
+from tests.cluster.host import Host, search_path
+from tests.cluster.hosts import Cluster
 from tests.cluster.runs import BIN, ENVIRONMENT, HYDRA, KIND, last_step, options
 from tests.helpers.launch import ROOT
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.hosts import PATIENCE, Cluster, Host, Job, end, wait_until
+from tests.cluster.host import PATIENCE, Host, end, wait_until
+from tests.cluster.hosts import Cluster, Job
 from tests.cluster.runs import (
     BIN,
     ENVIRONMENT,
@@ -46,12 +47,16 @@ def ranks_left(cluster: Cluster) -> list[psutil.Process]:
     return [process for node in cluster.nodes for process in node.processes("train.py")]
 
 
-def test_scancel_leaves_a_checkpoint(cluster: Cluster, clone: Path, demo: Path, tmp_path: Path) -> None:
+def test_scancel_leaves_a_checkpoint_and_the_job_does_not_come_back(
+    cluster: Cluster, clone: Path, demo: Path, tmp_path: Path
+) -> None:
     log_dir = tmp_path / "log"
-    job = submit(cluster, clone, options(demo, log_dir, ENDLESS))
+    job = submit(cluster, clone, options(demo, log_dir, ENDLESS), "--requeue", REQUEUE="1")
     wait_until_it_trains(log_dir)
     job.cancel()
-    assert job.wait()["ExitCode"] == "75:0", log_dir.with_suffix(".out").read_text()
+    facts = job.wait()
+    assert facts["ExitCode"] == "75:0", log_dir.with_suffix(".out").read_text()
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
     assert_saved(log_dir)
 
 

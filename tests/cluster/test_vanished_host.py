@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.cluster.hosts import Cluster, end, wait_until
+from tests.cluster.host import end, wait_until
+from tests.cluster.hosts import Cluster
 from tests.cluster.runs import ENVIRONMENT, HYDRA, last_step, options, saved_step, wait_until_it_trains
 from tests.cluster.test_stopping import ENDLESS, HOSTS, start, submit
 

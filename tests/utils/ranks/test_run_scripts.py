@@ -180,6 +180,22 @@ def test_a_job_that_stopped_or_hung_goes_back_into_the_queue(start, status, rest
     assert "scontrol" not in start("run_train.sh", "--x", **job)
 
 
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_job_that_was_cancelled_does_not_come_back(start, tmp_path, number, again):
+    """Slurm sends SIGUSR1 when the time is nearly up, and SIGTERM after scancel."""
+    start("run_train.sh", "--x", NP="2")  # makes the folders
+    (tmp_path / "bin/mpirun").write_text(LAUNCHER)
+    notes = tmp_path / "notes"
+    notes.write_text("")
+    job = {"SLURM_JOB_ID": "7", "REQUEUE": "1", "NOTES": str(notes), "SLOW": ""}
+    env = {**os.environ, **job, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["sh", str(tmp_path / "a clone/run_train.sh"), "--x"], env=env, text=True)
+    wait_for(lambda: notes.read_text(), process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 75
+    assert ("scontrol requeue 7" in notes.read_text()) == again
+
+
 def test_a_worker_for_each_core_of_a_slurm_job(start):
     assert " --num_threads" not in start("run_prepro.sh", "--x")
     job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "12"}
