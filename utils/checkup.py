@@ -33,7 +33,7 @@ from utils.startup import NVIDIA, configure_environment, import_tensorflow
 if TYPE_CHECKING:
     from utils.ranks.world import World
 
-PATIENCE = 120.0  # seconds for all of it, after which the ranks are taken not to reach each other
+PATIENCE = 300.0  # seconds for all of it, after which the ranks are taken not to reach each other
 SEEN_WITHIN = 10.0  # seconds after which a new file must be seen on other hosts; NFS asks every few seconds
 CLOCKS = 5.0  # seconds that clocks may differ
 SLOW = 1.0  # seconds for the gradients of the smallest model

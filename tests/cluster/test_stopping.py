@@ -43,6 +43,28 @@ def assert_saved(log_dir: Path) -> None:
     assert saved_step(log_dir) >= last_step(log_dir) > 0
 
 
+def stop(cluster: Cluster, process: subprocess.Popen[str], word: str = "run_train.sh") -> tuple[str, str]:
+    """Send SIGTERM to the program on the login node whose command line has the word. Return what the run said."""
+    found = [p for p in cluster.login.processes(word) if "nsenter" not in p.cmdline()[0]]
+    min(found, key=lambda p: p.pid).terminate()
+    return process.communicate(timeout=PATIENCE)
+
+
+def assert_it_goes_on(cluster: Cluster, clone: Path, words: list[str]) -> None:
+    """Start a run that was stopped once more, wait until it has got further, and stop it again."""
+    log_dir = Path(words[-1])
+    step = saved_step(log_dir)
+    process = start(cluster.login, clone, words)
+    try:
+        wait_until(lambda: last_step(log_dir) > step + 8, "the run does not go on")
+        out, errors = stop(cluster, process)
+    finally:
+        end(process)
+    assert f"goes on at step {step}" in out
+    assert process.returncode == 75, errors
+    assert_saved(log_dir)
+
+
 def ranks_left(cluster: Cluster) -> list[psutil.Process]:
     return [process for node in cluster.nodes for process in node.processes("train.py")]
 
@@ -85,10 +107,7 @@ def test_kill_leaves_a_checkpoint(
     process = start(cluster.login, clone, options(demo, log_dir, ENDLESS))
     try:
         wait_until_it_trains(log_dir)
-        word = "run_train.sh" if target == "run_train.sh" else f"/{LAUNCHER} "
-        found = [p for p in cluster.login.processes(word) if "nsenter" not in p.cmdline()[0]]
-        min(found, key=lambda p: p.pid).terminate()
-        out, errors = process.communicate(timeout=PATIENCE)
+        out, errors = stop(cluster, process, target if target == "run_train.sh" else f"/{LAUNCHER} ")
     finally:
         end(process)
     assert process.returncode == 75, out + errors
@@ -99,23 +118,15 @@ def test_kill_leaves_a_checkpoint(
 def test_timeout_leaves_a_checkpoint_and_the_same_command_goes_on(
     cluster: Cluster, clone: Path, demo: Path, tmp_path: Path
 ) -> None:
-    log_dir = tmp_path / "log"
-    process = start(cluster.login, clone, options(demo, log_dir, 3000), "timeout", "--preserve-status", "25")
+    words = options(demo, tmp_path / "log", ENDLESS)
+    process = start(cluster.login, clone, words, "timeout", "--preserve-status", "120")
     try:
-        wait_until(lambda: process.poll() is not None, "timeout does not end it")
-        assert process.returncode == 75, process.communicate()
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         end(process)
-    stopped = saved_step(log_dir)
-    assert stopped >= last_step(log_dir)
-    process = start(cluster.login, clone, options(demo, log_dir, stopped + 16))
-    try:
-        out, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        end(process)
-    assert process.returncode == 0, errors
-    assert stopped == 0 or f"goes on at step {stopped}" in out
-    assert last_step(log_dir) == stopped + 16
+    assert process.returncode == 75, errors
+    assert_saved(tmp_path / "log")
+    assert_it_goes_on(cluster, clone, words)
 
 
 def test_a_rank_that_dies_ends_the_run_at_once(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.cluster.host import end, wait_until
 from tests.cluster.hosts import Cluster
-from tests.cluster.runs import ENVIRONMENT, HYDRA, last_step, options, saved_step, wait_until_it_trains
-from tests.cluster.test_stopping import ENDLESS, HOSTS, start, submit
+from tests.cluster.runs import HYDRA, last_step, options, saved_step, wait_until_it_trains
+from tests.cluster.test_stopping import ENDLESS, assert_it_goes_on, start, submit
 
 NAMED = "rank 1 on node2 has not answered for"
 ENDS = {"openmpi": 205}  # exit code of mpirun that has lost a daemon
@@ -19,7 +19,7 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
 ) -> None:
     log_dir = tmp_path / "log"
     words = options(demo, log_dir, ENDLESS)
-    process = start(cluster.login, clone, [*words, "--stall_limit", "10"])
+    process = start(cluster.login, clone, words)
     node, lines = cluster.nodes[1], []
     try:
         wait_until_it_trains(log_dir)
@@ -48,16 +48,7 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
     assert process.returncode != 0
     if not HYDRA:
         assert process.returncode == ENDS["openmpi"]
-    step = saved_step(log_dir)
-    done = cluster.login.run(
-        *("sh", "run_train.sh", *options(demo, log_dir, step + 16)),
-        cwd=clone,
-        timeout=300,
-        NP="2",
-        **HOSTS,
-        **ENVIRONMENT,
-    )
-    assert f"goes on at step {step}" in done.stdout
+    assert_it_goes_on(cluster, clone, words)
 
 
 def test_a_job_goes_on_with_another_node(cluster: Cluster, clone: Path, demo: Path, tmp_path: Path) -> None:
