@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,12 +128,18 @@ def report(world: World, log_dir: Path) -> Iterator[tuple[str, str]]:
     from utils.ranks.devices import devices_of_rank
     from utils.reporting.environment import describe_nodes
 
+    has_gpu, gpu_problem = False, ""
+    try:  # first, for TensorFlow takes its threads and devices before it computes anything
+        has_gpu = bool(devices_of_rank(world, no_cuda=False))
+    except UserError as error:
+        gpu_problem = str(error)
     facts = world.gather(Facts.found(world.local_rank == 0))
     yield "launcher", launcher_name()
     yield "ranks", describe_nodes([rank.host for rank in facts])
     yield "cores", describe_cores(facts)
     yield "network", describe_network(facts)
     wrong = [*problems_of_hosts(facts), *differences(facts), *binding(facts), *interfaces(facts)]
+    wrong += [gpu_problem] if gpu_problem else []
     seconds = allreduce_seconds(world)
     yield "allreduce", describe_allreduce(seconds, world.size)
     if seconds > SLOW:
@@ -140,14 +147,10 @@ def report(world: World, log_dir: Path) -> Iterator[tuple[str, str]]:
             "note",
             "reducing takes long: --fp16_allreduce halves the bytes, --accumulate_steps does it less often",
         )
-    try:
-        devices = devices_of_rank(world, no_cuda=False)
-        found = sum(map(bool, world.gather(bool(devices))))
-        yield "GPUs", f"one for each of {found} ranks" if found else "none: the ranks compute on CPUs"
-        if 0 < found < world.size:
-            wrong.append(f"{world.size - found} of {world.size} ranks see no GPU")
-    except UserError as error:
-        wrong.append(str(error))
+    found = sum(map(bool, world.gather(has_gpu)))
+    yield "GPUs", f"one for each of {found} ranks" if found else "none: the ranks compute on CPUs"
+    if 0 < found < world.size:
+        wrong.append(f"{world.size - found} of {world.size} ranks see no GPU")
     world.barrier()
     clocks = world.gather(time.time())
     apart = max(clocks) - min(clocks)
@@ -283,9 +286,9 @@ def unseen(folder: Path, world: World) -> str:
         time.sleep(0.2)
     missing = [host for host, sees in world.gather((platform.node(), file.exists())) if not sees]
     if world.is_first:
-        file.unlink(missing_ok=True)
-        for path in made:
-            if path.exists():
+        with suppress(OSError):
+            file.unlink()
+            for path in made:
                 path.rmdir()
     if message or not missing:
         return message

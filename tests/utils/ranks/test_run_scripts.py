@@ -18,7 +18,8 @@ NOTE = """#!/bin/sh
 case "$1" in *shielded.py) shift && exec "$@" ;; esac
 echo "${MPIRUN_SAYS:-}"
 echo "$(basename "$0") $*" >>"$NOTES"
-echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-} EXPORT=${SLURM_EXPORT_ENV:-}" >>"$NOTES"
+echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-} EXPORT=${SLURM_EXPORT_ENV:-}" \\
+    "ASK=${OMPI_MCA_oob_tcp_keepalive_time:-}" >>"$NOTES"
 exit ${STATUS:-0}
 """
 
@@ -160,7 +161,14 @@ def test_slurms_tasks_come_before_all_else(start):
 
 
 def test_what_sbatch_does_not_export_is_exported_to_the_other_hosts(start):
-    assert "EXPORT=\n" in start("run_train.sh", "--x", SLURM_EXPORT_ENV="NONE")
+    assert "EXPORT= " in start("run_train.sh", "--x", SLURM_EXPORT_ENV="NONE")
+
+
+def test_mpirun_asks_other_hosts_for_a_sign_of_life(start):
+    several = {"MPIRUN_ARGS": "-host a,b"}
+    assert "ASK=60\n" in start("run_train.sh", "--x", **several)
+    assert "ASK=7\n" in start("run_train.sh", "--x", OMPI_MCA_oob_tcp_keepalive_time="7", **several)
+    assert "ASK=\n" in start("run_train.sh", "--x")
 
 
 def test_variables_that_are_set_go_to_the_other_hosts(start):
