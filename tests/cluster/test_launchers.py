@@ -113,7 +113,7 @@ def test_train_predict_and_cut_with_srun(cluster: Cluster, clone: Path, demo: Pa
         "--save_tumor_negative_path",
         tmp_path / "negative",
     ]
-    cut = ["-m", "CAMELYON17_PREPROCESSING.preprocess", *folders, *saved, "--patch_size", "256"]
+    cut = ["-m", "CAMELYON17_PREPROCESSING.preprocess", *folders, *saved, "--save_neg", "--patch_size", "256"]
     for program in (train, [*predict, "--no_cuda"], cut):
         more = {"cwd": clone, "PYTHONPATH": str(clone), **ENVIRONMENT}
         alone = cluster.login.run(
