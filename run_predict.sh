@@ -38,7 +38,7 @@ if [ $# -eq 0 ]; then
     set -- --model_path "$model" --slide_path data/demo/validation/slides --output "predictions/${model##*/}"
 fi
 
-NP=${NP:-${SLURM_NTASKS:-1}}
+NP=${NP:-$(ranks_of_job 1)}
 [ "$NP" -eq 1 ] || launch "$top/predict.py" "$@"
 set -- "$VENV/bin/python" -u "$top/predict.py" "$@" # one process needs no launcher
 echo "+ $*"

@@ -2,7 +2,7 @@
 #SBATCH --job-name=camelyon-patches
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=16
+#SBATCH --exclusive
 #SBATCH --time=12:00:00
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
@@ -10,7 +10,7 @@
 #   sh run_prepro.sh                           the demo: makes slides in CAMELYON17's layout and their patches
 #   sh run_prepro.sh --root /data/CAMELYON17 --save_neg
 #   mpirun -np 4 sh run_prepro.sh --root ...   the slides are divided over the ranks
-#   sbatch run_prepro.sh --root ...            Slurm: as many workers as the task has cores
+#   sbatch run_prepro.sh --root ...            Slurm: a whole node, and as many workers as it has cores
 # MPI, DEVICE, PYTHON: see utils/env.sh. Stopped at any moment, the same command goes on.
 set -eu
 from=$PWD
@@ -29,5 +29,8 @@ if [ $# -eq 0 ]; then
     "$VENV/bin/python" -m utils.demo_slides --layout camelyon17 --output data/demo17
     set -- --root data/demo17 --patch_size 256 --save_neg --save_png
 fi
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || set -- --num_threads "$SLURM_CPUS_PER_TASK" "$@"
+# In a Slurm job a worker for each core of the task; without tasks of srun or mpirun, of the whole node.
+workers=${SLURM_CPUS_PER_TASK:-}
+[ -n "${SLURM_STEP_ID:-}${OMPI_COMM_WORLD_SIZE:-}${PMI_SIZE:-}" ] || workers=${workers:-${SLURM_CPUS_ON_NODE:-}}
+[ -z "$workers" ] || set -- --num_threads "$workers" "$@"
 exec "$VENV/bin/python" -m CAMELYON17_PREPROCESSING.preprocess "$@"

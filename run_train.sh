@@ -10,10 +10,10 @@
 #   sh run_train.sh                          the demo: makes its slides, trains, validates, exports
 #   NP=4 sh run_train.sh --slide_path ...    anything else goes to train.py
 #   sh run_train.sh --tensorboard [DIR]      TensorBoard of the runs in logs, or in DIR
-#   sbatch -N 4 run_train.sh --slide_path .. takes ranks and nodes from the allocation
-# NP is the number of ranks (default: 2, or the allocation's tasks); MPIRUN_ARGS, MODULES: see utils/launch.sh.
+#   sbatch -N 4 run_train.sh --slide_path .. takes ranks and hosts from the job; qsub and bsub: see docs/clusters.md
+# NP is the number of ranks (default: those of the job, else 2); MPIRUN_ARGS, MODULES: see utils/launch.sh.
 # MPI=intel starts the ranks with mpiexec.hydra; MPI, DEVICE, PYTHON: see utils/env.sh.
-# REQUEUE=1 puts a job that Slurm's signal has stopped back into the queue (name a --log_dir).
+# REQUEUE=1 puts a job that Slurm's signal has stopped, or that lost a rank or a host, back into the queue (name a --log_dir).
 set -eu
 cd "$(dirname "$0")"
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:?run_train.sh was copied away from its folder}" # sbatch copies it
@@ -34,33 +34,55 @@ if [ $# -eq 0 ]; then
         --log_every 80 --validate_every 640 --validation_patches 160 --log_dir "logs/demo-$stamp"
 fi
 
-export NP="${NP:-${SLURM_NTASKS:-2}}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+NP=${NP:-$(ranks_of_job 2)}
+export NP PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # The launcher has a session of its own, so that Ctrl-C comes to this script only: Open MPI's kills its ranks a second
-# after it. Slurm sends SIGUSR1 to this script when the time is nearly up: on to the launcher, which sends it to the ranks.
-LAUNCH_PREFIX=$(command -v setsid || true) launch train.py "$@" &
-launcher=$! interrupts=0
+# after it, and after SIGTERM. What ends the run goes to the launcher as SIGUSR1 instead, which it sends to the ranks.
+LAUNCH_SHIELDED=yes LAUNCH_PREFIX=$(command -v setsid || true)
+launch train.py "$@" &
+launcher=$! interrupts=0 stops=0 ended=
 interrupt() {
     interrupts=$((interrupts + 1))
     if [ $interrupts -gt 1 ]; then
-        kill -TERM $launcher
+        kill -INT $launcher # for Open MPI, whose SIGTERM is blocked
+        kill -TERM $launcher || true
     else
         echo "Ctrl-C: the run stops with a checkpoint after this step or validation; Ctrl-C again ends it at once"
         kill -USR1 $launcher
     fi
 }
+stop() {
+    stops=$((stops + 1))
+    [ $stops -gt 1 ] || echo "the run stops with a checkpoint after this step or validation"
+    kill -USR1 $launcher
+}
 trap interrupt INT
-trap 'kill -USR1 $launcher' USR1
-trap 'kill -TERM $launcher' TERM HUP
+trap stop USR1
+trap 'ended=yes && stop' TERM HUP # scancel: the job is not to come back
+# A SIGTERM for the launcher itself waits there (bit 15 of what is pending), for it is blocked.
+while sleep 1 && kill -0 $launcher; do
+    case $(sed -n 's/^ShdPnd:[^0-9a-f]*//p' /proc/$launcher/status) in *[4-7c-f]???) kill -USR1 $launcher && break ;; esac
+done >/dev/null 2>&1 &
+watch=$!
 status=0
 wait $launcher || status=$?
 while kill -0 $launcher 2>/dev/null; do # the wait was ended by a signal
     status=0
     wait $launcher || status=$?
 done
+kill $watch 2>/dev/null || true
 [ $interrupts -eq 0 ] || exit 130
-if [ $status -eq 75 ] && [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    echo "stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$ended" ]; then
+    again=no
+    case $status in
+    75) again=yes ;;
+    # A rank hung, or mpirun lost a host: not for ever, if that happens again and again.
+    76 | 205) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || again=yes ;;
+    esac
+    if [ $again = yes ]; then
+        echo "job $SLURM_JOB_ID goes back into the queue, to go on from its last checkpoint"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit $status

@@ -40,6 +40,9 @@ FOREIGN = {
         "--help",
         "--tensorboard",
     ),
+    # sbatch's, and those of containers
+    *("--export", "--partition", "--time", "--signal", "--requeue", "--open-mode", "--output"),
+    *("--build-arg", "--bind", "--env", "--nv", "--gpus", "--rm", "--shm-size"),
 }
 FOREIGN_MESSAGES = {"mpirun", "orted: command not found", "options.json", "splits.json"}
 

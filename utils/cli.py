@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from utils.ranks.launcher import launcher_rank
+from utils.ranks.launcher import is_first_process, launcher_rank
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED, EXIT_STALLED, EXIT_INTERRUPTED = 0, 1, 2, 75, 76, 130
 NO_ROOM = "{}. Make room, and the same command goes on"  # of the error
@@ -114,7 +114,7 @@ def step_range(text: str) -> tuple[int, int]:
 
 def report_user_error(error: UserError, program: str) -> int:
     """Print the error on rank 0. The others wait for it, since a launcher ends all ranks when one has ended."""
-    if launcher_rank()[0] == 0:
+    if is_first_process():
         sys.stderr.write(f"{program}: error: {error}\n")
         sys.stderr.flush()
     else:

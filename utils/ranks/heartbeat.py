@@ -18,11 +18,11 @@ import threading
 import time
 from typing import Protocol
 
-import psutil
 from tqdm import tqdm
 
 from utils.cli import EXIT_STALLED
 from utils.ranks.activity import Doing
+from utils.ranks.interfaces import addresses
 from utils.ranks.killed_rank import end_at_once
 from utils.ranks.single import Ranks
 from utils.ranks.stalls import NOTICE, Stalls
@@ -172,11 +172,4 @@ class Heartbeat:
 
 def own_addresses() -> list[str]:
     """Return the IPv4 addresses of this host by which others may reach it; that of the loopback if it has no other."""
-    up = [name for name, state in psutil.net_if_stats().items() if state.isup]
-    found = [
-        address.address
-        for name in up
-        for address in psutil.net_if_addrs().get(name, [])
-        if address.family == socket.AF_INET
-    ]
-    return [address for address in found if not address.startswith("127.")] or ["127.0.0.1"]
+    return list(addresses().values()) or ["127.0.0.1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 
@@ -9,6 +10,8 @@ import psutil
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
+# How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`).
+SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
 
 
 def launcher_rank() -> tuple[int, int]:
@@ -24,14 +27,38 @@ def launcher_rank() -> tuple[int, int]:
     return 0, 1
 
 
+def is_task_of_srun() -> bool:
+    """Return whether srun itself started this process.
+
+    MPI launchers start their daemons by srun, so that the ranks have its variables as well, beside those of their own.
+    """
+    others = {"OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID", "HOROVOD_RANK"} & os.environ.keys()
+    return os.environ.get("SLURM_STEP_ID", "").isdecimal() and not others
+
+
 def lonely_tasks() -> int:
     """Return how many tasks srun started none of which knows of the others; 1 where there is no such thing.
 
     A batch script and what it starts by itself are no tasks of srun: they have no number of a step.
     """
-    if launcher_rank()[1] > 1 or not os.environ.get("SLURM_STEP_ID", "").isdecimal():
+    if launcher_rank()[1] > 1 or not is_task_of_srun():
         return 1
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def is_first_process() -> bool:
+    """Return whether this process speaks for all: rank 0, or the first of srun's tasks that are no ranks."""
+    if lonely_tasks() > 1:
+        return os.environ.get("SLURM_PROCID") == "0"
+    return launcher_rank()[0] == 0
+
+
+def launcher_name() -> str:
+    """Return what started this process, for people to read; "none" if it was no launcher of ranks."""
+    mpi = launcher_mpi()
+    if mpi is None:
+        return "horovodrun" if "HOROVOD_RANK" in os.environ else "none"
+    return SRUN[mpi] if is_task_of_srun() else LAUNCHERS[mpi]
 
 
 def launcher_mpi() -> str | None:
@@ -46,6 +73,12 @@ def launcher_mpi() -> str | None:
         if variable in os.environ:
             return mpi
     return None
+
+
+def srun_of_environment() -> str:
+    """Return how srun starts ranks of the MPI in this environment; with that of the system it is Open MPI's way."""
+    has_mpich = any(importlib.metadata.distributions(name="mpich"))
+    return SRUN["mpich" if has_mpich else "openmpi"]
 
 
 def terminal_columns() -> int:

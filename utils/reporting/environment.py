@@ -17,7 +17,7 @@ import psutil
 import tensorflow as tf
 
 from utils.ranks.devices import threads_of_rank
-from utils.ranks.launcher import LAUNCHERS, launcher_mpi
+from utils.ranks.launcher import launcher_name
 from utils.ranks.world import World, horovod_built, hvd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,6 @@ def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
     """Collective: return a text for each name; CPU, memory and versions are those of rank 0."""
     ranks = world.gather((platform.node(), describe_devices(world, gpus)))
     devices = Counter(device for _, device in ranks)
-    launcher = launcher_mpi()
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(psutil.Process().create_time())),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -82,7 +81,7 @@ def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
         "CPU": f"{cpu_name()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / GIB:.0f} GiB",
         "Horovod": horovod_built() if world.horovod else "not used, one process",
-        "launcher": LAUNCHERS[launcher] if launcher else "none",
+        "launcher": launcher_name(),
         "TensorFlow": f"{tf.__version__}, oneDNN {'on' if os.environ.get('TF_ENABLE_ONEDNN_OPTS') == '1' else 'off'}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
