@@ -50,9 +50,14 @@ class PredictionSettings:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
 
 
-def files_of(output: Path, slide: str) -> list[Path]:
-    """Return the paths of all files of a slide but its record."""
-    names = ("_probability.tif", "_prediction.tif", "_overlay.png", ".geojson", ".xml")
+def files_of(output: Path, slide: str, outlines: bool = True) -> list[Path]:
+    """Return the paths of all files of a slide but its record; without `outlines` not those for QuPath and ASAP."""
+    names = [
+        "_probability.tif",
+        "_prediction.tif",
+        "_overlay.png",
+        *((".geojson", ".xml") if outlines else ()),
+    ]
     return [*(output / f"{slide}{name}" for name in names), output / LESIONS / f"{slide}.csv"]
 
 
@@ -70,6 +75,11 @@ def is_finished(output: Path, slide: str) -> bool:
 def _was_seen(record: dict[str, Any]) -> bool:
     """Return whether the slide was looked at. Earlier versions called a slide negative of which they saw no patch."""
     return record.get("patches") != 0
+
+
+def read_record(output: Path, slide: str) -> dict[str, Any]:
+    """Return the record of a finished slide. UserError: it cannot be read."""
+    return _read(record_of(output, slide))
 
 
 def prepare(output: Path, settings: PredictionSettings) -> None:
@@ -101,10 +111,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read, so remove it: {error!r}") from error
 
 
-def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
+def finish(output: Path, slide: str, record: dict[str, Any], outlines: bool = True) -> None:
     """Move the files of a slide out of the work folder and write its record: from here on it is finished."""
     with output_errors(output):
-        for path in files_of(output, slide):
+        for path in files_of(output, slide, outlines):
             (output / WORK / path.name).replace(path)
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(record_of(output, slide), lambda path: path.write_text(text))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from evaluation.lesions import node_label
 from prediction import store
 from prediction.grid import Grid, frame_of, grown
 from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
-from prediction.model import Predictor
 from prediction.progress import Progress
 from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
@@ -28,6 +29,14 @@ from utils.ranks.single import Ranks
 
 # Called with the slides (a share of one) and the patches that were done.
 Advance = Callable[[float, int], None]
+
+
+class PatchModel(Protocol):
+    """A model of patches: uint8 RGB (B, size, size, 3) → float32 (B, planes, size, size), as `Predictor` is one."""
+
+    planes: int
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
 
 class Opened:
@@ -82,14 +91,15 @@ class Worker:
 
     output: Path
     settings: PredictionSettings
-    predictor: Predictor
+    predictor: PatchModel
     names: Sequence[str]  # of the classes from 1 on
     team: Ranks
     advance: Advance
+    outlines: bool = True  # whether to write them for QuPath and ASAP; noise has very many
     outcome: PredictionOutcome = field(default_factory=PredictionOutcome)
     stopped: bool = False  # a rank of the team cannot write, so all have stopped at the same slide
 
-    def run(self, paths: Sequence[Path]) -> PredictionOutcome:
+    def run(self, paths: Iterable[Path]) -> PredictionOutcome:
         """Predict the slides. Collective over the team."""
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1) as finisher:
@@ -159,9 +169,9 @@ class Worker:
         """Write the files of a predicted slide. Runs in a thread, so a failure is noted instead of raised."""
         start = time.monotonic()
         try:
-            record = write_files(opened, self.output, self.settings, self.names)
+            record = write_files(opened, self.output, self.settings, self.names, self.outlines)
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
-            store.finish(self.output, opened.name, record)
+            store.finish(self.output, opened.name, record, self.outlines)
             self.outcome.slides += 1
         except OutputError as failure:
             self._note(opened.name, "", str(failure))
@@ -178,9 +188,9 @@ def _reason_of(error: Exception, slide: Path) -> str:
 
 
 def write_files(
-    opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str]
+    opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str], outlines: bool = True
 ) -> dict[str, Any]:
-    """Write all files of a slide into the work folder and return its record.
+    """Write all files of a slide into the work folder, those of `outlines` if asked, and return its record.
 
     ReadError: the slide cannot be read. OutputError: a file cannot be written.
     """
@@ -195,8 +205,9 @@ def write_files(
     with output_errors(output):
         write_tiff(paths["_probability.tif"], probability, frame.spacing, False, description)
         write_tiff(paths["_prediction.tif"], classes, frame.spacing, True, description)
-        write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin)
-        write_asap(paths[".xml"], lesions, names, frame.downsample)
+        if outlines:
+            write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin)
+            write_asap(paths[".xml"], lesions, names, frame.downsample)
         write_lesions(paths[".csv"], lesions, frame)
         write_overlay(paths["_overlay.png"], opened.slide, cells, numbers)
     diameter = max((lesion.diameter for lesion in lesions), default=0.0)

@@ -21,6 +21,7 @@ from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
 
 DEBUG_IMAGES = 100
+DEBUG_MINUTES = 1.0  # for whole slides
 DEBUG_FOLDER = "debug"  # in the log_dir
 
 
@@ -47,6 +48,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         options.planned_validation_patches = options.validation_patches
         options.num_steps = min(options.num_steps, DEBUG_IMAGES)
         options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)
+        options.planned_slides_minutes = options.validate_slides_minutes
+        options.validate_slides_minutes = min(options.validate_slides_minutes, DEBUG_MINUTES)
         options.log_dir = options.log_dir and options.log_dir / DEBUG_FOLDER
     if options.warmup_steps < 0:
         options.warmup_steps = options.num_steps // 20
@@ -115,6 +118,11 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--accumulate_steps does not go with --mixed_precision float16: take bfloat16"
     if options.accumulate_steps > 1 and not options.horovod:
         yield "--accumulate_steps needs Horovod: take off --no-horovod"
+    if options.best_by != "miou" and options.validate_slides is None:
+        yield f"--best_by {options.best_by} is a score of whole slides: add --validate_slides"
+    words = options.validate_slides or []
+    if len(words) == 1 and words[0].isdecimal() and int(words[0]) == 0:
+        yield "--validate_slides 0 takes no slides: leave it out"
     if options.debug and options.resume:
         yield "--debug always begins anew: take off --resume"
 
@@ -194,6 +202,11 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
         ),
         (options.adasum, ("lr_scaling",), "does nothing with --adasum"),
         (options.freeze_bn == 1, ("bn_momentum", "sync_batch_norm"), "does nothing with --freeze_bn 1"),
+        (
+            options.validate_slides is None,
+            ("validate_slides_every", "validate_slides_minutes"),
+            "goes with --validate_slides",
+        ),
         (options.log_dir is None, ("resume_force",), "needs the --log_dir of the run to go on with"),
     ]
     for does_nothing, names, why in rules:

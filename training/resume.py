@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ FREE = {
         "keep_checkpoints",
         "time_limit",
         "stall_limit",
+        "validate_slides_minutes",
         "histograms",
         "profile",
     ),
@@ -109,10 +111,10 @@ def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def drop_later_metrics(path: Path, step: int, validation_due: bool = False) -> None:
+def drop_later_metrics(path: Path, step: int, due: Collection[str] = ()) -> None:
     """Take the lines of steps after `step` off metrics.jsonl, since they come again, and a torn last line as well.
 
-    `validation_due`: the validation of `step` comes again too.
+    `due`: the splits whose validation of `step` comes again too.
     """
     if not path.exists():
         return
@@ -122,7 +124,7 @@ def drop_later_metrics(path: Path, step: int, validation_due: bool = False) -> N
             row: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
-        again = validation_due and (row["step"], row["split"]) == (step, "val")
+        again = row["step"] == step and row["split"] in due
         if row["step"] <= step and not again:
             kept.append(line + "\n")
     write_atomically(path, lambda aside: aside.write_text("".join(kept)))
