@@ -81,7 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="load an exported model even if its graph can write files or run code: give it if you know who made it",
     )
-    add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
+    add(
+        "--slide_path",
+        nargs="+",
+        required=True,
+        help="folders, files or patterns of slides; "
+        "or the splits.json of a training run, for the slides that it was validated on",
+    )
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("prediction").add_argument
     add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")

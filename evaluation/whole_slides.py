@@ -23,6 +23,13 @@ from evaluation.truth import has_tumour
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.names import is_normal
 
+HEADLINES = {
+    "froc_official": "FROC, official",
+    "froc_corrected": "FROC, corrected",
+    "slide_auc": "AUC of slides",
+    "slide_miou": "mIoU",
+    "slide_dice": "Dice of tumour",
+}
 SIZES = ("itc", "micro", "macro")
 # CAMELYON16 calls lesions below 200 µm isolated tumour cells, but compares with 275 µm what merging has made longer.
 _MACRO_UM = 1000 * MICRO_MM + ITC_UM - 1000 * ITC_MM
@@ -76,21 +83,29 @@ def summarise(scores: Sequence[SlideScore]) -> dict[str, Any]:
     by_size = {size: [lesion for lesion in lesions if size_of(lesion) == size] for size in SIZES}
     negative = [score for score in scores if score.is_negative and score.result is not None]
     false_positives = sum(len(score.result.false_positives) for score in negative if score.result)
-    of_pixels = _pixels(scores)
     return {
-        "froc_official": _froc(results, False),
-        "froc_corrected": _froc(results, True),
-        "slide_auc": _auc(scores),
-        "slide_miou": of_pixels["miou"],
-        "slide_iou": of_pixels["iou"],
-        "slide_dice": of_pixels["dice"][1] if len(of_pixels["dice"]) > 1 else None,
+        **headlines(scores),
+        "slide_iou": _pixels(scores)["iou"],
         "sensitivity": {
             size: sum(lesion.hit is not None for lesion in some) / len(some) if some else None
             for size, some in by_size.items()
         },
         "lesions": {size: len(some) for size, some in by_size.items()},
         "false_positives_per_normal_slide": false_positives / len(negative) if negative else None,
-        "slides": {score.name: _of_slide(score) for score in sorted(scores, key=lambda score: score.name)},
+        "slides": of_slides(scores),
+    }
+
+
+def headlines(scores: Sequence[SlideScore]) -> dict[str, float | None]:
+    """Return the scores of HEADLINES of slides together; None for what they do not have."""
+    results = [score.result for score in scores if score.result is not None]
+    of_pixels = _pixels(scores)
+    return {
+        "froc_official": _froc(results, False),
+        "froc_corrected": _froc(results, True),
+        "slide_auc": _auc(scores),
+        "slide_miou": of_pixels["miou"],
+        "slide_dice": of_pixels["dice"][1],
     }
 
 
@@ -115,6 +130,11 @@ def _pixels(scores: Sequence[SlideScore]) -> dict[str, Any]:
     for score in scores:
         counts.confusion += score.confusion
     return summarise_pixels(counts, TOLERANCE_UM)
+
+
+def of_slides(scores: Sequence[SlideScore]) -> dict[str, dict[str, Any]]:
+    """Return what is said of each slide for itself, by its name."""
+    return {score.name: _of_slide(score) for score in sorted(scores, key=lambda score: score.name)}
 
 
 def _of_slide(score: SlideScore) -> dict[str, Any]:

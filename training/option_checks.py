@@ -118,6 +118,12 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--accumulate_steps does not go with --mixed_precision float16: take bfloat16"
     if options.accumulate_steps > 1 and not options.horovod:
         yield "--accumulate_steps needs Horovod: take off --no-horovod"
+    if (options.folds is None) != (options.fold is None):
+        yield "--folds and --fold go together; sh run_folds.sh trains all folds"
+    elif options.folds is not None and not 1 <= options.fold <= options.folds:
+        yield f"--fold {options.fold} is not from 1 to --folds {options.folds}"
+    if options.folds == 1:
+        yield "--folds 1 leaves no slides for training: take at least 2"
     if options.best_by != "miou" and options.validate_slides is None:
         yield f"--best_by {options.best_by} is a score of whole slides: add --validate_slides"
     words = options.validate_slides or []
@@ -202,6 +208,12 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
         ),
         (options.adasum, ("lr_scaling",), "does nothing with --adasum"),
         (options.freeze_bn == 1, ("bn_momentum", "sync_batch_norm"), "does nothing with --freeze_bn 1"),
+        (
+            options.folds is not None,
+            ("val_split", "valid_slide_path", "valid_label_path", "train_centers", "val_centers"),
+            "does not go with --folds, which divide the slides for training",
+        ),
+        (options.folds is None, ("folds_by",), "goes with --folds"),
         (
             options.validate_slides is None,
             ("validate_slides_every", "validate_slides_minutes"),

@@ -15,7 +15,7 @@ from models.from_options import AUTO, PRECISIONS
 from samplers.augment import JITTERS
 from samplers.labels.label_map import UNANNOTATED
 from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
-from training.choices import BEST_BY, LOSSES, OPTIMIZERS
+from training.choices import BEST_BY, FOLDS_BY, LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
     HelpFormatter,
@@ -166,6 +166,20 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="regular expression for the names of the slides, whose first group is the patient: all slides of a "
         "patient are on one side of the split (default: patients of CAMELYON17 and barcodes of TCGA)",
+    )
+    add(
+        "--folds",
+        type=positive_int,
+        metavar="N",
+        help="cross-validation: divide the slides into N folds, of which --fold is for validation (run_folds.sh trains "
+        "them all). Slides with and without a label are spread evenly; with --dataset 16 the test set is not used",
+    )
+    add("--fold", type=positive_int, metavar="K", help="number of the fold for validation, from 1 on")
+    add(
+        "--folds_by",
+        choices=FOLDS_BY,
+        default="patient",
+        help="what stays in one fold: all slides of a patient, or of a medical centre",
     )
     add(
         "--unannotated",

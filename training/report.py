@@ -22,30 +22,9 @@ from training.report_slides import whole_slides
 from training.resume import read_metrics
 from training.summary import count
 from training.validate import Shown, Validation
-from utils.files import write_atomically
 from utils.pictures import PARTS, split_panel
 from utils.reporting.charts import chart
-from utils.reporting.tables import number, table
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0 .8rem; } figure { margin: 0 0 1.2rem; } figcaption { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem 0 .2rem 1rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; vertical-align: top; }
-.text :is(th, td) { text-align: left; } .text td + td { white-space: normal; overflow-wrap: anywhere; }
-.grid { display: grid; gap: .5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
-.parts { display: grid; gap: .3rem; grid-template-columns: repeat(4, 1fr); }
-.slide { width: 100%; height: auto; outline: 1px solid var(--line); }
-.parts img { width: 100%; height: auto; outline: 1px solid var(--line); }
-.key { display: flex; flex-wrap: wrap; gap: .5rem 2rem; padding: 0; list-style: none; } .key b { font-size: 1.3rem; }
-summary { cursor: pointer; margin: .5rem 0; }
-@media (max-width: 40rem) { .parts { grid-template-columns: repeat(2, 1fr); } table { font-size: .85rem; }
-th, td { padding-left: .5rem; } }
-"""
+from utils.reporting.page import number, table, write_page
 
 
 def write_report(log_dir: Path, validation: Validation) -> None:
@@ -81,13 +60,8 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         "<h2>Environment</h2>",
         _text_table(environment.items()),
     ]
-    title = html.escape(f"{options['model']} {options['img_size']}² — {log_dir.name}")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
-    )
-    write_atomically(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    title = f"{options['model']} {options['img_size']}² — {log_dir.name}"
+    write_page(log_dir / "report.html", title, parts)
 
 
 def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:

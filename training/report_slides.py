@@ -8,18 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.whole_slides import SIZES
+from evaluation.whole_slides import HEADLINES, SIZES
 from training.run_log import SLIDE_PICTURES
 from utils.reporting.charts import chart
-from utils.reporting.tables import number, table
-
-CURVES = {
-    "froc_corrected": "FROC, corrected",
-    "froc_official": "FROC, official",
-    "slide_auc": "AUC of slides",
-    "slide_miou": "mIoU",
-    "slide_dice": "Dice of tumour",
-}
+from utils.reporting.page import number, table
 
 
 def whole_slides(log_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -47,7 +39,7 @@ def whole_slides(log_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 def _curves(found: Sequence[dict[str, Any]]) -> str:
     def draw(axes: Any) -> None:
-        for name, title in CURVES.items():
+        for name, title in HEADLINES.items():
             points = [(row["step"], row[name]) for row in found if row[name] is not None]
             if points:
                 axes.plot(*zip(*points), "o-", label=title, markersize=4)
@@ -59,7 +51,9 @@ def _curves(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _scores(last: dict[str, Any]) -> str:
-    return table(("whole slides", "score"), [(title, number(last[name])) for name, title in CURVES.items()])
+    return table(
+        ("whole slides", "score"), [(title, number(last[name])) for name, title in HEADLINES.items()]
+    )
 
 
 def _sizes(last: dict[str, Any]) -> str:

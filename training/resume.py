@@ -13,6 +13,7 @@ from training.options import option_values
 from utils.cli import UserError
 from utils.files import write_atomically
 
+SPLITS = "splits.json"
 # These may change on resume without a warning: they affect logging, not learning.
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
@@ -99,7 +100,7 @@ def learning_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def read_splits(log_dir: Path) -> dict[str, list[str]]:
     """{"train": slides, "val": slides} as the run began. UserError if it cannot be read."""
-    path = log_dir / "splits.json"
+    path = log_dir / SPLITS
     try:
         return {name: [row["slide"] for row in rows] for name, rows in json.loads(path.read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
