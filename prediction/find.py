@@ -11,7 +11,8 @@ from samplers.pairs.folders import is_file, left_out, listed, size_of
 from training.resume import SPLITS, read_splits
 from utils.cli import UserError
 
-NO_SLIDES = ("_mask", "_probability", "_prediction")  # endings of files that lie beside slides but are none
+# Endings of files that lie beside slides but are none.
+NO_SLIDES = ("_mask", "_probability", "_prediction", "_disagreement", "_entropy")
 
 
 def find_slides(words: list[str]) -> tuple[list[Path], list[str]]:

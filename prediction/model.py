@@ -130,6 +130,8 @@ class Predictor:
     take patches of `size` pixels, or is exported and does more than compute and there is no `trust` in it.
     """
 
+    deviates = False  # it is one model, see `PatchModel`
+
     def __init__(
         self, source: ModelSource, precision: str | None, size: int, tta: bool, trust: bool = False
     ) -> None:

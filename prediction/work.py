@@ -18,6 +18,7 @@ from prediction.lesions import cells_of, lesions_of, remove_small, slide_probabi
 from prediction.progress import Progress
 from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
+from prediction.uncertainty import of_lesions, regions_of, write_look_here
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
 from samplers.pairs.checks import decode_samples, open_whole
 from samplers.reader import tissue_of, trim_memory
@@ -32,9 +33,13 @@ Advance = Callable[[float, int], None]
 
 
 class PatchModel(Protocol):
-    """A model of patches: uint8 RGB (B, size, size, 3) → float32 (B, planes, size, size), as `Predictor` is one."""
+    """A model of patches: uint8 RGB (B, size, size, 3) → float32 (B, planes, size, size), as `Predictor` is one.
+
+    If it `deviates` there is one more plane, with the standard deviation between the models that it consists of.
+    """
 
     planes: int
+    deviates: bool
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
@@ -45,7 +50,7 @@ class Opened:
     DataError: the slide cannot be used. OutputError: the progress cannot be written.
     """
 
-    def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
+    def __init__(self, path: Path, output: Path, settings: PredictionSettings, doubts: bool = False) -> None:
         self.name = path.stem
         self.slide = open_whole(path)
         try:
@@ -60,7 +65,7 @@ class Opened:
                 raise DataError(
                     f"{path}: no tissue was found on it, so it was not looked at; --no-tissue_only predicts all of it"
                 )
-            self.progress = Progress(output, path, settings, self.grid)
+            self.progress = Progress(output, path, settings, self.grid, doubts)
         except BaseException:
             self.slide.close()
             raise
@@ -126,7 +131,7 @@ class Worker:
         )  # from writing an earlier slide's files; the rest of the team does not know it yet
         try:
             if not error:
-                opened = Opened(path, self.output, self.settings)
+                opened = Opened(path, self.output, self.settings, self.predictor.deviates)
                 self._predict_band(opened)
         except OutputError as failure:
             error = str(failure)
@@ -171,7 +176,7 @@ class Worker:
         try:
             record = write_files(opened, self.output, self.settings, self.names, self.outlines)
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
-            store.finish(self.output, opened.name, record, self.outlines)
+            store.finish(self.output, opened.name, record, self.outlines, self.predictor.deviates)
             self.outcome.slides += 1
         except OutputError as failure:
             self._note(opened.name, "", str(failure))
@@ -205,8 +210,15 @@ def write_files(
     with output_errors(output):
         write_tiff(paths["_probability.tif"], probability, frame.spacing, False, description)
         write_tiff(paths["_prediction.tif"], classes, frame.spacing, True, description)
+        doubt, doubts = opened.progress.doubt, []
+        if doubt is not None:
+            doubts = of_lesions(doubt, numbers, cells.side, len(lesions))
+            write_tiff(paths["_disagreement.tif"], doubt.deviation, frame.spacing, False, description)
+            write_tiff(paths["_entropy.tif"], doubt.entropy, frame.spacing, False, description)
+            regions = regions_of(doubt, frame)
+            write_look_here(paths["_look_here.geojson"], regions, frame.downsample, opened.slide.origin)
         if outlines:
-            write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin)
+            write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin, doubts)
             write_asap(paths[".xml"], lesions, names, frame.downsample)
         write_lesions(paths[".csv"], lesions, frame)
         write_overlay(paths["_overlay.png"], opened.slide, cells, numbers)

@@ -43,6 +43,8 @@ class Clock:
 class TrainedModel:
     """The network as it is trained at this moment, on whole patches: a `PatchModel`."""
 
+    deviates = False
+
     def __init__(self, trainer: Trainer, size: int) -> None:
         self.planes = 1 if trainer.num_classes == 2 else trainer.num_classes
         self.last = 0.0  # when the last batch was done, of time.monotonic()

@@ -40,6 +40,8 @@ SIZE = 1700, 1400  # pixels; a lesion of more than 1,132 is larger than isolated
 class Red:
     """Stands for `TrainedModel`: tumour is where red is 255."""
 
+    deviates = False
+
     def __init__(self, trainer: SimpleNamespace, size: int) -> None:
         self.planes, self.last, self.before = 1, 0.0, lambda: None
         self.world, self.batches, self.seconds = trainer.world, 0, trainer.seconds
