@@ -27,7 +27,7 @@ import numpy as np
 import predict
 from prediction import store
 from prediction.ensemble import load_models
-from prediction.work import Opened, Worker
+from prediction.work import Opened, PatchModel, Worker
 from utils.ranks.devices import select_devices
 from utils.ranks.single import Ranks
 from utils.ranks.world import World
