@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from samplers.pairs.camelyon import center_of
 from samplers.pairs.names import name_some
@@ -36,15 +35,33 @@ def fold_pairs(
     if len(set(groups)) < folds:
         what = "centres" if by == "center" else "patients"
         raise DataError(f"--folds {folds} needs as many {what}, but the slides are of {len(set(groups))}")
-    labelled = [pair.label is not None for pair in ordered]
-    with warnings.catch_warnings():  # of a kind of slides of which there are fewer than folds
-        warnings.simplefilter("ignore", UserWarning)
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = [part for _, part in splitter.split(np.zeros(len(ordered)), labelled, groups)]
-    val = {ordered[i] for i in parts[fold - 1]}
-    if not val:
-        raise DataError(f"fold {fold} of {folds} has no slides: take fewer --folds")
+    numbers = _dealt(ordered, groups, folds, np.random.default_rng(seed))
+    val = {pair for pair, group in zip(ordered, groups) if numbers[group] == fold}
     return [pair for pair in pairs if pair not in val], [pair for pair in pairs if pair in val]
+
+
+def _dealt(
+    pairs: Sequence[SlidePair], groups: Sequence[str], folds: int, rng: np.random.Generator
+) -> dict[str, int]:
+    """Return the fold of each group, from 1 on; none is empty if there are as many groups.
+
+    Groups with a label, and then those without one, go one by one, the largest first, to the fold that has the fewest
+    slides of this kind, or of both if folds are alike. (Where all groups are alike, scikit-learn's StratifiedGroupKFold
+    makes the same folds of every seed.)
+    """
+    sizes = Counter(groups)
+    labelled = {group for pair, group in zip(pairs, groups) if pair.label is not None}
+    found: dict[str, int] = {}
+    total = np.zeros(folds, int)
+    for kind in (sorted(labelled), sorted({*groups} - labelled)):
+        of_kind = np.zeros(folds, int)
+        shuffled = [kind[i] for i in rng.permutation(len(kind))]
+        for group in sorted(shuffled, key=lambda group: -sizes[group]):
+            fold = int(np.lexsort((total, of_kind))[0])
+            found[group] = fold + 1
+            of_kind[fold] += sizes[group]
+            total[fold] += sizes[group]
+    return found
 
 
 def _center(pair: SlidePair) -> str:
