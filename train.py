@@ -180,6 +180,7 @@ def run(options: argparse.Namespace) -> int:
 
 def train(loop: Loop, class_names: list[list[str]]) -> int:
     """Collective: train, export the model and say where everything is. Return the exit code."""
+    from training.card import make_card
     from training.forecast import forecast
     from training.summary import end_summary
     from training.trainer import export_model
@@ -200,7 +201,10 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
         log.say("exporting the model ...")
         world.activity.begin("exporting the model")
         if world.is_first:
-            export_model(loop.options, trainer.model, log_dir / "model", class_names)
+            card = None
+            with log.dispensable("the model card"):
+                card = make_card(log_dir, class_names)
+            export_model(loop.options, trainer.model, log_dir / "model", class_names, card)
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))

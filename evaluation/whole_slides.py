@@ -6,7 +6,7 @@ The validation of a run and tables over runs take their scores from here: FROC a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,23 @@ def headlines(scores: Sequence[SlideScore]) -> dict[str, float | None]:
         "slide_miou": of_pixels["miou"],
         "slide_dice": of_pixels["dice"][1],
     }
+
+
+def intervals(scores: Sequence[SlideScore], samples: int, seed: int) -> dict[str, tuple[float, float] | None]:
+    """Return the 95 % interval of each of HEADLINES, from `samples` of as many slides, drawn with replacement."""
+
+    def of(name: str) -> Callable[[np.ndarray], float]:
+        def value_of(chosen: np.ndarray) -> float:
+            value = headlines([scores[i] for i in chosen])[name]
+            if value is None:
+                raise UndefinedScoreError(f"these slides have no {name}")
+            return value
+
+        return value_of
+
+    return (
+        {name: froc.bootstrap(of(name), len(scores), samples, seed) for name in HEADLINES} if scores else {}
+    )
 
 
 def _froc(results: Sequence[SlideResult], corrected: bool) -> float | None:

@@ -51,9 +51,12 @@ def _curves(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _scores(last: dict[str, Any]) -> str:
-    return table(
-        ("whole slides", "score"), [(title, number(last[name])) for name, title in HEADLINES.items()]
-    )
+    rows = []
+    for name, title in HEADLINES.items():
+        interval = last["intervals"].get(name)
+        shown = "{:.4f} to {:.4f}".format(*interval) if interval else "–"
+        rows.append((title, number(last[name]), shown))
+    return table(("whole slides", "score", "95 % interval"), rows)
 
 
 def _sizes(last: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluation.each import spared
 from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
-from evaluation.whole_slides import SlideScore, score_slide, summarise
+from evaluation.whole_slides import SlideScore, intervals, score_slide, summarise
 from prediction import store
 from prediction.store import PredictionSettings
 from prediction.work import Worker
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 FOLDER = "validation_slides"  # in the log_dir: what predict.py would write
 OVERLAP = 0.25  # as predict.py's default
 ENDING = 0.15  # share of the time that is kept for files and scores until it is known what they take
+SAMPLES = 200  # of the bootstrap for intervals
 PICTURE = 1024  # longer side in pixels
 # --best_by → its name in metrics.jsonl
 SCORES = {"froc": "froc_corrected", "auc": "slide_auc", "dice": "slide_dice"}
@@ -97,7 +98,7 @@ class SlideValidator:
         share.objection = clock.objection()
         shares = self.trainer.world.gather(share)
         self.ending = max(self.ending, *(part.ending for part in shares))
-        scores = [score for part in shares for score in part.scores]
+        scores = sorted((score for part in shares for score in part.scores), key=lambda score: score.name)
         left_out = {name: reason for part in shares for name, reason in part.left_out.items()}
         stopped = STOPPED in (part.objection for part in shares)
         error = next((part.error for part in shares if part.error), "")
@@ -109,6 +110,7 @@ class SlideValidator:
             return None, True
         values = {
             **summarise(scores),
+            "intervals": intervals(scores, SAMPLES, 0) if self.trainer.world.is_first else {},
             "seconds": time.monotonic() - clock.start,
             "slides_asked": len(self.pairs),
             "left_out": left_out,
