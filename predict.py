@@ -28,8 +28,9 @@ from evaluation.lesions import MIN_DIAMETER_UM, THRESHOLD
 from models.catalog import MODELS, multiple_of
 from models.from_options import PRECISIONS
 from prediction import store
+from prediction.ensemble import Ensemble, ModelSources, find_models, load_models
 from prediction.find import find_slides
-from prediction.model import ModelSource, Predictor, find_model
+from prediction.model import ModelSource, Predictor
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
 from utils.cli import (
@@ -73,15 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--model_path",
         type=Path,
+        nargs="+",
         required=True,
-        help="log_dir of a training run, a checkpoint, or an exported model",
+        help="log_dir of a training run, a checkpoint, or an exported model; of several models, or a pattern, the mean "
+        "is taken, and it is written where they disagree",
     )
     add(
         "--trust_weights",
         action="store_true",
         help="load an exported model even if its graph can write files or run code: give it if you know who made it",
     )
-    add("--slide_path", nargs="+", required=True, help="folders, files or patterns of slides")
+    add(
+        "--slide_path",
+        nargs="+",
+        required=True,
+        help="folders, files or patterns of slides; "
+        "or the splits.json of a training run, for the slides that it was validated on",
+    )
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("prediction").add_argument
     add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")
@@ -122,7 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, ModelSource, list[Path]]:
+def parse_options(
+    argv: list[str] | None = None,
+) -> tuple[argparse.Namespace, ModelSource | ModelSources, list[Path]]:
     """Return the options, the model and the slides, or exit with code 2 if one is wrong. Needs no TensorFlow."""
     parser = build_parser()
     options = parser.parse_args(argv)
@@ -131,7 +142,8 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
             f"--overlap {options.overlap} is more than 0.9: each pixel would be predicted a hundred times"
         )
     try:
-        source = find_model(options.model_path, options.mixed_precision)
+        given = {name for name in ("img_size", "resolution") if getattr(options, name) is not None}
+        source = find_models(options.model_path, options.mixed_precision, given)
         slides, warnings = find_slides(options.slide_path)
     except UserError as error:
         parser.error(str(error))
@@ -148,7 +160,7 @@ def parse_options(argv: list[str] | None = None) -> tuple[argparse.Namespace, Mo
     return options, source, slides
 
 
-def settings_of(options: argparse.Namespace, source: ModelSource) -> PredictionSettings:
+def settings_of(options: argparse.Namespace, source: ModelSource | ModelSources) -> PredictionSettings:
     """Return the settings of the options, else those of the training. UserError: the model cannot be read."""
     trained = source.options
     return PredictionSettings(
@@ -179,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         killed_rank.end_at_once(killed_rank.text_of(error, OUT_OF_MEMORY.format(options)))
 
 
-def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) -> int:
+def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides: list[Path]) -> int:
     """Predict the slides and return the exit code. Collective."""
     import_tensorflow(options.verbose)
     from utils.ranks.devices import devices_of_rank
@@ -203,7 +215,7 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
     outcome, start = PredictionOutcome(), time.monotonic()
     if pending:
         predictor = world.all_or_none(
-            lambda: Predictor(
+            lambda: load_models(
                 source, options.mixed_precision, settings.img_size, settings.tta, options.trust_weights
             )
         )
@@ -223,7 +235,7 @@ def run(options: argparse.Namespace, source: ModelSource, slides: list[Path]) ->
     return summarise(options.output, world, outcome, time.monotonic() - start)
 
 
-def outline_names(source: ModelSource, classes: int) -> list[str]:
+def outline_names(source: ModelSource | ModelSources, classes: int) -> list[str]:
     """Return the name of each class from 1 on: the first group of the label map that gave it."""
     return [names[0] for names in source.class_names(classes)[1:]]
 
@@ -231,7 +243,7 @@ def outline_names(source: ModelSource, classes: int) -> list[str]:
 def predict(
     options: argparse.Namespace,
     settings: PredictionSettings,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     names: list[str],
     pending: list[Path],
     world: World,

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from samplers import SamplerError, training_loader, validation_loader
 from training import memory
+from training.chosen_slides import choose_slides
 from training.data import prepare_slides, sampler_config, split_values
 from training.label_summary import LABELS_FILE, RunLabels
 from training.log_dir import check_log_dir, lock_log_dir, make_log_dir
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from training.progress import Progress
     from training.run_log import RunLog
     from training.samples import Samples
+    from training.slide_validation import SlideValidator
     from training.summary import start_summary
     from training.trainer import Trainer
     from training.validator import Validator
@@ -104,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
     resumed = None if checkpoint is None else options.log_dir
     train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
     config = sampler_config(options, label_map, world.group)
+    whole_slides = world.all_or_none(lambda: choose_slides(options, val_pairs))
     labels = RunLabels.of(options, config, train_pairs, val_pairs, facts, world, resumed)
 
     # 3. Model and optimizer.
@@ -133,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
     world.activity.begin("starting the samplers")
     with ExitStack() as stack:
         written = log_dir if world.is_first else None
-        log = stack.enter_context(RunLog(written, options.num_steps, progress.step, progress.validation_due))
+        log = stack.enter_context(RunLog(written, options.num_steps, progress.step, progress.due))
         share = world.group.index, world.group.count, options.sample_processes
         start, gather = (progress.next_batch, progress.dropped), world.gather_in_group
         train_loader = stack.enter_context(training_loader(train_pairs, config, *share, *start, gather))
@@ -144,6 +147,12 @@ def run(options: argparse.Namespace) -> int:
         stack.callback(profiler.stop)
         slides = len(train_pairs), len(val_pairs)
         log.say(start_summary(options, environment, trainer, slides, labels.text(), log_dir))
+        slide_validator = None
+        if whole_slides:
+            slide_validator = SlideValidator(
+                options, trainer, whole_slides, label_map, labels.names, log, log_dir
+            )
+            log.say(str(slide_validator))
         if checkpoint is not None:
             log.say(f"goes on at step {progress.step} from {checkpoint}{remark}")
         else:
@@ -162,6 +171,7 @@ def run(options: argparse.Namespace) -> int:
             log=log,
             log_dir=log_dir,
             progress=progress,
+            slides=slide_validator,
         )
         if heartbeat is not None:
             heartbeat.rescuer = loop.rescue
@@ -170,6 +180,7 @@ def run(options: argparse.Namespace) -> int:
 
 def train(loop: Loop, class_names: list[list[str]]) -> int:
     """Collective: train, export the model and say where everything is. Return the exit code."""
+    from training.card import make_card
     from training.forecast import forecast
     from training.summary import end_summary
     from training.trainer import export_model
@@ -190,7 +201,10 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
         log.say("exporting the model ...")
         world.activity.begin("exporting the model")
         if world.is_first:
-            export_model(loop.options, trainer.model, log_dir / "model", class_names)
+            card = None
+            with log.dispensable("the model card"):
+                card = make_card(log_dir, class_names)
+            export_model(loop.options, trainer.model, log_dir / "model", class_names, card)
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))

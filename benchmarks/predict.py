@@ -26,8 +26,8 @@ import numpy as np
 
 import predict
 from prediction import store
-from prediction.model import Predictor
-from prediction.work import Opened, Worker
+from prediction.ensemble import load_models
+from prediction.work import Opened, PatchModel, Worker
 from utils.ranks.devices import select_devices
 from utils.ranks.single import Ranks
 from utils.ranks.world import World
@@ -36,7 +36,7 @@ from utils.startup import configure_environment
 BARE_BATCHES = 8  # predicted before and after each slide
 
 
-def bare(predictor: Predictor, batch_size: int, side: int) -> float:
+def bare(predictor: PatchModel, batch_size: int, side: int) -> float:
     """Return megapixels/s of the forward pass alone."""
     images = np.random.default_rng(0).integers(0, 255, (batch_size, side, side, 3), dtype=np.uint8)
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     select_devices(World(), options.no_cuda)
     settings = predict.settings_of(options, source)
     store.prepare(options.output, settings)
-    predictor = Predictor(
+    predictor = load_models(
         source, options.mixed_precision, settings.img_size, settings.tta, options.trust_weights
     )
     names = predict.outline_names(source, predictor.classes)

@@ -74,7 +74,7 @@ def evaluate(
     tables = {key: read_detections(path) for key, path in sorted(predictions.items())}
     for key, detections in tqdm(tables.items(), "slides", unit="slide", disable=None):
         with spared(failed, key):
-            result, remark = _of_slide(
+            result, remark = result_of_slide(
                 predictions[key], detections, truth.get(key), label_map, slides.get(key)
             )
             results += [result] if result else []
@@ -85,10 +85,14 @@ def evaluate(
     return results, warnings
 
 
-def _of_slide(
+def result_of_slide(
     path: Path, detections: Sequence[Detection], truth: Path | None, label_map: LabelMap, slide: Path | None
 ) -> tuple[SlideResult | None, str]:
-    """Return the result of a slide, None if nothing on it is known, and a warning or ""."""
+    """Return the result of a slide, None if nothing on it is known, and a warning or "".
+
+    `path`: its CSV, which has these `detections`. `truth`: its label, None where it has no tumour.
+    DataError: the label cannot be used, or it is not known how large the slide is.
+    """
     tumour = ignored = frame = None
     if truth is not None:
         frame = frame_of_detections(path, slide)
@@ -108,7 +112,8 @@ def _of_slide(
     )
 
 
-def _auc(tumour: np.ndarray, scores: np.ndarray) -> float:
+def slide_auc(tumour: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve of slides: bool (n,), float (n,). UndefinedScoreError: one kind only."""
     if tumour.all() or not tumour.any():
         raise UndefinedScoreError("the AUC takes slides with and without tumour")
     return float(roc_auc_score(tumour, scores))
@@ -142,10 +147,10 @@ def summarise(
     if scores is not None:
         tumour, values = scores
         try:
-            auc: float | None = _auc(tumour, values)
+            auc: float | None = slide_auc(tumour, values)
         except UndefinedScoreError:
             auc = None
-        interval = froc.bootstrap(lambda i: _auc(tumour[i], values[i]), len(tumour), samples, seed)
+        interval = froc.bootstrap(lambda i: slide_auc(tumour[i], values[i]), len(tumour), samples, seed)
         counts = {"tumour": int(tumour.sum()), "normal": int((~tumour).sum())}
         summary["slide_auc"] = {"auc": auc, "interval": interval, **counts}
     return summary

@@ -42,6 +42,30 @@ def refuse_unpaired(slides: Collection[str], truth: Collection[str], unlabelled:
         )
 
 
+def pairs_of(
+    predictions: dict[str, Path], truth: dict[str, Path], unlabelled: str
+) -> tuple[dict[str, tuple[Path, Path | None]], list[str]]:
+    """Return prediction and ground truth of each slide, and warnings. `unlabelled`: the option of train.py."""
+    lacking = [key for key in predictions if key not in truth and not is_normal(key)]
+    messages = []
+    if unlabelled == "normal":
+        refuse_unpaired(predictions, truth, unlabelled)
+    if lacking and unlabelled != "normal":
+        messages.append(f"{len(lacking)} predictions have no ground truth: {', '.join(lacking)}")
+        if unlabelled == "error":
+            raise DataError(messages[0])
+    unpredicted = sorted(set(truth) - set(predictions))
+    if unpredicted:
+        messages.append(
+            f"{len(unpredicted)} slides of the ground truth have no prediction: {', '.join(unpredicted)}"
+        )
+    left_out = set(lacking) if unlabelled == "skip" else set()
+    pairs = {key: (path, truth.get(key)) for key, path in predictions.items() if key not in left_out}
+    if not pairs:
+        raise DataError("no prediction has a ground truth")
+    return pairs, messages
+
+
 def warn_of_others(folder: Path | None, found: Mapping[str, Path], suffixes: Iterable[str]) -> None:
     """Print a warning about files of a folder that are left out, and its subfolders that hold such files."""
     if folder is not None:

@@ -25,13 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation import boundary
-from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared, warn_of_others
+from evaluation.each import exit_code, pairs_of, refuse_nothing, report_failed, spared, warn_of_others
 from evaluation.tables import SLIDE_SUFFIXES
 from evaluation.truth import TRUTH_SUFFIXES, checked, find_files, find_truth, is_mask
 from samplers.labels.label import MASK_SUFFIXES, open_label
 from samplers.labels.label_map import IGNORED, LabelMap, shows_tumour
 from samplers.labels.options import add_label_options
-from samplers.pairs.names import is_normal
 from samplers.slides.errors import DataError
 from samplers.slides.frame import SlideFrame, described_frame, frame_of_file, mask_scale
 from samplers.slides.slide import Slide
@@ -77,11 +76,17 @@ def tiles(
 
 
 def count_slide(
-    prediction: Path, truth: Path | None, slide: Path | None, label_map: LabelMap, tile: int = TILE
+    prediction: Path,
+    truth: Path | None,
+    slide: Path | None,
+    label_map: LabelMap,
+    tile: int = TILE,
+    outlines: bool = True,
 ) -> SegmentationCounts:
     """Compare a prediction with the ground truth (None: there is no tumour) at the prediction's pixels.
 
-    `slide`, or the frame that predict.py writes into its TIFFs, says what the positions of annotations refer to.
+    Without `outlines` their distances are not counted, which take most of the time. `slide`, or the frame that
+    predict.py writes into its TIFFs, says what the positions of annotations refer to.
     DataError: one of the files cannot be used, their sizes do not fit, or neither of the two is there.
     """
     classes = label_map.num_classes
@@ -99,13 +104,14 @@ def count_slide(
         if not (frame.spacing_known or mask.spacing_known):
             log.warning("%s: no spacing is known, distances are of %g µm/px", prediction, spacing)
         counts = SegmentationCounts.empty(classes)
-        for core, around in tiles(*size, tile, ceil(boundary.REACH_UM / spacing) + 1):
+        margin = ceil(boundary.REACH_UM / spacing) + 1 if outlines else 0
+        for core, around in tiles(*size, tile, margin):
             rows, columns = around
             corner = (columns.start * downsample, rows.start * downsample)
             extent = (columns.stop - columns.start, rows.stop - rows.start)
             pair = [label.read_at(*corner, *extent, downsample) for label in (true, predicted)]
             inner = tuple(slice(c.start - a.start, c.stop - a.start) for c, a in zip(core, around))
-            counts += count_tile(pair[0], pair[1], (inner[0], inner[1]), spacing, classes)
+            counts += count_tile(pair[0], pair[1], (inner[0], inner[1]), spacing, classes, outlines)
     return counts
 
 
@@ -129,13 +135,18 @@ def _frame(prediction: Path, truth: Path | None, slide: Path | None) -> SlideFra
 
 
 def count_tile(
-    truth: np.ndarray, predicted: np.ndarray, core: tuple[slice, slice], spacing: float, classes: int
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    core: tuple[slice, slice],
+    spacing: float,
+    classes: int,
+    outlines: bool = True,
 ) -> SegmentationCounts:
     """Count uint8 class values (h, w). Only known pixels inside of `core` count; the margin is for distances."""
     known, tumour, found = truth != IGNORED, shows_tumour(truth), predicted > 0
     pairs = (truth[core].astype(np.int64) * classes + predicted[core])[known[core]]
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    if not tumour.any() and not found.any():
+    if not outlines or (not tumour.any() and not found.any()):
         return SegmentationCounts(confusion, np.zeros((2, boundary.BINS + 1), np.int64))
     return SegmentationCounts(confusion, boundary.distance_counts(tumour, found, core, spacing, known))
 
@@ -152,30 +163,6 @@ def summarise(counts: SegmentationCounts, tolerance: float) -> dict[str, Any]:
         "dice": [None if np.isnan(value) else float(value) for value in dice],
         **boundary.summarise(counts.outlines, tolerance),
     }
-
-
-def pairs_of(
-    predictions: dict[str, Path], truth: dict[str, Path], unlabelled: str
-) -> tuple[dict[str, tuple[Path, Path | None]], list[str]]:
-    """Return prediction and ground truth of each slide, and warnings. `unlabelled`: the option of train.py."""
-    lacking = [key for key in predictions if key not in truth and not is_normal(key)]
-    messages = []
-    if unlabelled == "normal":
-        refuse_unpaired(predictions, truth, unlabelled)
-    if lacking and unlabelled != "normal":
-        messages.append(f"{len(lacking)} predictions have no ground truth: {', '.join(lacking)}")
-        if unlabelled == "error":
-            raise DataError(messages[0])
-    unpredicted = sorted(set(truth) - set(predictions))
-    if unpredicted:
-        messages.append(
-            f"{len(unpredicted)} slides of the ground truth have no prediction: {', '.join(unpredicted)}"
-        )
-    left_out = set(lacking) if unlabelled == "skip" else set()
-    pairs = {key: (path, truth.get(key)) for key, path in predictions.items() if key not in left_out}
-    if not pairs:
-        raise DataError("no prediction has a ground truth")
-    return pairs, messages
 
 
 def report(slides: dict[str, dict[str, Any]]) -> str:

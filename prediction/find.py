@@ -8,13 +8,17 @@ from pathlib import Path
 
 from evaluation.tables import SLIDE_SUFFIXES
 from samplers.pairs.folders import is_file, left_out, listed, size_of
+from training.resume import SPLITS, read_splits
 from utils.cli import UserError
 
-NO_SLIDES = ("_mask", "_probability", "_prediction")  # endings of files that lie beside slides but are none
+# Endings of files that lie beside slides but are none.
+NO_SLIDES = ("_mask", "_probability", "_prediction", "_disagreement", "_entropy")
 
 
 def find_slides(words: list[str]) -> tuple[list[Path], list[str]]:
     """Return the slides of folders, files and patterns, largest first, and warnings about files that are left out.
+
+    The splits.json of a training run stands for the slides that it was validated on.
 
     UserError: one of them has no slides or cannot be listed, or two slides have the same name.
     """
@@ -25,6 +29,8 @@ def find_slides(words: list[str]) -> tuple[list[Path], list[str]]:
         files: list[Path] = []
         for path in map(Path, names):
             slides = [inner for inner in listed(path) if _is_slide(inner)] if path.is_dir() else [path]
+            if path.name == SPLITS and path.is_file():
+                slides = [Path(slide) for slide in read_splits(path.parent)["val"]]
             files += slides
             if path.is_dir():
                 asked = "slides end in " + ", ".join(SLIDE_SUFFIXES) + ", and not in " + ", ".join(NO_SLIDES)

@@ -130,6 +130,8 @@ class Predictor:
     take patches of `size` pixels, or is exported and does more than compute and there is no `trust` in it.
     """
 
+    deviates = False  # it is one model, see `PatchModel`
+
     def __init__(
         self, source: ModelSource, precision: str | None, size: int, tta: bool, trust: bool = False
     ) -> None:
@@ -147,10 +149,7 @@ class Predictor:
             model = _load_checkpoint(source, precision or AUTO)
 
         def planes(images: tf.Tensor) -> tf.Tensor:
-            probabilities = _averaged(model, images) if tta else model(images)
-            if probabilities.shape[-1] == 2:
-                probabilities = probabilities[..., 1:]
-            return tf.transpose(tf.cast(probabilities, tf.float32), (0, 3, 1, 2))
+            return planes_of(_averaged(model, images) if tta else model(images))
 
         try:  # Trace it now and not at the first slide. A batch of another size is not traced again.
             self._forward = with_constant_weights(planes, size)
@@ -169,6 +168,15 @@ class Predictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self._forward(images)
+
+
+def planes_of(probabilities: Any) -> Any:
+    """Return class probabilities (B, H, W, C) as a `Predictor` gives them: float32 (B, planes, H, W)."""
+    import tensorflow as tf
+
+    if probabilities.shape[-1] == 2:
+        probabilities = probabilities[..., 1:]
+    return tf.transpose(tf.cast(probabilities, tf.float32), (0, 3, 1, 2))
 
 
 def with_constant_weights(model: Callable[[Any], Any], size: int) -> Callable[[np.ndarray], np.ndarray]:

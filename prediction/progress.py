@@ -13,6 +13,7 @@ from pathlib import Path
 from prediction.grid import Grid
 from prediction.raster import Raster
 from prediction.store import DIGEST, PROGRESS, WORK, PredictionSettings
+from prediction.uncertainty import Doubt
 from utils.files import output_errors, remove_path, write_atomically
 
 Band = tuple[int, int]  # pixel rows [first, stop)
@@ -23,11 +24,15 @@ EVERY_SECONDS = 10.0  # a note waits for the disk, so there are not more of them
 class Progress:
     """The rasters of a slide's probabilities and classes, and a note of which of their pixel rows are finished.
 
+    If it `doubts`, there are rasters of the doubt of an ensemble as well.
+
     Their names have a digest of all that decides what is in them: the slide's file, the settings and the patches. So
     what an earlier run with other options left is not taken, but removed. OutputError: they cannot be written.
     """
 
-    def __init__(self, output: Path, slide: Path, settings: PredictionSettings, grid: Grid) -> None:
+    def __init__(
+        self, output: Path, slide: Path, settings: PredictionSettings, grid: Grid, doubts: bool = False
+    ) -> None:
         about = slide.stat()
         decides = [about.st_size, about.st_mtime_ns, settings.deciding(), astuple(grid.frame)]
         digest = hashlib.sha256(json.dumps(decides).encode() + grid.chosen.tobytes())
@@ -41,7 +46,15 @@ class Progress:
             self._notes.mkdir(exist_ok=True)
         self.probability = Raster(output / WORK / f"{name}.probability", *size)
         self.classes = Raster(output / WORK / f"{name}.classes", *size)
+        self.doubt: Doubt | None = None
+        if doubts:
+            kinds = (Raster(output / WORK / f"{name}.{kind}", *size) for kind in ("deviation", "entropy"))
+            self.doubt = Doubt(*kinds)
         self._noted = time.monotonic()
+
+    @property
+    def rasters(self) -> list[Raster]:
+        return [self.probability, self.classes, *(self.doubt or ())]
 
     def missing(self, band: Band) -> list[Band]:
         """Return the parts of a band that are not finished. Ranks may have shared the slide in another way before."""
@@ -59,21 +72,21 @@ class Progress:
         """
         if stop <= first or not (last or time.monotonic() - self._noted >= EVERY_SECONDS):
             return
-        for raster in (self.probability, self.classes):
+        for raster in self.rasters:
             raster.sync()
         with output_errors(self._notes):
             write_atomically(self._notes / str(first), lambda path: path.write_text(str(stop)))
         self._noted = time.monotonic()
 
     def close(self) -> None:
-        self.probability.close()
-        self.classes.close()
+        for raster in self.rasters:
+            raster.close()
 
     def discard(self) -> None:
         """Close and delete the rasters, after the note that they are there."""
         shutil.rmtree(self._notes, ignore_errors=True)
-        self.probability.discard()
-        self.classes.discard()
+        for raster in self.rasters:
+            raster.discard()
 
 
 def _remove_others(work: Path, slide: str, name: str) -> None:

@@ -1,6 +1,7 @@
 """The files of an output folder: those of each slide, a record of each finished slide, and a table of all slides.
 
 <slide>_probability.tif, <slide>_prediction.tif, <slide>_overlay.png, <slide>.geojson, <slide>.xml
+<slide>_disagreement.tif, <slide>_entropy.tif, <slide>_look_here.geojson       of several models
 lesions/<slide>.csv       confidence,X,Y
 slides/<slide>.json       the record, written last: a slide without one is predicted again
 slides.csv                one line per slide
@@ -23,7 +24,8 @@ from utils.files import differences, output_errors, remove_path, write_atomicall
 
 WORK, RECORDS, LESIONS = ".work", "slides", "lesions"
 DIGEST = 16  # digits
-PROGRESS = rf"\.[0-9a-f]{{{DIGEST}}}\.(rows|probability|classes)"  # ends the names of what `Progress` keeps
+# Ends the names of what `Progress` keeps.
+PROGRESS = rf"\.[0-9a-f]{{{DIGEST}}}\.(rows|probability|classes|deviation|entropy)"
 COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "seconds")
 
 
@@ -50,9 +52,14 @@ class PredictionSettings:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
 
 
-def files_of(output: Path, slide: str) -> list[Path]:
-    """Return the paths of all files of a slide but its record."""
-    names = ("_probability.tif", "_prediction.tif", "_overlay.png", ".geojson", ".xml")
+def files_of(output: Path, slide: str, outlines: bool = True, doubts: bool = True) -> list[Path]:
+    """Return the paths of all files of a slide but its record.
+
+    Without `outlines` not those for QuPath and ASAP, without `doubts` not those that only an ensemble has.
+    """
+    names = ["_probability.tif", "_prediction.tif", "_overlay.png"]
+    names += [".geojson", ".xml"] if outlines else []
+    names += ["_disagreement.tif", "_entropy.tif", "_look_here.geojson"] if doubts else []
     return [*(output / f"{slide}{name}" for name in names), output / LESIONS / f"{slide}.csv"]
 
 
@@ -70,6 +77,11 @@ def is_finished(output: Path, slide: str) -> bool:
 def _was_seen(record: dict[str, Any]) -> bool:
     """Return whether the slide was looked at. Earlier versions called a slide negative of which they saw no patch."""
     return record.get("patches") != 0
+
+
+def read_record(output: Path, slide: str) -> dict[str, Any]:
+    """Return the record of a finished slide. UserError: it cannot be read."""
+    return _read(record_of(output, slide))
 
 
 def prepare(output: Path, settings: PredictionSettings) -> None:
@@ -101,10 +113,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read, so remove it: {error!r}") from error
 
 
-def finish(output: Path, slide: str, record: dict[str, Any]) -> None:
-    """Move the files of a slide out of the work folder and write its record: from here on it is finished."""
+def finish(
+    output: Path, slide: str, record: dict[str, Any], outlines: bool = True, doubts: bool = False
+) -> None:
+    """Move the files of a slide out of the work folder and write its record: from here on it is finished.
+
+    `outlines`, `doubts`: as for `files_of`.
+    """
     with output_errors(output):
-        for path in files_of(output, slide):
+        for path in files_of(output, slide, outlines, doubts):
             (output / WORK / path.name).replace(path)
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(record_of(output, slide), lambda path: path.write_text(text))

@@ -16,6 +16,7 @@ import numpy as np
 
 from prediction.grid import Frame, Grid
 from prediction.progress import Band, Progress
+from prediction.uncertainty import SCALE, entropy_of
 from samplers.slides.errors import DataError, ReadError
 from samplers.slides.slide import Slide
 
@@ -53,7 +54,7 @@ class Canvas:
     """Adds up weighted patches, one row of patches after the other, and writes the pixel rows that are finished.
 
     With two classes (one plane) a pixel is tumour from probability `threshold` on; with more it is of the most probable
-    class.
+    class. Where the progress has rasters for doubt, one more plane holds the standard deviation between models.
     """
 
     def __init__(self, grid: Grid, band: Band, planes: int, threshold: float, progress: Progress) -> None:
@@ -62,6 +63,7 @@ class Canvas:
         self.left = int(grid.xs[columns[0]]) if len(columns) else 0
         right = int(grid.xs[columns[-1]]) + grid.size if len(columns) else 1
         # A ring buffer: row y of the output is row y % size of it.
+        planes += progress.doubt is not None
         self.sums = np.zeros((planes, grid.size, right - self.left), np.float32)
         self.row = -1
         self.top, self.stop = band  # only these pixel rows are written
@@ -105,6 +107,9 @@ class Canvas:
         """Write the pixel rows from `y` on, whose blended probabilities are float32 (planes, h, w)."""
         right = min(self.left + sums.shape[2], self.grid.frame.width)
         sums = sums[:, :, : right - self.left]
+        deviation = None
+        if self.progress.doubt is not None:
+            sums, deviation = sums[:-1], sums[-1]
         tissue = self.grid.tissue_at(y, y + sums.shape[1])[:, self.left : right]
         tumour = sums[0] if len(sums) == 1 else 1 - sums[0]
         probability = np.clip(tumour * 255 + 0.5, 0, 255).astype(np.uint8) * tissue
@@ -114,6 +119,11 @@ class Canvas:
             classes = sums.argmax(axis=0).astype(np.uint8) * tissue
         self.progress.probability.write(self.left, y, probability)
         self.progress.classes.write(self.left, y, classes)
+        if self.progress.doubt is not None and deviation is not None:
+            entropy = np.clip(entropy_of(sums) * 255 + 0.5, 0, 255).astype(np.uint8) * tissue
+            self.progress.doubt.entropy.write(self.left, y, entropy)
+            scaled = np.clip(deviation * SCALE + 0.5, 0, 255).astype(np.uint8) * tissue
+            self.progress.doubt.deviation.write(self.left, y, scaled)
 
 
 def predict_band(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from evaluation.lesions import node_label
 from prediction import store
 from prediction.grid import Grid, frame_of, grown
 from prediction.lesions import cells_of, lesions_of, remove_small, slide_probability
-from prediction.model import Predictor
 from prediction.progress import Progress
 from prediction.store import PredictionSettings
 from prediction.stream import Canvas, predict_band
+from prediction.uncertainty import of_lesions, regions_of, write_look_here
 from prediction.write import write_asap, write_geojson, write_lesions, write_overlay, write_tiff
 from samplers.pairs.checks import decode_samples, open_whole
 from samplers.reader import tissue_of, trim_memory
@@ -30,13 +32,25 @@ from utils.ranks.single import Ranks
 Advance = Callable[[float, int], None]
 
 
+class PatchModel(Protocol):
+    """A model of patches: uint8 RGB (B, size, size, 3) → float32 (B, planes, size, size), as `Predictor` is one.
+
+    If it `deviates` there is one more plane, with the standard deviation between the models that it consists of.
+    """
+
+    planes: int
+    deviates: bool
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
 class Opened:
     """A slide that is being predicted, with its grid and what is predicted of it so far.
 
     DataError: the slide cannot be used. OutputError: the progress cannot be written.
     """
 
-    def __init__(self, path: Path, output: Path, settings: PredictionSettings) -> None:
+    def __init__(self, path: Path, output: Path, settings: PredictionSettings, doubts: bool = False) -> None:
         self.name = path.stem
         self.slide = open_whole(path)
         try:
@@ -51,7 +65,7 @@ class Opened:
                 raise DataError(
                     f"{path}: no tissue was found on it, so it was not looked at; --no-tissue_only predicts all of it"
                 )
-            self.progress = Progress(output, path, settings, self.grid)
+            self.progress = Progress(output, path, settings, self.grid, doubts)
         except BaseException:
             self.slide.close()
             raise
@@ -82,14 +96,15 @@ class Worker:
 
     output: Path
     settings: PredictionSettings
-    predictor: Predictor
+    predictor: PatchModel
     names: Sequence[str]  # of the classes from 1 on
     team: Ranks
     advance: Advance
+    outlines: bool = True  # whether to write them for QuPath and ASAP; noise has very many
     outcome: PredictionOutcome = field(default_factory=PredictionOutcome)
     stopped: bool = False  # a rank of the team cannot write, so all have stopped at the same slide
 
-    def run(self, paths: Sequence[Path]) -> PredictionOutcome:
+    def run(self, paths: Iterable[Path]) -> PredictionOutcome:
         """Predict the slides. Collective over the team."""
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1) as finisher:
@@ -116,7 +131,7 @@ class Worker:
         )  # from writing an earlier slide's files; the rest of the team does not know it yet
         try:
             if not error:
-                opened = Opened(path, self.output, self.settings)
+                opened = Opened(path, self.output, self.settings, self.predictor.deviates)
                 self._predict_band(opened)
         except OutputError as failure:
             error = str(failure)
@@ -159,9 +174,9 @@ class Worker:
         """Write the files of a predicted slide. Runs in a thread, so a failure is noted instead of raised."""
         start = time.monotonic()
         try:
-            record = write_files(opened, self.output, self.settings, self.names)
+            record = write_files(opened, self.output, self.settings, self.names, self.outlines)
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
-            store.finish(self.output, opened.name, record)
+            store.finish(self.output, opened.name, record, self.outlines, self.predictor.deviates)
             self.outcome.slides += 1
         except OutputError as failure:
             self._note(opened.name, "", str(failure))
@@ -178,9 +193,9 @@ def _reason_of(error: Exception, slide: Path) -> str:
 
 
 def write_files(
-    opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str]
+    opened: Opened, output: Path, settings: PredictionSettings, names: Sequence[str], outlines: bool = True
 ) -> dict[str, Any]:
-    """Write all files of a slide into the work folder and return its record.
+    """Write all files of a slide into the work folder, those of `outlines` if asked, and return its record.
 
     ReadError: the slide cannot be read. OutputError: a file cannot be written.
     """
@@ -195,8 +210,16 @@ def write_files(
     with output_errors(output):
         write_tiff(paths["_probability.tif"], probability, frame.spacing, False, description)
         write_tiff(paths["_prediction.tif"], classes, frame.spacing, True, description)
-        write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin)
-        write_asap(paths[".xml"], lesions, names, frame.downsample)
+        doubt, doubts = opened.progress.doubt, []
+        if doubt is not None:
+            doubts = of_lesions(doubt, numbers, cells.side, len(lesions))
+            write_tiff(paths["_disagreement.tif"], doubt.deviation, frame.spacing, False, description)
+            write_tiff(paths["_entropy.tif"], doubt.entropy, frame.spacing, False, description)
+            regions = regions_of(doubt, frame)
+            write_look_here(paths["_look_here.geojson"], regions, frame.downsample, opened.slide.origin)
+        if outlines:
+            write_geojson(paths[".geojson"], lesions, names, frame.downsample, opened.slide.origin, doubts)
+            write_asap(paths[".xml"], lesions, names, frame.downsample)
         write_lesions(paths[".csv"], lesions, frame)
         write_overlay(paths["_overlay.png"], opened.slide, cells, numbers)
     diameter = max((lesion.diameter for lesion in lesions), default=0.0)

@@ -124,8 +124,11 @@ def write_geojson(
     names: Sequence[str],
     downsample: float,
     origin: tuple[int, int],
+    more: Sequence[dict[str, float]] = (),
 ) -> None:
     """Write one feature per lesion and class: polygons with holes, in level-0 pixels from QuPath's `origin` on.
+
+    `more`: further measurements of each lesion.
 
     Polygon by polygon: as numbers of Python the points of all would take ten times the memory.
     """
@@ -151,6 +154,7 @@ def write_geojson(
                     "confidence": round(lesion.confidence, 6),
                     "diameter mm": round(lesion.diameter, 6),
                     "area mm2": round(lesion.area, 6),
+                    **(more[number - 1] if more else {}),
                 },
             }
             file.write(']},"properties":' + json.dumps(properties, separators=(",", ":")) + "}")

@@ -27,6 +27,7 @@ FOREIGN = {
         "--gloo",
         "--mpi",
         "--nodes",
+        "--array",
         "--ntasks-per-node",
         "--cpus-per-task",
     ),

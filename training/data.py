@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap, swapped_classes
 from samplers.pairs.camelyon import Found, camelyon16, camelyon17, itc_slides, of_centers
 from samplers.pairs.checks import Checked, LabelFacts
+from samplers.pairs.folds import fold_pairs
 from samplers.pairs.known import known_of
 from samplers.pairs.names import name_some, patient_of, patient_pattern, slide_of_patch
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
@@ -75,6 +76,8 @@ def _find(options: argparse.Namespace) -> tuple[list[SlidePair], list[SlidePair]
         val = find_pairs(options.valid_slide_path, options.valid_label_path, *formats)
     for warning in (*train[1], *val[1]):
         sys.stderr.write(f"warning: {warning}\n")
+    if options.folds is not None:  # a test set is not for choosing anything
+        return _known_faults(options, train[0], [])
     return _of_centers(options, *_known_faults(options, train[0], val[0]))
 
 
@@ -196,6 +199,8 @@ def _split(
     pattern = options.patient_pattern and patient_pattern(options.patient_pattern)
     if resumed is not None:
         train, val = _split_as_before(resumed, [*train, *val])
+    elif options.folds is not None:
+        train, val = fold_pairs(train, options.folds, options.fold, options.seed, options.folds_by, pattern)
     elif not apart:
         train, val = split_pairs(train, options.val_split, options.seed, pattern)
     both = {pair.slide.resolve() for pair in train} & {pair.slide.resolve() for pair in val}
@@ -253,15 +258,15 @@ def _split_as_before(log_dir: Path, pairs: list[SlidePair]) -> tuple[list[SlideP
     return parts[0], parts[1]
 
 
-def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list[dict[str, str | None]]]:
+def split_values(train: list[SlidePair], val: list[SlidePair]) -> dict[str, list[dict[str, Any]]]:
     """Return the content of splits.json."""
-    return {
-        name: [
-            {"slide": str(p.slide.absolute()), "label": None if p.label is None else str(p.label.absolute())}
-            for p in pairs
-        ]
-        for name, pairs in (("train", train), ("val", val))
-    }
+    return {name: [_split_row(p) for p in pairs] for name, pairs in (("train", train), ("val", val))}
+
+
+def _split_row(pair: SlidePair) -> dict[str, Any]:
+    label = None if pair.label is None else str(pair.label.absolute())
+    row: dict[str, Any] = {"slide": str(pair.slide.absolute()), "label": label}
+    return {**row, "partly_annotated": True} if pair.partly_annotated else row
 
 
 def sampler_config(

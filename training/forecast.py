@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from training.plan import SLIDE_VALIDATIONS
 from training.resume import read_splits
 from training.summary import count, lines
 
@@ -46,6 +47,7 @@ def forecast(loop: Loop) -> str:
         "steps": f"{updates:,} updates of {images} patches, {count(validations, 'validation')}",
         "time": f"about {_time(sum(times))}: training {_time(times[0])} at {pace['train']:.1f} patches/s, "
         f"validation {_time(times[1])} at {pace['val']:.1f}; start and export not counted",
+        **whole_slides(loop),
         "memory": f"{max(peaks) / GB:.1f} GB per rank at its peak{gpu}; {sum(peaks) / GB:.1f} GB on all ranks, the "
         "samplers' processes not counted",
         "read": f"{3 * steps * options.img_size**2 / GB:.1f} GB of pixels cut out of slides for training",
@@ -56,6 +58,20 @@ def forecast(loop: Loop) -> str:
     }
     first = f"the same without --debug, on {count(world.size, 'rank')} like {'these' if world.size > 1 else 'this'}:"
     return f"{first}\n{lines(rows, '  ')}"
+
+
+def whole_slides(loop: Loop) -> dict[str, str]:
+    """Return the line about --validate_slides, none without it."""
+    options = loop.options
+    if loop.slides is None:
+        return {}
+    planned = options.validate_slides_every or max(1, options.planned_steps // SLIDE_VALIDATIONS)
+    times = -(-options.planned_steps // planned)
+    minutes = options.planned_slides_minutes
+    return {
+        "whole": f"{len(loop.slides.pairs)} slides in {count(times, 'validation')}, which take at most "
+        f"{minutes:g} min each: {_time(60 * minutes * times)} more"
+    }
 
 
 def _time(seconds: float) -> str:

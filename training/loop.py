@@ -22,6 +22,7 @@ from training.progress import Interval, Progress
 from training.rescue import Rescue
 from training.run_log import RunLog
 from training.samples import Samples
+from training.slide_validation import SlideValidator
 from training.stopping import Stopping
 from training.trainer import StepResult, Trainer, compute_precise_bn, fail_on_loss
 from training.validator import Validator
@@ -43,6 +44,7 @@ class Loop:
     log: RunLog
     log_dir: Path
     progress: Progress
+    slides: SlideValidator | None = None
     laps: Laps = field(default_factory=Laps)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Loop:
         self.stopping.listen(self.log.say)
         if progress.validation_due:  # the run ended between the checkpoint and its validation
             self.validate()
+        if progress.slides_due:  # or it was cut short
+            self.validate_slides()
         if progress.step >= self.plan.num_steps or self.stops_early():
             return False
         if self.world.is_first:  # the export of an earlier, shorter run would be mistaken for this one's
@@ -75,6 +79,7 @@ class Loop:
                 continue  # a checkpoint holds the weights of the last update, but no gradients
             due = self.plan.due(progress.step)
             progress.validation_due = due.validate
+            progress.slides_due |= due.validate_slides
             self.rescue.keep(progress)
             if due.log:
                 self.log_interval(rate)
@@ -122,20 +127,43 @@ class Loop:
         start = time.perf_counter()
         if due.save or stop:
             self.save(must=done or stop)
-        if due.validate and (done or not stop):
+        goes_on = done or not stop
+        if due.validate and goes_on:
             self.validate()
-            done = done or self.stops_early()
         progress.longest_pause = max(progress.longest_pause, time.perf_counter() - start)
-        return done
+        if due.validate_slides and goes_on:  # its time is limited in another way
+            self.validate_slides()
+        return done or ((due.validate or due.validate_slides) and goes_on and self.stops_early())
 
     def validate(self) -> None:
         """Collective: validate, and note the score, in the checkpoint of this step as well."""
         progress = self.progress
         self.world.activity.begin("validating")
-        progress.add_validation(self.validator.run(progress.step))
-        if self.world.is_first:
-            self.checkpointer.add_score(progress.step, progress.score_to_state())
+        progress.miou = self.validator.run(progress.step)
+        progress.validation_due = False
+        if self.options.best_by == "miou":
+            progress.add_score(progress.miou)
+        self.note_score()
         self.samples.draw()
+
+    def validate_slides(self) -> None:
+        """Collective: validate on whole slides. If the run has to stop meanwhile, it stays due."""
+        progress, cut_short = self.progress, False
+        self.world.activity.begin("validating on whole slides")
+        if self.slides is not None:
+            left = self.stopping.seconds_left(progress.longest_pause)
+            score, cut_short = self.slides.run(progress.step, left, lambda: self.stopping.signalled)
+            if self.options.best_by != "miou" and not cut_short:
+                progress.add_score(score)
+        progress.slides_due = cut_short
+        if self.slides is not None and not cut_short:
+            self.note_score()
+            self.validator.report()
+
+    def note_score(self) -> None:
+        """Write the scores into the checkpoint of this step, if there is one."""
+        if self.world.is_first:
+            self.checkpointer.add_score(self.progress.step, self.progress.score_to_state())
 
     def save(self, must: bool) -> None:
         """Collective: write a checkpoint of what all ranks hold; see `Checkpointer.save`."""

@@ -21,6 +21,7 @@ from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
 
 DEBUG_IMAGES = 100
+DEBUG_MINUTES = 1.0  # for whole slides
 DEBUG_FOLDER = "debug"  # in the log_dir
 
 
@@ -47,6 +48,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         options.planned_validation_patches = options.validation_patches
         options.num_steps = min(options.num_steps, DEBUG_IMAGES)
         options.validation_patches = min(options.validation_patches, DEBUG_IMAGES)
+        options.planned_slides_minutes = options.validate_slides_minutes
+        options.validate_slides_minutes = min(options.validate_slides_minutes, DEBUG_MINUTES)
         options.log_dir = options.log_dir and options.log_dir / DEBUG_FOLDER
     if options.warmup_steps < 0:
         options.warmup_steps = options.num_steps // 20
@@ -115,6 +118,17 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--accumulate_steps does not go with --mixed_precision float16: take bfloat16"
     if options.accumulate_steps > 1 and not options.horovod:
         yield "--accumulate_steps needs Horovod: take off --no-horovod"
+    if (options.folds is None) != (options.fold is None):
+        yield "--folds and --fold go together; sh run_folds.sh trains all folds"
+    elif options.folds is not None and not 1 <= options.fold <= options.folds:
+        yield f"--fold {options.fold} is not from 1 to --folds {options.folds}"
+    if options.folds == 1:
+        yield "--folds 1 leaves no slides for training: take at least 2"
+    if options.best_by != "miou" and options.validate_slides is None:
+        yield f"--best_by {options.best_by} is a score of whole slides: add --validate_slides"
+    words = options.validate_slides or []
+    if len(words) == 1 and words[0].isdecimal() and int(words[0]) == 0:
+        yield "--validate_slides 0 takes no slides: leave it out"
     if options.debug and options.resume:
         yield "--debug always begins anew: take off --resume"
 
@@ -194,6 +208,17 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
         ),
         (options.adasum, ("lr_scaling",), "does nothing with --adasum"),
         (options.freeze_bn == 1, ("bn_momentum", "sync_batch_norm"), "does nothing with --freeze_bn 1"),
+        (
+            options.folds is not None,
+            ("val_split", "valid_slide_path", "valid_label_path", "train_centers", "val_centers"),
+            "does not go with --folds, which divide the slides for training",
+        ),
+        (options.folds is None, ("folds_by",), "goes with --folds"),
+        (
+            options.validate_slides is None,
+            ("validate_slides_every", "validate_slides_minutes"),
+            "goes with --validate_slides",
+        ),
         (options.log_dir is None, ("resume_force",), "needs the --log_dir of the run to go on with"),
     ]
     for does_nothing, names, why in rules:

@@ -15,7 +15,7 @@ from models.from_options import AUTO, PRECISIONS
 from samplers.augment import JITTERS
 from samplers.labels.label_map import UNANNOTATED
 from samplers.labels.options import LABEL_MAP_HELP, UNANNOTATED_HELP
-from training.choices import LOSSES, OPTIMIZERS
+from training.choices import BEST_BY, FOLDS_BY, LOSSES, OPTIMIZERS
 from training.schedule import SCALINGS, SCHEDULES
 from utils.cli import (
     HelpFormatter,
@@ -169,6 +169,20 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "patient are on one side of the split (default: patients of CAMELYON17 and barcodes of TCGA)",
     )
     add(
+        "--folds",
+        type=positive_int,
+        metavar="N",
+        help="cross-validation: divide the slides into N folds, of which --fold is for validation (run_folds.sh trains "
+        "them all). Slides with and without a label are spread evenly; with --dataset 16 the test set is not used",
+    )
+    add("--fold", type=positive_int, metavar="K", help="number of the fold for validation, from 1 on")
+    add(
+        "--folds_by",
+        choices=FOLDS_BY,
+        default="patient",
+        help="what stays in one fold: all slides of a patient, or of a medical centre",
+    )
+    add(
         "--unannotated",
         choices=list(UNANNOTATED),
         default="background",
@@ -216,6 +230,26 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=512,
         help="largest number of patches per validation, over all ranks",
+    )
+    add(
+        "--validate_slides",
+        nargs="+",
+        metavar="N|SLIDE",
+        help="also validate on whole slides: on so many of the validation slides, with and without a label in turn, or "
+        "on those of these names. All ranks predict them together, as predict.py does",
+    )
+    add(
+        "--validate_slides_every",
+        type=positive_int,
+        help="steps between two validations on whole slides; there is one at the end in any case (default: a tenth of "
+        "--num_steps)",
+    )
+    add(
+        "--validate_slides_minutes",
+        type=positive_float,
+        default=10.0,
+        help="longest time in minutes that the training waits for whole slides; those that are not finished then are "
+        "left out and named",
     )
 
 
@@ -354,7 +388,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--early_stopping",
         type=non_negative_int,
         default=0,
-        help="end the run after this many validations in a row without a better mIoU; 0 never does",
+        help="end the run after this many validations in a row without a better score of --best_by; 0 never does",
+    )
+    add(
+        "--best_by",
+        choices=BEST_BY,
+        default="miou",
+        help="score that decides which checkpoint is kept as the best: the mIoU of the validation patches, or of the "
+        "slides of --validate_slides the corrected FROC score of lesions, the AUC of slides or the Dice of tumour",
     )
     add(
         "--time_limit",

@@ -15,6 +15,14 @@ from training.schedule import SCALINGS, learning_rate
 # Batches per rank, forward only, from which precise batch norm statistics are computed; at most an eighth of the
 # run's updates.
 PRECISE_BN_BATCHES = 50
+SLIDE_VALIDATIONS = 10  # validations on whole slides per run, unless --validate_slides_every says otherwise
+
+
+def slides_every(options: argparse.Namespace) -> int:
+    """Return the steps between two validations on whole slides: a tenth of the run unless asked otherwise, 0: none."""
+    if options.validate_slides is None:
+        return 0
+    return options.validate_slides_every or max(1, options.num_steps // SLIDE_VALIDATIONS)
 
 
 class Due(NamedTuple):
@@ -22,6 +30,7 @@ class Due(NamedTuple):
 
     log: bool
     validate: bool
+    validate_slides: bool
     save: bool
     done: bool  # the last step has been taken
 
@@ -40,6 +49,7 @@ class Plan:
     log_every: int
     validate_every: int
     checkpoint_every: int
+    slides_every: int  # steps between two validations on whole slides, 0 for none
 
     @classmethod
     def of(cls, options: argparse.Namespace, ranks: int) -> Plan:
@@ -57,6 +67,7 @@ class Plan:
             log_every=options.log_every,
             validate_every=options.validate_every,
             checkpoint_every=options.checkpoint_every or options.num_steps,
+            slides_every=slides_every(options),
         )
 
     @property
@@ -82,8 +93,9 @@ class Plan:
         """Return what is due after the update that ends at `step`."""
         done = step >= self.num_steps
         validate = done or self._crossed(step, self.validate_every)
-        save = validate or self._crossed(step, self.checkpoint_every)
-        return Due(done or self._crossed(step, self.log_every), validate, save, done)
+        slides = self.slides_every > 0 and (done or self._crossed(step, self.slides_every))
+        save = validate or slides or self._crossed(step, self.checkpoint_every)
+        return Due(done or self._crossed(step, self.log_every), validate, slides, save, done)
 
     def _crossed(self, step: int, every: int) -> bool:
         return step // every > (step - self.batch_images * self.accumulate_steps) // every

@@ -19,7 +19,7 @@ from training.metrics import Counts
 from utils.ranks.single import Ranks
 
 PER_RANK = ("next_batch", "dropped")
-SCORE = ("best", "validations", "miou", "validation_due")
+SCORE = ("best", "validations", "miou", "validation_due", "slides_due")
 
 
 @dataclass
@@ -82,27 +82,33 @@ class Progress:
 
     interval: Interval
     step: int = 0  # images seen, over all ranks
-    best: tuple[float, int] = (-1.0, -1)  # highest validation mIoU so far, and its step
+    best: tuple[float, int] = (-1.0, -1)  # highest score of --best_by so far, and its step
     validations: int = 0  # number of validations since the best one
-    miou: float = math.nan  # of the last validation
+    miou: float = math.nan  # of the last validation on patches
     validation_due: bool = False  # the validation that is due at this step has not been done yet
     longest_pause: float = 0.0  # longest time in seconds that a validation with its checkpoint took
     next_batch: int = 0  # index of this rank's next batch
     dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
+    slides_due: bool = False  # the same for the validation on whole slides
+
+    @property
+    def due(self) -> list[str]:
+        """Return the splits of metrics.jsonl whose validation of this step has not been done yet."""
+        return [split for split, due in (("val", self.validation_due), ("slides", self.slides_due)) if due]
 
     @classmethod
     def begin(cls, num_classes: int) -> Progress:
         return cls(Interval(Counts(num_classes), 0))
 
-    def add_validation(self, miou: float) -> None:
-        """Take the mIoU of a validation at the present step."""
-        better = miou > self.best[0]
-        self.best = (miou, self.step) if better else self.best
+    def add_score(self, score: float | None) -> None:
+        """Take the score of --best_by of a validation at the present step; None if it has none."""
+        better = score is not None and score > self.best[0]
+        if better and score is not None:
+            self.best = (score, self.step)
         self.validations = 0 if better else self.validations + 1
-        self.miou, self.validation_due = miou, False
 
     def score_to_state(self) -> dict[str, Any]:
-        """Return the part of the state that `add_validation` changes, as JSON values."""
+        """Return the part of the state that validations change, as JSON values."""
         return {name: getattr(self, name) for name in SCORE}
 
     def to_state(self, world: Ranks) -> dict[str, Any]:

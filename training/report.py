@@ -18,31 +18,13 @@ import psutil
 from training.label_summary import LABELS_FILE
 from training.metrics import calibration
 from training.options import build_parser
+from training.report_slides import whole_slides
 from training.resume import read_metrics
 from training.summary import count
 from training.validate import Shown, Validation
-from utils.files import write_atomically
 from utils.pictures import PARTS, split_panel
 from utils.reporting.charts import chart
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0 .8rem; } figure { margin: 0 0 1.2rem; } figcaption { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem 0 .2rem 1rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; vertical-align: top; }
-.text :is(th, td) { text-align: left; } .text td + td { white-space: normal; overflow-wrap: anywhere; }
-.grid { display: grid; gap: .5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
-.parts { display: grid; gap: .3rem; grid-template-columns: repeat(4, 1fr); }
-.parts img { width: 100%; height: auto; outline: 1px solid var(--line); }
-.key { display: flex; flex-wrap: wrap; gap: .5rem 2rem; padding: 0; list-style: none; } .key b { font-size: 1.3rem; }
-summary { cursor: pointer; margin: .5rem 0; }
-@media (max-width: 40rem) { .parts { grid-template-columns: repeat(2, 1fr); } table { font-size: .85rem; }
-th, td { padding-left: .5rem; } }
-"""
+from utils.reporting.page import number, table, write_page
 
 
 def write_report(log_dir: Path, validation: Validation) -> None:
@@ -52,7 +34,7 @@ def write_report(log_dir: Path, validation: Validation) -> None:
     environment = json.loads((log_dir / "environment.json").read_text())
     labels = json.loads((log_dir / LABELS_FILE).read_text())
     last = next(row for row in reversed(rows) if row["split"] == "val")
-    classes = [f"{number} {', '.join(names)}" for number, names in enumerate(labels["classes"])]
+    classes = [f"{value} {', '.join(names)}" for value, names in enumerate(labels["classes"])]
     status = f"step {last['step']:,} of {options['num_steps']:,} (images), {time.strftime('%Y-%m-%d %H:%M')}"
     parts = [
         f"<p>{status}; ranks: {html.escape(environment['ranks'])}</p>",
@@ -61,6 +43,7 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         f'<div class="grid">{_curves(rows)}</div>',
         "<h2>Validation, class by class</h2>",
         f'<div class="grid">{_classes(last, classes, validation.counts.confusion)}{_reliability(validation)}</div>',
+        whole_slides(log_dir, rows),
         "<h2>Labels</h2>",
         _labels(labels),
         "<h2>Validation, slide by slide</h2>",
@@ -77,23 +60,18 @@ def write_report(log_dir: Path, validation: Validation) -> None:
         "<h2>Environment</h2>",
         _text_table(environment.items()),
     ]
-    title = html.escape(f"{options['model']} {options['img_size']}² — {log_dir.name}")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
-    )
-    write_atomically(log_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    title = f"{options['model']} {options['img_size']}² — {log_dir.name}"
+    write_page(log_dir / "report.html", title, parts)
 
 
 def _key_figures(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> str:
     best = max((row for row in rows if row["split"] == "val"), key=lambda row: row["miou"])
     seconds, waited, images = _seconds(rows, "train")
     figures = [
-        ("validation mIoU", _number(last["miou"])),
-        (f"best mIoU, at step {best['step']:,}", _number(best["miou"])),
-        ("AUC of tumour", _number(last["auc"])),
-        ("calibration error", _number(last["calibration_error"])),
+        ("validation mIoU", number(last["miou"])),
+        (f"best mIoU, at step {best['step']:,}", number(best["miou"])),
+        ("AUC of tumour", number(last["auc"])),
+        ("calibration error", number(last["calibration_error"])),
         ("training images/s, all ranks", f"{images / seconds:.1f}" if seconds else "–"),
         ("waited for data", f"{waited / seconds:.1%}" if seconds else "–"),
     ]
@@ -117,6 +95,9 @@ def _times(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[str, str]]:
         times = f" in {count(passes, 'validation')}" if passes else ""
         speed = f"; {images:,.0f} images{times}, {images / seconds:.1f} a second" if seconds else ""
         yield name, f"{_duration(seconds)}{part}{speed}"
+    whole = [row["seconds"] for row in rows if row["split"] == "slides"]
+    if whole:
+        yield "whole slides", f"{_duration(sum(whole))} in {count(len(whole), 'validation')}"
     process = time.time() - psutil.Process().create_time()
     yield "in all", f"{_duration(process)} since the last start, with loading, graphs and checkpoints"
 
@@ -176,10 +157,10 @@ def _image(pixels: np.ndarray, text: str, ending: str) -> str:
 def _classes(last: dict[str, Any], classes: Sequence[str], confusion: np.ndarray) -> str:
     names = ("iou", "dice", "precision", "recall")
     rows = (
-        (text, *(_number(last[name][i]) for name in names), f"{confusion[i].sum() / 1e6:.1f}")
+        (text, *(number(last[name][i]) for name in names), f"{confusion[i].sum() / 1e6:.1f}")
         for i, text in enumerate(classes)
     )
-    return _table(("class", "IoU", "Dice", "precision", "recall", "Mpx"), rows)
+    return table(("class", "IoU", "Dice", "precision", "recall", "Mpx"), rows)
 
 
 def _labels(labels: dict[str, Any]) -> str:
@@ -196,17 +177,17 @@ def _labels(labels: dict[str, Any]) -> str:
     ]
     if any(part["unmeasured"] for part in parts):
         rows.append(("not measured", *(f"{part['unmeasured']} slides" for part in parts), ""))
-    return _table(("", "training", "validation", "weight in the loss"), rows)
+    return table(("", "training", "validation", "weight in the loss"), rows)
 
 
 def _slides(slides: dict[str, dict[str, Any]]) -> str:
     """Return a table of the slides, the worst first."""
     ordered = sorted(slides.items(), key=lambda item: item[1]["miou"])
     rows = (
-        (name, _number(values["miou"]), _number(values["dice"]), f"{values['pixels'] / 1e6:.1f}")
+        (name, number(values["miou"]), number(values["dice"]), f"{values['pixels'] / 1e6:.1f}")
         for name, values in ordered
     )
-    return _table(("slide", "mIoU", "Dice of tumour", "Mpx"), rows)
+    return table(("slide", "mIoU", "Dice of tumour", "Mpx"), rows)
 
 
 def _options(options: dict[str, Any]) -> str:
@@ -221,23 +202,11 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def _text_table(rows: Iterable[Sequence[str]]) -> str:
-    return _table((), rows, "text")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = (row(head, "th") if head else "") + "".join(row(cells, "td") for cells in rows)
-    return f'<div class="wide"><table class="{kind}">{body}</table></div>'
+    return table((), rows, "text")
 
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _text(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from training.options import option_values
 from utils.cli import UserError
 from utils.files import write_atomically
 
+SPLITS = "splits.json"
 # These may change on resume without a warning: they affect logging, not learning.
 FREE = {
     *("log_dir", "resume", "resume_force", "weights_path", "verbose", "no_cuda", "sample_processes"),
@@ -21,6 +23,7 @@ FREE = {
         "keep_checkpoints",
         "time_limit",
         "stall_limit",
+        "validate_slides_minutes",
         "histograms",
         "profile",
     ),
@@ -97,7 +100,7 @@ def learning_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def read_splits(log_dir: Path) -> dict[str, list[str]]:
     """{"train": slides, "val": slides} as the run began. UserError if it cannot be read."""
-    path = log_dir / "splits.json"
+    path = log_dir / SPLITS
     try:
         return {name: [row["slide"] for row in rows] for name, rows in json.loads(path.read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,10 +112,10 @@ def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def drop_later_metrics(path: Path, step: int, validation_due: bool = False) -> None:
+def drop_later_metrics(path: Path, step: int, due: Collection[str] = ()) -> None:
     """Take the lines of steps after `step` off metrics.jsonl, since they come again, and a torn last line as well.
 
-    `validation_due`: the validation of `step` comes again too.
+    `due`: the splits whose validation of `step` comes again too.
     """
     if not path.exists():
         return
@@ -122,7 +125,7 @@ def drop_later_metrics(path: Path, step: int, validation_due: bool = False) -> N
             row: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
-        again = validation_due and (row["step"], row["split"]) == (step, "val")
+        again = row["step"] == step and row["split"] in due
         if row["step"] <= step and not again:
             kept.append(line + "\n")
     write_atomically(path, lambda aside: aside.write_text("".join(kept)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +20,20 @@ _WIDE_COLUMNS = 110
 
 def short(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def line_of(step: int, split: str, values: dict[str, Any]) -> str:
+    """Return the line that is printed of an object of metrics.jsonl."""
+    if split != "slides":
+        return (
+            f"step {step:>7} {split:<5} loss {short(values.get('loss'))}  mIoU {short(values.get('miou'))}  "
+            f"{values.get('images_per_second', 0):.1f} images/s"
+        )
+    return (
+        f"step {step:>7} slides FROC {short(values['froc_corrected'])}  AUC {short(values['slide_auc'])}  mIoU "
+        f"{short(values['slide_miou'])}  Dice {short(values['slide_dice'])}  {len(values['slides'])} of "
+        f"{values['slides_asked']} whole slides in {values['seconds']:.0f} s"
+    )
 
 
 class RunBar:

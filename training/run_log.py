@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,16 +16,22 @@ from tensorboard.plugins.hparams import api as hparams
 
 from training.dispensable import Dispensable
 from training.resume import drop_later_metrics
-from training.run_bar import RunBar, short
+from training.run_bar import RunBar, line_of
 from utils.files import write_atomically
 from utils.pictures import PARTS
 
 _EVENTS = "TensorBoard's events"
+SLIDE_PICTURES = "pictures/slides"
 
 # TensorBoard sorts its sections by name: the curves, which are looked at first, come first.
 _SECTIONS = {
     **dict.fromkeys(("loss", "miou", "auc", "calibration_error", "learning_rate"), "curves"),
     **dict.fromkeys(("iou", "dice", "precision", "recall"), "per_class"),
+    **dict.fromkeys(
+        ("froc_official", "froc_corrected", "slide_auc", "slide_miou", "slide_dice", "slide_iou"),
+        "whole_slides",
+    ),
+    **dict.fromkeys(("sensitivity", "false_positives_per_normal_slide", "slides_asked"), "whole_slides"),
 }
 _METRICS = {"curves/miou": "mIoU", "per_class/dice/class_1": "Dice of tumour", "curves/auc": "AUC",
             "curves/calibration_error": "calibration error", "curves/loss": "loss"}  # fmt: skip
@@ -34,18 +41,18 @@ class RunLog:
     """Writes to `log_dir`; with None, as on all ranks but the first, it does nothing. A context manager.
 
     What is there of steps after `step`, where the run begins or goes on, is taken off: those steps come again, and
-    so does the validation of `step` if it is due.
+    so do the validations of `step` whose split is `due`.
     """
 
     def __init__(
-        self, log_dir: Path | None, num_steps: int, step: int = 0, validation_due: bool = False
+        self, log_dir: Path | None, num_steps: int, step: int = 0, due: Collection[str] = ()
     ) -> None:
         self.log_dir = log_dir
         self.bar = RunBar(log_dir is not None, num_steps, step)
         self.dispensable = Dispensable(self.say)
         if log_dir is None:
             return
-        drop_later_metrics(log_dir / "metrics.jsonl", step, validation_due)
+        drop_later_metrics(log_dir / "metrics.jsonl", step, due)
         self.jsonl = (log_dir / "metrics.jsonl").open("ab", buffering=0)
         self._unwritten = b""  # what did not fit on a full disk
         # TensorBoard itself leaves out the events of later steps when a step comes again.
@@ -111,11 +118,8 @@ class RunLog:
                     tf.summary.scalar(label, number)
 
         self._tensorboard(split, step, summarise)
-        if split == "val" or not self.bar.tty:
-            self.say(
-                f"step {step:>7} {split:<5} loss {short(values.get('loss'))}  mIoU {short(values.get('miou'))}  "
-                f"{values.get('images_per_second', 0):.1f} images/s"
-            )
+        if split != "train" or not self.bar.tty:
+            self.say(line_of(step, split, values))
 
     def pictures(self, step: int, panels: list[np.ndarray]) -> None:
         """Write panels of utils.pictures to TensorBoard and to <log_dir>/pictures/validation_<step>.png."""
@@ -133,6 +137,22 @@ class RunLog:
             # Not cv2.imwrite, which does not say why a file cannot be written.
             content = cv2.imencode(".png", sheet)[1].tobytes()
             write_atomically(folder / f"validation_{step:09d}.png", lambda path: path.write_bytes(content))
+
+    def slide_pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """Write JPEGs of whole slides to TensorBoard and to <log_dir>/pictures/slides/<slide>.jpg, the newest only."""
+        if self.log_dir is None or not pictures:
+            return
+
+        def summarise() -> None:
+            for name, content in pictures.items():
+                tf.summary.image(f"whole slide {name}", tf.io.decode_jpeg(content)[None], step=step)
+
+        self._tensorboard("slides", step, summarise)
+        folder = self.log_dir / SLIDE_PICTURES
+        with self.dispensable(f"{folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in pictures.items():
+                write_atomically(folder / f"{name}.jpg", partial(_write_bytes, content))
 
     def _append(self, line: bytes) -> None:
         """Write a line to metrics.jsonl, after what did not fit on a full disk before."""
@@ -158,6 +178,10 @@ class RunLog:
             with self._writers[split].as_default(step):
                 summarise()
             self._writers[split].flush()
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -44,7 +45,14 @@ class Stopping:
         `longest_pause`: the longest time in seconds that a validation with its checkpoint took so far. Two of them
         fit into the time that is left.
         """
-        return self.signalled or self._time_is_up(max(MIN_RESERVE, 2 * longest_pause))
+        return self.signalled or self.seconds_left(longest_pause) < 0
+
+    def seconds_left(self, longest_pause: float) -> float:
+        """Return the seconds until the run has to stop for its time limit, see `requested`; infinity without one."""
+        if self.time_limit is None:
+            return math.inf
+        passed = time.time() - psutil.Process().create_time()
+        return self.time_limit - passed - max(MIN_RESERVE, 2 * longest_pause)
 
     def _take_signal(self, number: int, frame: Any) -> None:
         self.signalled = True
@@ -57,8 +65,3 @@ class Stopping:
                 if self.interrupts > 1:
                     end_interrupted(signal.SIGINT)
                 say(ONCE)
-
-    def _time_is_up(self, reserve: float) -> bool:
-        if self.time_limit is None:
-            return False
-        return time.time() - psutil.Process().create_time() + reserve > self.time_limit

@@ -19,6 +19,7 @@ from models.from_options import network_from_options, set_precision
 from models.layers import drawing
 from models.spatial.network import spatial_runner
 from samplers import Batch
+from training.card import write_card
 from training.checkpoint import restore_checkpoint
 from training.distributed_optimizer import (
     distributed_optimizer,
@@ -215,12 +216,16 @@ def compute_precise_bn(trainer: Trainer, fed: Fed, feed: Feed, count: int) -> Fe
 
 
 def export_model(
-    options: argparse.Namespace, model: tf.keras.Model, path: Path, class_names: Sequence[Sequence[str]]
+    options: argparse.Namespace,
+    model: tf.keras.Model,
+    path: Path,
+    class_names: Sequence[Sequence[str]],
+    card: dict[str, Any] | None = None,
 ) -> None:
     """Write a SavedModel to `path`: uint8 RGB in, class probabilities out, in inference mode. Rank 0 alone calls it.
 
     It computes in float32 whatever the training did, since not every CPU has bfloat16. The names of the classes are in
-    it as well (`CLASSES_FILE`).
+    it as well (`CLASSES_FILE`), and the model `card` if there is one.
     """
     if model.compute_dtype != "float32":
         weights, classes = model.get_weights(), model.output_shape[-1]
@@ -235,6 +240,8 @@ def export_model(
     def write(partial: Path) -> None:
         network.save(partial, include_optimizer=False, options=saving)
         (partial / CLASSES_FILE).write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
+        if card is not None:
+            write_card(partial, card)
 
     write_atomically(path, write)
 

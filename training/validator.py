@@ -10,7 +10,7 @@ from training.clocks import Laps
 from training.report import write_report
 from training.run_log import RunLog
 from training.trainer import Trainer
-from training.validate import validate
+from training.validate import Validation, validate
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Validator:
     histograms: bool
     laps: Laps = field(default_factory=Laps)
     patches: int = 0  # number of patches of the last validation
+    last: Validation | None = None
 
     def run(self, step: int) -> float:
         """Collective: validate the model of this step in inference mode. Return the mIoU."""
@@ -36,10 +37,15 @@ class Validator:
         self.log.pictures(step, [shown.picture for shown in found.mixed])
         if self.histograms:
             self.log.histograms(step, self.trainer.model.trainable_variables)
-        if self.trainer.world.is_first:
-            with self.log.dispensable("report.html"):
-                write_report(self.log_dir, found)
+        self.last = found
+        self.report()
         return float(values["miou"])
+
+    def report(self) -> None:
+        """Let rank 0 write the report, with the last validation of this process; without one the report stays."""
+        if self.trainer.world.is_first and self.last is not None:
+            with self.log.dispensable("report.html"):
+                write_report(self.log_dir, self.last)
 
     def restart_dead_workers(self) -> None:
         """Start processes that draw validation patches again if they died while the model is trained."""

@@ -17,6 +17,7 @@ PROGRAMS = {  # what a user types → the module with its `build_parser`
     "evaluation.camelyon16": "evaluation.camelyon16",
     "evaluation.camelyon17": "evaluation.camelyon17",
     "evaluation.segmentation": "evaluation.segmentation",
+    "evaluation.folds": "evaluation.folds",
     "utils.plan": "utils.plan",
 }
 HEADER = """# Options

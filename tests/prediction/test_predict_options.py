@@ -79,7 +79,7 @@ def test_the_model_is_loaded_as_asked(more, path, made, run_dir, monkeypatch):
         found.extend((source.path.relative_to(run_dir.resolve()), words))
         raise UserError("this is enough")
 
-    monkeypatch.setattr(predict, "Predictor", load)
+    monkeypatch.setattr("prediction.ensemble.Predictor", load)
     with pytest.raises(UserError, match="this is enough"):
         predict.run(*predict.parse_options(words_of(run_dir, more)))
     assert found == [Path(path), made]

@@ -78,6 +78,9 @@ class Notes:
     def say(self, line: str) -> None:
         pass
 
+    def report(self) -> None:
+        pass
+
     def restart_dead_workers(self) -> None:
         self.looked_for_dead += 1
 
@@ -171,7 +174,8 @@ def test_a_checkpoint_is_written_before_its_validation_and_has_the_score_after(t
     assert again.train() is False
     assert (notes.validated, notes.saved) == ([12, 24], [24])
     first, last = (
-        {"best": (0.5, 12), "miou": 0.5, "validation_due": False, "validations": n} for n in (0, 1)
+        {"best": (0.5, 12), "miou": 0.5, "validation_due": False, "validations": n, "slides_due": False}
+        for n in (0, 1)
     )
     assert notes.scored == [(12, first), (24, last)]
 
@@ -179,6 +183,67 @@ def test_a_checkpoint_is_written_before_its_validation_and_has_the_score_after(t
 def test_early_stopping_counts_validations_without_a_better_one(trained):
     words = "--num_steps 24 --batch_size 2 --validate_every 4 --early_stopping 2"
     assert trained(words).validated == [4, 8, 12]  # 0.5 each time: the first is the best
+
+
+@dataclass
+class Slides:
+    """Stands for the validator on whole slides: its scores, one after the other; "cut" means cut short."""
+
+    scores: list[float | str | None]
+    steps: list[int] = field(default_factory=list)
+
+    def run(self, step: int, seconds_left: float, stop: Callable[[], bool]) -> tuple[float | None, bool]:
+        self.steps.append(step)
+        score = self.scores.pop(0)
+        return (None, True) if score == "cut" else (score, False)
+
+
+SLIDES = "--num_steps 24 --batch_size 2 --validate_every 12 --validate_slides 2 --validate_slides_every 6"
+
+
+def test_the_best_checkpoint_is_that_of_the_score_that_was_asked_for(tmp_path):
+    for best_by, best in (("froc", (0.8, 12)), ("miou", (0.5, 12))):
+        loop, notes = loop_of(f"{SLIDES} --best_by {best_by}", tmp_path)
+        loop.slides = Slides([0.6, 0.8, None, 0.7])
+        assert loop.train() is False
+        assert loop.slides.steps == notes.saved == [6, 12, 18, 24]
+        assert notes.validated == [12, 24]
+        assert loop.progress.best == best
+        assert notes.scored[-1][1]["best"] == best
+        assert loop.progress.miou == 0.5  # of the patches, whatever decides
+
+
+def test_early_stopping_counts_validations_on_whole_slides_if_they_decide(tmp_path):
+    loop, _ = loop_of(f"{SLIDES} --best_by auc --early_stopping 2 --num_steps 60", tmp_path)
+    loop.slides = Slides([0.6, 0.8, 0.7, 0.7, 0.9])
+    assert loop.train() is False
+    assert loop.slides.steps == [6, 12, 18, 24]
+
+
+def test_a_validation_on_whole_slides_that_was_cut_short_stays_due_and_comes_first(tmp_path):
+    loop, notes = loop_of(f"{SLIDES} --best_by dice", tmp_path)
+    loop.slides = Slides([0.6, "cut", 0.7, "cut"])
+    assert loop.train() is False
+    assert loop.progress.slides_due  # the last one
+    assert notes.scored[-1][1]["best"] == (0.7, 18)
+    again, notes = loop_of(f"{SLIDES} --best_by dice", tmp_path)
+    state = json.loads(json.dumps(loop.progress.to_state(loop.world) | {"batch_size": 2}))
+    again.progress, _ = Progress.from_state(state, again.options, again.world, 2)
+    assert again.progress.due == ["slides"]
+    again.slides = Slides([0.9])
+    assert again.train() is False
+    assert (again.slides.steps, again.progress.slides_due, again.progress.best) == ([24], False, (0.9, 24))
+
+
+def test_a_stop_is_not_kept_waiting_by_whole_slides(tmp_path):
+    loop, notes = loop_of(
+        "--num_steps 24 --batch_size 2 --validate_slides 1 --validate_slides_every 2", tmp_path
+    )
+    loop.slides = Slides([])
+    loop.stopping.signalled = True
+    assert loop.train() is True
+    assert (notes.saved, loop.progress.slides_due) == ([2], True)
+    assert notes.states[0]["slides_due"]
 
 
 @pytest.mark.parametrize(

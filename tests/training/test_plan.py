@@ -23,8 +23,18 @@ def test_what_crosses_a_multiple_is_due():
 
 def test_all_is_due_at_the_end_and_beyond_it():
     plan = plan_of("--num_steps 25 --batch_size 4 --log_every 100", ranks=3)
-    assert plan.due(24) == Due(False, False, False, False)
-    assert plan.due(36) == Due(True, True, True, True)
+    assert plan.due(24) == Due(False, False, False, False, False)
+    assert plan.due(36) == Due(True, True, False, True, True)
+
+
+def test_whole_slides_are_due_with_a_checkpoint_and_at_the_end():
+    words = "--num_steps 20 --batch_size 2 --validate_every 100 --validate_slides 3"
+    due = {step: plan_of(f"{words} --validate_slides_every 7").due(step) for step in range(2, 21, 2)}
+    assert [step for step in due if due[step].validate_slides] == [8, 14, 20]
+    assert [step for step in due if due[step].save] == [8, 14, 20]
+    assert [step for step in due if due[step].validate] == [20]
+    due = {step: plan_of(f"{words} --num_steps 200").due(step) for step in range(2, 201, 2)}
+    assert [step for step in due if due[step].validate_slides] == list(range(20, 201, 20))
 
 
 def test_an_update_of_several_batches_crosses_more_steps():

@@ -33,6 +33,10 @@ class Activity:
         """Note that the next activity begins. All ranks call it in the same order."""
         self.now = Doing(self.now.place + 1, WORKS, what, time.monotonic())
 
+    def goes_on(self) -> None:
+        """Note that this rank goes on within its activity: one that takes long is no stall."""
+        self.now = self.now._replace(since=time.monotonic())
+
     def waiting(self) -> AbstractContextManager[None]:
         """Note that this rank waits for the other ones, inside of the `with` block."""
         return self._within(WAITS, self.now.what)
