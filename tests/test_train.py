@@ -25,7 +25,7 @@ def finished(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     log_dir = tmp_path_factory.mktemp("a run") / "log"
     words = (
         "--num_steps 24 --log_every 8 --validate_every 12 --val_split 0.34 --learning_rate 2e-3 --lr_scaling sqrt "
-        "--warmup_steps 12 --lr_schedule polynomial"
+        "--warmup_steps 12 --lr_schedule polynomial --freeze_bn 0.5"
     )
     done = run_python(["train.py", *paths(demo), *SMALL, *words.split(), "--log_dir", log_dir], ranks=2)
     assert done.returncode == 0, done.stderr
