@@ -53,11 +53,12 @@ trap 'stopped=1; forward USR1' USR1
 trap 'forward TERM' TERM HUP
 run() {
     sh "$@" &
-    child=$! signalled=1
-    while [ $signalled -eq 1 ]; do # a signal ends the wait, not the child
+    child=$!
+    while
         signalled=0 status=0
         wait "$child" || status=$?
-    done
+        [ $signalled -eq 1 ] && [ $status -gt 128 ] # a signal ends the wait, not the child
+    do :; done
     child=""
     [ $interrupted -eq 0 ] || exit 130
     return $status

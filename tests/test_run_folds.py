@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupting import interruptible
+
 ROOT = Path(__file__).resolve().parents[1]
 STANDS_IN = """#!/bin/sh
 echo "{name} $*" >> "$NOTES"
@@ -39,9 +41,9 @@ def clone(tmp_path: Path) -> Path:
 def start(clone: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     env = {**os.environ, "NOTES": str(clone / "notes"), **environment}
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        ["sh", str(clone / "run_folds.sh"), *words], env=env, stdout=pipe, stderr=pipe, text=True
-    )
+    command = ["sh", str(clone / "run_folds.sh"), *words]
+    with interruptible():
+        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def run(clone: Path, *words: str, **environment: str) -> tuple[int, list[str], str]:

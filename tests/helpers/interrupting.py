@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.launch import start_python, wait_for
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let programs that are started within take SIGINT.
+
+    A shell that runs in the background ignores the signal, and so would the tests and whatever they start.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def interrupt(
@@ -20,12 +34,8 @@ def interrupt(
 
     Returns the exit code and the lines on stderr, without warnings about the slides.
     """
-    # A shell that runs in the background ignores the signal, and so would the program that is started here.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with interruptible():
         process = start_python(list(command), ranks, start_new_session=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
     wait_for(lambda: ready(process), process)
     time.sleep(late)
     os.killpg(process.pid, signal.SIGINT)

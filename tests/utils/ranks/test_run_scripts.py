@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupting import interruptible
 from tests.helpers.launch import ROOT, wait_for
 
 SCRIPTS = ("run_train.sh", "run_predict.sh", "run_prepro.sh")
@@ -71,12 +72,8 @@ def start(tmp_path: Path):
 
 def press_ctrl_c(command: list[str], env: dict[str, str], notes: Path, times: int) -> int:
     """Send SIGINT to all processes of a terminal each time that there is another note. Return the exit code."""
-    # A shell that runs in the background ignores the signal, and so would the script.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with interruptible():
         process = subprocess.Popen(command, env=env, start_new_session=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
     for pressed in range(times):
         wait_for(lambda pressed=pressed: len(notes.read_text().split()) > pressed, process)
         os.killpg(process.pid, signal.SIGINT)
