@@ -41,21 +41,21 @@ export NP PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # after it, and after SIGTERM. What ends the run goes to the launcher as SIGUSR1 instead, which it sends to the ranks.
 LAUNCH_SHIELDED=yes LAUNCH_PREFIX=$(command -v setsid || true)
 launch train.py "$@" &
-launcher=$! interrupts=0 stops=0 ended=
+launcher=$! interrupts=0 stops=0 signalled=0 ended=
 interrupt() {
-    interrupts=$((interrupts + 1))
+    signalled=1 interrupts=$((interrupts + 1))
     if [ $interrupts -gt 1 ]; then
-        kill -INT $launcher # for Open MPI, whose SIGTERM is blocked
+        kill -INT $launcher || true # for Open MPI, whose SIGTERM is blocked
         kill -TERM $launcher || true
     else
         echo "Ctrl-C: the run stops with a checkpoint after this step or validation; Ctrl-C again ends it at once"
-        kill -USR1 $launcher
+        kill -USR1 $launcher || true # it may have ended
     fi
 }
 stop() {
-    stops=$((stops + 1))
+    signalled=1 stops=$((stops + 1))
     [ $stops -gt 1 ] || echo "the run stops with a checkpoint after this step or validation"
-    kill -USR1 $launcher
+    kill -USR1 $launcher || true
 }
 trap interrupt INT
 trap stop USR1
@@ -65,12 +65,11 @@ while sleep 1 && kill -0 $launcher; do
     case $(sed -n 's/^ShdPnd:[^0-9a-f]*//p' /proc/$launcher/status) in *[4-7c-f]???) kill -USR1 $launcher && break ;; esac
 done >/dev/null 2>&1 &
 watch=$!
-status=0
-wait $launcher || status=$?
-while kill -0 $launcher 2>/dev/null; do # the wait was ended by a signal
-    status=0
+while
+    signalled=0 status=0
     wait $launcher || status=$?
-done
+    [ $signalled -eq 1 ] && [ $status -gt 128 ] # a signal ends the wait, not the launcher
+do :; done
 kill $watch 2>/dev/null || true
 [ $interrupts -eq 0 ] || exit 130
 if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$ended" ]; then
