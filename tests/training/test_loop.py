@@ -287,7 +287,7 @@ def test_the_learning_rate_is_multiplied_as_asked_but_not_with_adasum(trained, w
 
 
 def test_the_learning_rate_is_warmed_up_and_then_scheduled(trained):
-    words = "--num_steps 40 --batch_size 4 --learning_rate 0.5 --warmup_steps 9 --lr_schedule"
+    words = "--num_steps 40 --batch_size 4 --learning_rate 0.5 --freeze_bn 0.5 --warmup_steps 9 --lr_schedule"
     constant, polynomial = (trained(f"{words} {name}").rates for name in ("constant", "polynomial"))
     assert constant == pytest.approx([0.05, 0.25, 0.45, 0.5, 0.5] * 2)  # again when batch norm is frozen
     assert polynomial[3:5] == pytest.approx([0.5 * (28 / 31) ** 0.9, 0.5 * (24 / 31) ** 0.9])

@@ -55,7 +55,7 @@ def test_batch_norm_freezes_once(freeze, first):
 
 def test_the_warm_up_comes_again_after_the_freeze():
     plan = plan_of(
-        "--num_steps 40 --batch_size 4 --learning_rate 0.5 --warmup_steps 9 --lr_schedule constant"
+        "--num_steps 40 --batch_size 4 --learning_rate 0.5 --freeze_bn 0.5 --warmup_steps 9 --lr_schedule constant"
     )
     assert [plan.rate(step) for step in (0, 4, 8, 12, 20, 24)] == pytest.approx(
         [0.05, 0.25, 0.45, 0.5, 0.05, 0.25]
