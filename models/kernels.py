@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from utils.cpu import computes_bfloat16
+
 FAST_WIDTH = 3  # oneDNN computes the depthwise filter's gradient with vectors for kernels of this width only
 VECTOR = 16  # oneDNN normalises bfloat16 with vectors where this divides the number of channels
 
@@ -33,6 +35,14 @@ def _with_gradient(function: Callable[..., tf.Tensor], gradient: Gradient, *inpu
         return function(*tensors), lambda upstream: gradient(upstream, *tensors)
 
     return forward(*tensors)
+
+
+def sum_type(dtype: tf.DType) -> tf.DType:
+    """Return in which type to compute the gradients of depthwise filters for tensors of `dtype`.
+
+    It is float32 for bfloat16 on CPUs without instructions for it, where TensorFlow adds up the pixels in bfloat16.
+    """
+    return tf.float32 if dtype == tf.bfloat16 and not on_gpu() and not computes_bfloat16() else dtype
 
 
 def _pixels(x: tf.Tensor) -> tf.Tensor:
@@ -61,7 +71,7 @@ def depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str)
     """Return `tf.nn.depthwise_conv2d` of x (B, H, W, C) by kernel (k, k, C, 1); padding is "SAME" or "VALID".
 
     Gradients on CPUs: oneDNN is slow in the filter of kernels wider than three, which is cut into pieces, and in the
-    input of a strided convolution in bfloat16, which is computed in float32.
+    input of a strided convolution in bfloat16, which is computed in float32. For the filter's, see `sum_type`.
     """
     strides = [1, stride, stride, 1]
 
@@ -75,6 +85,18 @@ def depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str)
         )
 
     return _with_gradient(function, gradient, x, kernel)
+
+
+def dilated_depthwise_conv2d(
+    x: tf.Tensor, kernel: tf.Tensor, rate: tuple[int, int], padding: str
+) -> tf.Tensor:
+    """Return `tf.nn.depthwise_conv2d` of x (B, H, W, C) by kernel (k, k, C, 1) with dilation, of x's dtype.
+
+    It is computed in `sum_type` as a whole, since TensorFlow splits the image for it.
+    """
+    wide = sum_type(x.dtype)
+    y = tf.nn.depthwise_conv2d(tf.cast(x, wide), tf.cast(kernel, wide), [1] * 4, padding, dilations=rate)
+    return tf.cast(y, x.dtype)
 
 
 def _input_gradient(
@@ -95,6 +117,8 @@ def _filter_gradient(
     x: tf.Tensor, shape: tf.TensorShape, upstream: tf.Tensor, strides: list[int], padding: str
 ) -> tf.Tensor:
     height, width, channels, _ = shape
+    dtype = x.dtype
+    x, upstream = (tf.cast(value, sum_type(dtype)) for value in (x, upstream))
 
     def of(x: tf.Tensor, columns: int, padding: str) -> tf.Tensor:
         return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
@@ -106,7 +130,7 @@ def _filter_gradient(
         )
 
     if width <= FAST_WIDTH:
-        return of(x, width, padding)
+        return tf.cast(of(x, width, padding), dtype)
     if padding == "SAME":
         x = tf.pad(
             x, [[0, 0], *(_same_padding(tf.shape(x)[i], shape[i - 1], strides[i]) for i in (1, 2)), [0, 0]]
@@ -117,7 +141,7 @@ def _filter_gradient(
         start = min(done, width - FAST_WIDTH)
         pieces.append(of(x[:, :, start : start + columns], FAST_WIDTH, "VALID")[:, done - start :])
         done = start + FAST_WIDTH
-    return tf.concat(pieces, 1)
+    return tf.cast(tf.concat(pieces, 1), dtype)
 
 
 def _same_padding(size: tf.Tensor, kernel: int, stride: int) -> list[tf.Tensor]:

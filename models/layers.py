@@ -131,7 +131,9 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         if self.dilation_rate != (1, 1):
-            return super().call(inputs)
+            return kernels.dilated_depthwise_conv2d(
+                inputs, self.depthwise_kernel, self.dilation_rate, self.padding.upper()
+            )
         return kernels.depthwise_conv2d(inputs, self.depthwise_kernel, self.strides[0], self.padding.upper())
 
 

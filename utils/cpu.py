@@ -10,10 +10,13 @@ BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the names of the CPU's features; none if the system does not tell."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        with (
+            cpuinfo.open() as lines
+        ):  # a core's text takes the system a while, so that of the first one has to do
+            found = next((line.split(":", 1)[-1] for line in lines if line.startswith("flags")), "")
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[-1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset(found.split())
 
 
 def computes_bfloat16() -> bool:

@@ -57,6 +57,31 @@ def test_depthwise_convolution(kernel: int, stride: int, padding: str, dtype: tf
         )
 
 
+@pytest.mark.parametrize("rate", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_the_filters_gradient_in_bfloat16_is_added_up_over_many_pixels(kernel: int, rate: int) -> None:
+    # Numbers of one sign: a sum in bfloat16 stops to grow at 256 times its terms, on CPUs that add up so.
+    x, w = abs(noise((1, 128, 128, 8), tf.bfloat16)), noise((kernel, kernel, 8, 1), tf.bfloat16, 2)
+    upstream = abs(noise((1, 128, 128, 8), tf.bfloat16, 1))
+
+    def ours(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        if rate > 1:
+            return kernels.dilated_depthwise_conv2d(x, w, (rate, rate), "SAME")
+        return kernels.depthwise_conv2d(x, w, 1, "SAME")
+
+    def theirs(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        return tf.nn.depthwise_conv2d(x, w, [1, 1, 1, 1], "SAME", dilations=[rate, rate])
+
+    def gradient(function: Callable[..., tf.Tensor], dtype: tf.DType) -> np.ndarray:
+        with tf.GradientTape() as tape:
+            tape.watch(wide := tf.cast(w, dtype))
+            y = function(tf.cast(x, dtype), wide)
+        return tf.cast(tape.gradient(y, wide, tf.cast(upstream, dtype)), tf.float32).numpy()
+
+    expected = gradient(theirs, tf.float32)
+    assert np.linalg.norm(gradient(ours, tf.bfloat16) - expected) <= 5e-3 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_pointwise_convolution_and_bias(dtype: tf.DType) -> None:
     x, w, b = noise((2, 5, 6, 8), dtype), noise((1, 1, 8, 3), dtype, 2), noise((3,), dtype, 3)
