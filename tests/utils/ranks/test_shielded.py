@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from tests.helpers.interrupting import interruptible
 from tests.helpers.launch import ROOT
 
 # Its child takes all signals, as the ranks of Open MPI do.
@@ -21,7 +22,9 @@ time.sleep(60)
 
 def test_sigterm_waits_at_the_program_and_reaches_its_children():
     words = [sys.executable, str(ROOT / "utils/ranks/shielded.py"), sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with interruptible():
+        started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    with started as process:
         assert process.stdout
         child = int(process.stdout.readline())
         process.send_signal(signal.SIGTERM)
