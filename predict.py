@@ -94,7 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("prediction").add_argument
     add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")
-    add("--overlap", type=fraction, default=0.25, help="share of a patch that the next one covers as well")
+    add(
+        "--overlap",
+        type=fraction,
+        default=store.OVERLAP,
+        help="share of a patch that the next one covers as well",
+    )
     add("--batch_size", type=positive_int, default=2, help="number of patches that are predicted at once")
     add(
         "--resolution",

@@ -104,9 +104,7 @@ def write_slide(path: Path, pixels: np.ndarray, tissue: shapely.Polygon, size: t
         cut = polygons.touched(edges, 0, 0, columns, rows, 1.0)
         for number, (row, column) in enumerate(np.ndindex(rows, columns)):
             chosen = number * 7 % len(tiles)
-            if cut[
-                row, column
-            ]:  # the outline runs through: a small tissue lies in one tile of a coarse level
+            if cut[row, column]:  # by the outline: a small tissue lies in one tile of a coarse level
                 inside = polygons.fill(edges, column, row, TILE, TILE, 1 / TILE)
                 yield _jpeg(np.where(inside[..., None], squares[chosen], white))
             else:

@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from evaluation import froc
 from evaluation.each import exit_code, refuse_nothing, report_failed, spared
-from evaluation.froc import UndefinedScoreError
 from evaluation.tables import read_slide_scores
-from evaluation.whole_slides import HEADLINES, SlideScore, headlines, of_slides, score_slide
+from evaluation.whole_slides import HEADLINES, SlideScore, headlines, intervals, of_slides, score_slide
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.camelyon import center_of
 from samplers.pairs.names import patient_pattern, slide_key
@@ -37,7 +35,7 @@ from samplers.slides.errors import DataError
 from utils.cli import EXIT_DONE, HelpFormatter, UserError, non_negative_int, random_seed
 from utils.failures import write_failures_to
 from utils.files import output_errors, write_atomically
-from utils.reporting.page import number, table, write_page
+from utils.reporting.page import interval, number, table, write_page
 
 PREDICTIONS = "predictions"  # in the folder of a fold
 
@@ -148,16 +146,9 @@ def summarise(
         by_group[groups[score.name]].append(score)
     members = [by_group[name] for name in sorted(by_group)]
     by_fold = {fold: headlines(some) for fold, some in scores.items()}
-    together = headlines(everything)
+    together, of_patients = headlines(everything), intervals(members, samples, seed)
     found: dict[str, dict[str, Any]] = {}
     for name in HEADLINES:
-
-        def of_groups(chosen: np.ndarray, name: str = name) -> float:
-            value = headlines([score for i in chosen for score in members[i]])[name]
-            if value is None:
-                raise UndefinedScoreError(f"these patients have no {name}")
-            return value
-
         values = [by_fold[fold][name] for fold in by_fold]
         known = [value for value in values if value is not None]
         found[name] = {
@@ -165,7 +156,7 @@ def summarise(
             "mean": float(np.mean(known)) if known else None,
             "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
             "all": together[name],
-            "interval": froc.bootstrap(of_groups, len(members), samples, seed),
+            "interval": of_patients.get(name),
         }
     return found
 
@@ -176,9 +167,8 @@ def rows_of(summary: dict[str, dict[str, Any]], numbers: Sequence[int]) -> tuple
     rows = []
     for name, title in HEADLINES.items():
         part = summary[name]
-        interval = "{:.4f} to {:.4f}".format(*part["interval"]) if part["interval"] else "–"
         shown = (*part["folds"], part["mean"], part["deviation"], part["all"])
-        rows.append([title, *map(number, shown), interval])
+        rows.append([title, *map(number, shown), interval(part["interval"])])
     return head, rows
 
 

@@ -98,23 +98,20 @@ def summarise(scores: Sequence[SlideScore]) -> dict[str, Any]:
 
 def headlines(scores: Sequence[SlideScore]) -> dict[str, float | None]:
     """Return the scores of HEADLINES of slides together; None for what they do not have."""
-    results = [score.result for score in scores if score.result is not None]
-    of_pixels = _pixels(scores)
-    return {
-        "froc_official": _froc(results, False),
-        "froc_corrected": _froc(results, True),
-        "slide_auc": _auc(scores),
-        "slide_miou": of_pixels["miou"],
-        "slide_dice": of_pixels["dice"][1],
-    }
+    return {name: _headline(name, scores) for name in HEADLINES}
 
 
-def intervals(scores: Sequence[SlideScore], samples: int, seed: int) -> dict[str, tuple[float, float] | None]:
-    """Return the 95 % interval of each of HEADLINES, from `samples` of as many slides, drawn with replacement."""
+def intervals(
+    groups: Sequence[Sequence[SlideScore]], samples: int, seed: int
+) -> dict[str, tuple[float, float] | None]:
+    """Return the 95 % interval of each of HEADLINES, from `samples` of as many groups, drawn with replacement.
+
+    A group holds the slides that are drawn together, such as those of a patient.
+    """
 
     def of(name: str) -> Callable[[np.ndarray], float]:
         def value_of(chosen: np.ndarray) -> float:
-            value = headlines([scores[i] for i in chosen])[name]
+            value = _headline(name, [score for i in chosen for score in groups[i]])
             if value is None:
                 raise UndefinedScoreError(f"these slides have no {name}")
             return value
@@ -122,11 +119,22 @@ def intervals(scores: Sequence[SlideScore], samples: int, seed: int) -> dict[str
         return value_of
 
     return (
-        {name: froc.bootstrap(of(name), len(scores), samples, seed) for name in HEADLINES} if scores else {}
+        {name: froc.bootstrap(of(name), len(groups), samples, seed) for name in HEADLINES} if groups else {}
     )
 
 
-def _froc(results: Sequence[SlideResult], corrected: bool) -> float | None:
+def _headline(name: str, scores: Sequence[SlideScore]) -> float | None:
+    if name == "slide_auc":
+        return _auc(scores)
+    if name.startswith("froc"):
+        return _froc(scores, corrected=name == "froc_corrected")
+    pixels = _pixels(scores)
+    value: float | None = pixels["miou"] if name == "slide_miou" else pixels["dice"][1]
+    return value
+
+
+def _froc(scores: Sequence[SlideScore], corrected: bool) -> float | None:
+    results = [score.result for score in scores if score.result is not None]
     try:
         return froc.score(results, corrected)
     except UndefinedScoreError:

@@ -24,6 +24,7 @@ from utils.files import differences, output_errors, remove_path, write_atomicall
 
 WORK, RECORDS, LESIONS = ".work", "slides", "lesions"
 DIGEST = 16  # digits
+OVERLAP = 0.25  # share of a patch that the next one covers as well, unless it is asked for otherwise
 # Ends the names of what `Progress` keeps.
 PROGRESS = rf"\.[0-9a-f]{{{DIGEST}}}\.(rows|probability|classes|deviation|entropy)"
 COLUMNS = ("slide", "probability", "diameter_mm", "node_label", "area_mm2", "seconds")

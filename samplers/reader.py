@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +18,7 @@ from samplers.slides.errors import DataError
 from samplers.slides.part import Part
 from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide
-from samplers.tissue import MAX_CELL_UM, tissue_mask
+from samplers.tissue import least_side, tissue_mask
 from utils.failures import reason_of
 
 # That open slides and labels may take: a TIFF less than 0.1 MB, 0.1 kB for each point of outlines.
@@ -171,7 +170,7 @@ def overview(opened: OpenPair, level: int) -> Overview:
 def tissue_of(slide: Slide, level: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """Return thumbnail, tissue and cell of an `Overview`. It needs no label."""
     side = max(slide.level_sizes[min(level, len(slide.level_sizes) - 1)])
-    side = max(side, math.ceil(max(slide.width, slide.height) * slide.spacing / MAX_CELL_UM))
+    side = max(side, least_side(max(slide.width, slide.height) * slide.spacing))
     thumbnail = slide.thumbnail(min(side, MAX_THUMBNAIL))
     height, width = thumbnail.shape[:2]
     cell = (slide.width / width, slide.height / height)

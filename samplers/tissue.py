@@ -6,6 +6,7 @@ cell[0] × cell[1] level-0 pixels (floats, because levels are not powers of two 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +17,11 @@ CLOSE_UM, OPEN_UM = 50.0, 25.0  # smaller gaps (lumina, fat) are filled, smaller
 MIN_CONTRAST = 15.0
 # µm/px of a thumbnail. On a coarser one the glass around a speck of 0.1 mm, as of a biopsy, pales it too much.
 MAX_CELL_UM = 64.0
+
+
+def least_side(extent_um: float) -> int:
+    """Return the least longer side in pixels of a thumbnail that shows small tissue of a slide `extent_um` long."""
+    return math.ceil(extent_um / MAX_CELL_UM)
 
 
 def tissue_mask(thumbnail: np.ndarray, spacing_t: float) -> np.ndarray:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prediction.store import OVERLAP
 from training.label_summary import LABELS_FILE
 from training.resume import read_metrics
+from utils.reporting.page import interval, number
 
 CARD, MARKDOWN = "card.json", "MODEL_CARD.md"  # in the folder of an exported model
 FILL_IN = "to be filled in"
-OVERLAP = 0.25  # of patches, as predict.py's default
 _OF_PATCHES = ("miou", "iou", "dice", "auc", "calibration_error")
 _OF_SLIDES = (
     *("froc_official", "froc_corrected", "slide_auc", "slide_miou", "slide_dice", "sensitivity"),
@@ -128,8 +129,8 @@ def _rows(scores: dict[str, dict[str, Any]], classes: Sequence[Sequence[str]]) -
         for name, value in found.items():
             if name in ("step", "slides", "intervals"):
                 continue
-            interval = (found.get("intervals") or {}).get(name)
-            shown = "{:.4f} to {:.4f}".format(*interval) if interval else ""
+            ends = (found.get("intervals") or {}).get(name)
+            shown = interval(ends) if ends else ""
             yield f"| {name.replace('_', ' ')} | {_value(value, classes)} | {shown} |"
 
 
@@ -138,7 +139,7 @@ def _value(value: Any, classes: Sequence[Sequence[str]]) -> str:
         return ", ".join(f"{_cell(names[:1])} {_value(part, classes)}" for names, part in zip(classes, value))
     if isinstance(value, dict):
         return ", ".join(f"{name} {_value(part, classes)}" for name, part in value.items())
-    return "–" if value is None else f"{value:.4f}"
+    return number(value)
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from training.plan import SLIDE_VALIDATIONS
+from training.plan import slides_every
 from training.resume import read_splits
 from training.summary import count, lines
 
@@ -65,8 +65,7 @@ def whole_slides(loop: Loop) -> dict[str, str]:
     options = loop.options
     if loop.slides is None:
         return {}
-    planned = options.validate_slides_every or max(1, options.planned_steps // SLIDE_VALIDATIONS)
-    times = -(-options.planned_steps // planned)
+    times = -(-options.planned_steps // slides_every(options, options.planned_steps))
     minutes = options.planned_slides_minutes
     return {
         "whole": f"{len(loop.slides.pairs)} slides in {count(times, 'validation')}, which take at most "

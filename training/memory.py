@@ -95,7 +95,10 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
     """
     room = available(on_gpu) * (1 - RESERVE) / (1 if on_gpu else ranks)
     room -= OF_RANKS if launcher_rank()[1] > 1 and not on_gpu else 0
-    room -= 0 if on_gpu else workers_bytes(options)
+    workers = 0 if on_gpu else workers_bytes(options)
+    room -= workers
+    of_workers = f"GB for its sampler workers (--sample_processes {options.sample_processes})"
+    beside = f", besides {workers / GB:.1f} {of_workers}" if workers else ""
     each = "on the GPU of each rank" if on_gpu else f"for each of {ranks} on this machine"
     line = Line.measured(options)
     shared = options.ranks_per_patch > 1
@@ -105,13 +108,7 @@ def report(options: argparse.Namespace, ranks: int, on_gpu: bool = False) -> str
         f"memory: {line.fixed / GB:.1f} GB + {line.slope * 1e6 / GB:.2f} GB per megapixel{part} with "
         f"--batch_size {options.batch_size}, measured at {line.sides[0]}² and {line.sides[1]}²",
         f"  a step of {options.img_size}² takes {needed / GB:.1f} GB per rank, extrapolated; there are "
-        f"{room / GB:.1f} GB {each}"
-        + (
-            ""
-            if on_gpu
-            else f", besides {workers_bytes(options) / GB:.1f} GB for its "
-            f"sampler workers (--sample_processes {options.sample_processes})"
-        ),
+        f"{room / GB:.1f} GB {each}{beside}",
         f"  largest --img_size that fits, extrapolated: {line.largest_side(options, room)}",
     ]
     if needed > room:

@@ -18,11 +18,11 @@ PRECISE_BN_BATCHES = 50
 SLIDE_VALIDATIONS = 10  # validations on whole slides per run, unless --validate_slides_every says otherwise
 
 
-def slides_every(options: argparse.Namespace) -> int:
-    """Return the steps between two validations on whole slides: a tenth of the run unless asked otherwise, 0: none."""
+def slides_every(options: argparse.Namespace, num_steps: int) -> int:
+    """Return the steps between two validations on whole slides, 0: none. Unless asked otherwise, a tenth of the run."""
     if options.validate_slides is None:
         return 0
-    return options.validate_slides_every or max(1, options.num_steps // SLIDE_VALIDATIONS)
+    return options.validate_slides_every or max(1, num_steps // SLIDE_VALIDATIONS)
 
 
 class Due(NamedTuple):
@@ -67,7 +67,7 @@ class Plan:
             log_every=options.log_every,
             validate_every=options.validate_every,
             checkpoint_every=options.checkpoint_every or options.num_steps,
-            slides_every=slides_every(options),
+            slides_every=slides_every(options, options.num_steps),
         )
 
     @property

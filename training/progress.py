@@ -102,10 +102,10 @@ class Progress:
 
     def add_score(self, score: float | None) -> None:
         """Take the score of --best_by of a validation at the present step; None if it has none."""
-        better = score is not None and score > self.best[0]
-        if better and score is not None:
-            self.best = (score, self.step)
-        self.validations = 0 if better else self.validations + 1
+        if score is not None and score > self.best[0]:
+            self.best, self.validations = (score, self.step), 0
+        else:
+            self.validations += 1
 
     def score_to_state(self) -> dict[str, Any]:
         """Return the part of the state that validations change, as JSON values."""

@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.whole_slides import HEADLINES, SIZES
 from training.run_log import SLIDE_PICTURES
 from utils.reporting.charts import chart
-from utils.reporting.page import number, table
+from utils.reporting.page import interval, number, table
 
 
 def whole_slides(log_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -51,11 +51,10 @@ def _curves(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _scores(last: dict[str, Any]) -> str:
-    rows = []
-    for name, title in HEADLINES.items():
-        interval = last["intervals"].get(name)
-        shown = "{:.4f} to {:.4f}".format(*interval) if interval else "–"
-        rows.append((title, number(last[name]), shown))
+    rows = [
+        (title, number(last[name]), interval(last["intervals"].get(name)))
+        for name, title in HEADLINES.items()
+    ]
     return table(("whole slides", "score", "95 % interval"), rows)
 
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 FOLDER = "validation_slides"  # in the log_dir: what predict.py would write
-OVERLAP = 0.25  # as predict.py's default
 ENDING = 0.15  # share of the time that is kept for files and scores until it is known what they take
 SAMPLES = 200  # of the bootstrap for intervals
 PICTURE = 1024  # longer side in pixels
@@ -58,6 +57,7 @@ class Share:
     error: str = ""  # the file that could not be written
     ending: float = 0.0  # seconds for files and scores, after the last patch
     objection: str = ""
+    hurried: bool = False  # the run's own time leaves less than --validate_slides_minutes
 
 
 @dataclass
@@ -76,11 +76,11 @@ class SlideValidator:
 
     def __str__(self) -> str:
         names = name_some(pair.name for pair in self.pairs)
-        minutes = self.options.validate_slides_minutes
-        return (
-            f"whole slides: every {slides_every(self.options):,} steps and at the end, for at most {minutes:g} min "
-            f"each time: {names}"
+        minutes, every = (
+            self.options.validate_slides_minutes,
+            slides_every(self.options, self.options.num_steps),
         )
+        return f"whole slides: every {every:,} steps and at the end, for at most {minutes:g} min each time: {names}"
 
     def run(self, step: int, seconds_left: float, stop: Callable[[], bool]) -> tuple[float | None, bool]:
         """Collective: validate the model of this step. Return the score of --best_by, and whether it was cut short.
@@ -95,7 +95,7 @@ class SlideValidator:
         settings = settings_of(self.options, step)
         error, seen = self._prepare(settings)
         share = self._work(settings, seen, clock) if not error else Share(error=error)
-        share.objection = clock.objection()
+        share.objection, share.hurried = clock.objection(), seconds_left < budget
         shares = self.trainer.world.gather(share)
         self.ending = max(self.ending, *(part.ending for part in shares))
         scores = sorted((score for part in shares for score in part.scores), key=lambda score: score.name)
@@ -105,12 +105,15 @@ class SlideValidator:
         missing = {pair.name for pair in self.pairs} - {score.name for score in scores} - {*left_out}
         left_out.update(dict.fromkeys(missing, error or (STOPPED if stopped else NO_TIME)))
         waits = bool({NO_TIME, STOPPED} & {*left_out.values()})
-        if waits and not error and (stopped or seconds_left < budget):
+        # All ranks decide alike, although they do not have the same seconds left.
+        if waits and not error and (stopped or any(part.hurried for part in shares)):
             self.log.say("the validation on whole slides is cut short, and comes again when the run goes on")
             return None, True
         values = {
             **summarise(scores),
-            "intervals": intervals(scores, SAMPLES, 0) if self.trainer.world.is_first else {},
+            "intervals": intervals([[score] for score in scores], SAMPLES, 0)
+            if self.trainer.world.is_first
+            else {},
             "seconds": time.monotonic() - clock.start,
             "slides_asked": len(self.pairs),
             "left_out": left_out,
@@ -208,7 +211,7 @@ def settings_of(options: argparse.Namespace, step: int) -> PredictionSettings:
     return PredictionSettings(
         model=f"step {step}",
         img_size=options.img_size,
-        overlap=OVERLAP,
+        overlap=store.OVERLAP,
         # A rank that shares its patches has the memory for a strip of them, if with all activations.
         batch_size=options.batch_size if options.ranks_per_patch == 1 else 1,
         resolution=options.resolution,

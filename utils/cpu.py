@@ -10,9 +10,8 @@ BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the names of the CPU's features; none if the system does not tell."""
     try:
-        with (
-            cpuinfo.open() as lines
-        ):  # a core's text takes the system a while, so that of the first one has to do
+        # The system takes a while for the text of each core, so only that of the first one is read.
+        with cpuinfo.open() as lines:
             found = next((line.split(":", 1)[-1] for line in lines if line.startswith("flags")), "")
     except OSError:
         return frozenset()

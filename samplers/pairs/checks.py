@@ -7,7 +7,6 @@ are far apart.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from samplers.slides.patch_geometry import patch_geometry
 from samplers.slides.slide import Slide, spacing_remark
 from samplers.slides.stored_file import StoredFile
 from samplers.slides.tiff_directory import Page, is_tiff, read_directory
-from samplers.tissue import MAX_CELL_UM, tissue_mask
+from samplers.tissue import least_side, tissue_mask
 from utils.failures import failure_of
 
 _PLAIN_IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # formats without a spacing
@@ -131,7 +130,7 @@ def _check_slide(slide: Slide, img_size: int, resolution: float | None) -> list[
     extent_um = max(slide.width, slide.height) * slide.spacing
     if extent_um < _PATCH_UM:
         return reasons
-    thumbnail = slide.thumbnail(max(_THUMBNAIL, math.ceil(extent_um / MAX_CELL_UM)))
+    thumbnail = slide.thumbnail(max(_THUMBNAIL, least_side(extent_um)))
     if not tissue_mask(thumbnail, slide.spacing * slide.width / thumbnail.shape[1]).any():
         reasons.append(f"{slide.path}: no tissue")
     return reasons

@@ -249,6 +249,13 @@ def test_a_run_that_has_to_stop_leaves_no_scores(pairs, tmp_path, seconds_left, 
     assert read_metrics(tmp_path) == []
 
 
+def test_ranks_with_other_times_left_decide_alike(pairs, tmp_path):
+    def run(world: Ranks) -> tuple[float | None, bool]:
+        return validator(pairs, tmp_path, world=world).run(12, 1e9 if world.is_first else -5.0, never)
+
+    assert on_ranks(2, run) == [(None, True)] * 2  # else one of them would go on alone, to the next exchange
+
+
 def test_no_lesion_to_be_found_is_no_score(pairs, tmp_path):
     score, cut_short = validator(pairs[1:], tmp_path, "--best_by froc").run(12, 1e9, never)
     assert (score, cut_short) == (None, False)

@@ -53,3 +53,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 def number(value: float | None) -> str:
     """Return a score with four digits, a dash for None."""
     return "–" if value is None else f"{value:.4f}"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """Return both ends of a score's interval with four digits, a dash for None."""
+    return "{:.4f} to {:.4f}".format(*ends) if ends else "–"
