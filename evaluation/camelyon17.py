@@ -18,7 +18,7 @@ import math
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,19 @@ _PROBABILITY = "_probability"
 
 
 def nodes_of_maps(
-    folder: Path, threshold: float, merge: float, min_diameter: float, failed: dict[str, str]
+    folder: Path,
+    threshold: float,
+    merge: float,
+    min_diameter: float,
+    failed: dict[str, str],
+    left_out: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar.
 
-    Those that cannot be used are noted in `failed`, by slide. DataError: there are none.
+    `left_out` are keys of slides. Those that cannot be used are noted in `failed`, by slide. DataError: there are none.
     """
     paths = find_files(folder, (".tif",), _PROBABILITY)
+    paths = {key: path for key, path in paths.items() if key.removesuffix(_PROBABILITY) not in left_out}
     if not paths:
         raise DataError(f"{folder}: no *{_PROBABILITY}.tif in it")
     nodes = {}
@@ -264,22 +270,47 @@ def derived_stages(nodes: Mapping[str, str], true_nodes: Mapping[str, str]) -> d
     return stages
 
 
-def run(options: argparse.Namespace) -> int:
-    """Evaluate, write the results, print a summary and return the exit code. UserError: something cannot be used."""
-    path, measures = options.predictions, measures_of(options)
-    true_stages, true_nodes = read_stages(options.ground_truth)
-    failed: dict[str, str] = {}
-    output = options.output or (path if path.is_dir() else path.parent) / "scores"
-    write_failures_to(output)
-    stages, nodes = ({}, nodes_of_maps(path, *measures, failed)) if path.is_dir() else read_stages(path)
-    for patient in {_patient(node) for node in failed}:  # without one of its nodes its stage is not known
+def score(
+    predictions: Path,
+    ground_truth: Path,
+    measures: tuple[float, float, float],
+    samples: int,
+    seed: int,
+    failed: dict[str, str],
+    left_out: Collection[str] = (),
+) -> tuple[Mapping[str, str], Mapping[str, str], dict[str, Any]]:
+    """Return the predicted stages of patients and labels of nodes, and what camelyon17.json says of them.
+
+    `predictions`, `ground_truth`: as the options; `measures` are threshold, merge distance and minimum diameter in µm.
+    Slides that cannot be used are noted in `failed`; neither they nor those `left_out` count, nor their patients.
+    DataError: stages and predictions do not belong together.
+    """
+    true_stages, true_nodes = read_stages(ground_truth)
+    of_maps = predictions.is_dir()
+    stages, nodes = (
+        ({}, nodes_of_maps(predictions, *measures, failed, left_out)) if of_maps else read_stages(predictions)
+    )
+    for patient in {
+        _patient(node) for node in (*failed, *left_out)
+    }:  # without one of its nodes its stage is not known
         true_stages.pop(patient, None)
         true_nodes = {node: label for node, label in true_nodes.items() if _patient(node) != patient}
         nodes = {node: label for node, label in nodes.items() if _patient(node) != patient}
     if not stages:
         stages = derived_stages(nodes, true_nodes)
-    summary = summarise(*pairs_of(true_stages, stages), options.bootstrap, options.seed)
-    summary["nodes"], summary["failed"] = compare_nodes(true_nodes, nodes), failed
+    summary = summarise(*pairs_of(true_stages, stages), samples, seed)
+    return stages, nodes, {**summary, "nodes": compare_nodes(true_nodes, nodes), "failed": failed}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, write the results, print a summary and return the exit code. UserError: something cannot be used."""
+    path, measures = options.predictions, measures_of(options)
+    failed: dict[str, str] = {}
+    output = options.output or (path if path.is_dir() else path.parent) / "scores"
+    write_failures_to(output)
+    stages, nodes, summary = score(
+        path, options.ground_truth, measures, options.bootstrap, options.seed, failed
+    )
     with output_errors(output):
         write(output, stages, nodes, summary)
     print(f"{report(summary)}\nwritten to {output}")
