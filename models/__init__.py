@@ -136,8 +136,14 @@ def serving_model(name: str, model: keras.Model) -> keras.Model:
     import tensorflow as tf
     import tf_keras as keras
 
+    from models.folding import folded_batch_norms
+
+    def apply(inputs: tf.Tensor) -> tf.Tensor:
+        with folded_batch_norms(model):
+            return model(inputs, training=False)
+
     traced = tf.function(
-        lambda inputs: model(inputs, training=False),
+        apply,
         input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)],
         autograph=False,
     )

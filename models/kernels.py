@@ -231,6 +231,15 @@ def batch_norm(
 
 
 @tf.function(jit_compile=True, autograph=False)
+def frozen_batch_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
+) -> tf.Tensor:
+    """Normalise x (B, H, W, C) by averages (C,) that are given, in float32 whatever x is."""
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    return tf.cast(tf.cast(x, tf.float32) * scale + (beta - mean * scale), x.dtype)
+
+
+@tf.function(jit_compile=True, autograph=False)
 def _normalise(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -67,28 +67,42 @@ class Swish(keras.layers.Layer):
         return input_shape
 
 
+class Convolution(keras.layers.Layer):
+    """A convolution whose kernel and bias may do what the batch norm after it would, see `models.folding`."""
+
+    factors: Callable[[], tf.Tensor] | None = None  # float32 (C,) of the channels that it gives
+
+    def scaled(self, weights: tf.Tensor, *shape: int) -> tf.Tensor:
+        """Return weights times the factors, if there are some. `shape` puts these onto the weights' channels."""
+        if self.factors is None:
+            return weights
+        return tf.cast(tf.cast(weights, tf.float32) * tf.reshape(self.factors(), shape), weights.dtype)
+
+
 @keras.utils.register_keras_serializable("models")
-class Conv2D(keras.layers.Conv2D):
+class Conv2D(Convolution, keras.layers.Conv2D):
     """Keras's own without activation, but with gradients of 1x1 kernels that are fast, and of biases that are right."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        kernel = self.scaled(self.kernel, -1)
         if self.kernel_size == self.strides == (1, 1):
-            x = kernels.pointwise_conv2d(inputs, self.kernel)
+            x = kernels.pointwise_conv2d(inputs, kernel)
         else:
-            x = self.convolution_op(inputs, self.kernel)
-        return kernels.bias_add(x, self.bias) if self.use_bias else x
+            x = self.convolution_op(inputs, kernel)
+        return kernels.bias_add(x, self.scaled(self.bias, -1)) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
-class Conv2DTranspose(keras.layers.Conv2DTranspose):
+class Conv2DTranspose(Convolution, keras.layers.Conv2DTranspose):
     """Keras's own with padding "same", without dilation and activation, but with gradients of biases that are right."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(inputs)
         size = [shape[0], shape[1] * self.strides[0], shape[2] * self.strides[1], self.filters]
-        x = tf.nn.conv2d_transpose(inputs, self.kernel, tf.stack(size), self.strides, "SAME")
+        kernel = self.scaled(self.kernel, -1, 1)
+        x = tf.nn.conv2d_transpose(inputs, kernel, tf.stack(size), self.strides, "SAME")
         x.set_shape(self.compute_output_shape(inputs.shape))
-        return kernels.bias_add(x, self.bias) if self.use_bias else x
+        return kernels.bias_add(x, self.scaled(self.bias, -1)) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
@@ -100,22 +114,39 @@ class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
 
 
 @keras.utils.register_keras_serializable("models")
-class SeparableConv2D(keras.layers.SeparableConv2D):
+class SeparableConv2D(Convolution, keras.layers.SeparableConv2D):
     """Keras's own without stride, dilation and activation, but with gradients that are fast on CPUs."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = kernels.depthwise_conv2d(inputs, self.depthwise_kernel, 1, self.padding.upper())
-        x = kernels.pointwise_conv2d(x, self.pointwise_kernel)
-        return kernels.bias_add(x, self.bias) if self.use_bias else x
+        x = kernels.pointwise_conv2d(x, self.scaled(self.pointwise_kernel, -1))
+        return kernels.bias_add(x, self.scaled(self.bias, -1)) if self.use_bias else x
 
 
 @keras.utils.register_keras_serializable("models")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's own, but fast on CPUs in training, also for numbers of channels that oneDNN has no fast code for."""
+    """Keras's own, but fast on CPUs, also for numbers of channels that oneDNN has no fast code for.
+
+    If it is `folded` (`models.folding`), the convolution before it multiplies, and it only adds; `apart` keeps what it
+    gives from being put together with what follows.
+    """
+
+    folded = apart = False
+
+    def factors(self) -> tf.Tensor:
+        """Return what it multiplies with in inference mode: float32 (C,)."""
+        return self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
 
     def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
-        if not training or not self.trainable or not kernels.own_batch_norm(inputs):
+        if self.folded:
+            shift = self.beta - self.moving_mean * self.factors()
+            y = kernels.bias_add(inputs, tf.cast(shift, inputs.dtype))
+            return tf.ensure_shape(y, y.shape) if self.apart else y
+        if not kernels.own_batch_norm(inputs):
             return super().call(inputs, training=training)
+        if not training or not self.trainable:
+            averages = self.moving_mean, self.moving_variance
+            return kernels.frozen_batch_norm(inputs, self.gamma, self.beta, *averages, self.epsilon)
         y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
         # As Keras's fused kernel, the average is of the variance of all the images that there are.
         pixels = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
@@ -126,15 +157,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 @keras.utils.register_keras_serializable("models")
-class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+class DepthwiseConv2D(Convolution, keras.layers.DepthwiseConv2D):
     """Keras's own, but with gradients that are fast on CPUs. Without bias and activation."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        kernel = self.scaled(self.depthwise_kernel, -1, 1)
         if self.dilation_rate != (1, 1):
-            return kernels.dilated_depthwise_conv2d(
-                inputs, self.depthwise_kernel, self.dilation_rate, self.padding.upper()
-            )
-        return kernels.depthwise_conv2d(inputs, self.depthwise_kernel, self.strides[0], self.padding.upper())
+            return kernels.dilated_depthwise_conv2d(inputs, kernel, self.dilation_rate, self.padding.upper())
+        return kernels.depthwise_conv2d(inputs, kernel, self.strides[0], self.padding.upper())
 
 
 @keras.utils.register_keras_serializable("models")
