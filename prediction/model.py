@@ -182,8 +182,8 @@ def planes_of(probabilities: Any) -> Any:
 def with_constant_weights(model: Callable[[Any], Any], size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return a model of uint8 RGB (B, size, size, 3) as a graph of its own, in which its weights are constants.
 
-    So TensorFlow folds batch norm into the convolutions: DeepLabV3+ takes two thirds of the time in float32 and nine
-    tenths in bfloat16, D0 five sixths.
+    So TensorFlow computes the kernels that batch norm is folded into (`models.folding`) once, and puts convolution, bias
+    and activation together.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2

@@ -161,7 +161,9 @@ OURS = (
 )
 FORMS: dict[type, Form] = {
     **KERAS_FORMS,
-    **{kind: KERAS_FORMS[kind.__base__] for kind in OURS},  # they only compute their gradients in another way
+    **{
+        kind: KERAS_FORMS[kind.__bases__[-1]] for kind in OURS
+    },  # they only compute their gradients in another way
     models.layers.Swish: POINTWISE,
     FastFusion: POINTWISE,
     ResizeLike: RESIZE_LIKE,
