@@ -182,7 +182,7 @@ def planes_of(probabilities: Any) -> Any:
 def with_constant_weights(model: Callable[[Any], Any], size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return a model of uint8 RGB (B, size, size, 3) as a graph of its own, in which its weights are constants.
 
-    So TensorFlow computes the kernels that batch norm is folded into (`models.folding`) once, and puts convolution, bias
+    So TensorFlow computes the kernels with batch norm in them (`models.folding`) once, and puts convolution, bias
     and activation together.
     """
     import tensorflow as tf
