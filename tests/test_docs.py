@@ -21,6 +21,8 @@ PAGES = [
 # Options of other programs that the pages name: launchers, sbatch, pip, aws, pytest, run_train.sh itself.
 FOREIGN = {
     *(
+        "--image",  # of QuPath
+        "--args",
         "--oversubscribe",
         "--bind-to",
         "--prefix",
