@@ -108,8 +108,9 @@ def read_splits(log_dir: Path) -> dict[str, list[str]]:
 
 
 def read_metrics(log_dir: Path) -> list[dict[str, Any]]:
-    """Return the objects of metrics.jsonl, in their order."""
-    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    """Return the objects of metrics.jsonl, in their order, without one that is not written to its end."""
+    whole, _, _ = (log_dir / "metrics.jsonl").read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def drop_later_metrics(path: Path, step: int, due: Collection[str] = ()) -> None:

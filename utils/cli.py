@@ -28,8 +28,16 @@ def show_warnings() -> None:
     prefix = f"[rank {rank}] " if size > 1 else ""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prefix}warning: %(message)s"))
-    for package in ("samplers", "evaluation"):
+    packages = ("samplers", "evaluation")
+    for package in packages:
         logging.getLogger(package).handlers = [handler]
+    if not logging.root.handlers:
+        # As without a handler, what others warn of is printed. But where there is none, absl makes one as soon as TensorFlow
+        # writes a checkpoint, and then ours would be printed twice.
+        others = logging.StreamHandler()
+        others.setLevel(logging.WARNING)
+        others.addFilter(lambda record: record.name.partition(".")[0] not in packages)
+        logging.root.addHandler(others)
 
 
 class Parser(argparse.ArgumentParser):
