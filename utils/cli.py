@@ -32,8 +32,8 @@ def show_warnings() -> None:
     for package in packages:
         logging.getLogger(package).handlers = [handler]
     if not logging.root.handlers:
-        # As without a handler, what others warn of is printed. But where there is none, absl makes one as soon as TensorFlow
-        # writes a checkpoint, and then ours would be printed twice.
+        # As without a handler, what others warn of is printed. But where there is none, absl makes one as soon as
+        # TensorFlow writes a checkpoint, and then ours would be printed twice.
         others = logging.StreamHandler()
         others.setLevel(logging.WARNING)
         others.addFilter(lambda record: record.name.partition(".")[0] not in packages)
