@@ -143,7 +143,7 @@ def _may_be_slide(path: Path) -> bool:
 
 def _ending(path: Path) -> str:
     """Return how a slide is called that is left out: by its file's ending, or by the format of its folder."""
-    return path.suffix.lower() or "no ending" if is_file(path) else f"folder of .{folder_format(path)}"
+    return path.suffix.lower() or "no ending" if is_file(path) else f".{folder_format(path)} in folders"
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -6,11 +6,10 @@ without a partner are named, and a slide whose label was not found is not taken 
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samplers.labels.label_map import IGNORED, LabelMap
@@ -45,10 +44,10 @@ class SlidePair:
     slide: Path
     label: Path | None
     partly_annotated: bool = False
+    name: str = field(init=False, compare=False)
 
-    @functools.cached_property
-    def name(self) -> str:
-        return slide_name(self.slide)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", slide_name(self.slide))  # the slide may vanish later
 
 
 def map_of(pair: SlidePair, label_map: LabelMap) -> LabelMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 
 from evaluation.truth import find_files
 from prediction.find import find_slides
+from samplers import SamplerConfig
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.camelyon import camelyon16, center_of
 from samplers.pairs.folders import files_below, files_of, left_out
 from samplers.pairs.pairing import SlidePair, check_pairs, find_pairs
+from samplers.reader import BadSlideError, PairReader
 from samplers.slides.errors import DataError
 from samplers.slides.stored_slide import parts_of, size_of, slide_name
 from tests.helpers.dicom_slide import write_dicom
@@ -56,7 +59,7 @@ def test_other_folders_are_named(slides: Path) -> None:
     )
     assert lines[2] == f"{slides}: 1 subfolders are no slides (no .dcm files in them): {slides / 'notes'}"
     (line,) = left_out(slides, files_of(slides, "tif"), ["tif"], "the slides' format is tif")
-    assert "2 other files are left out (2 folder of .dcm; the slides' format is tif)" in line
+    assert "2 other files are left out (2 .dcm in folders; the slides' format is tif)" in line
 
 
 def test_all_files_in_one_folder(slides: Path) -> None:
@@ -118,6 +121,16 @@ def test_to_predict(slides: Path) -> None:
 def test_to_evaluate(slides: Path) -> None:
     assert set(find_files(slides, (".tif", ".dcm"))) == {SERIES, "tumor_001", "x"}
     assert set(find_files(slides, (".tif",))) == {"x"}
+
+
+def test_one_that_vanishes_while_training_is_a_bad_slide(tmp_path: Path) -> None:
+    pair = SlidePair(write_dicom(tmp_path / SERIES, texture(200, 200)), None)
+    reader = PairReader(SamplerConfig("surf", img_size=64, batch_size=1))
+    assert reader.read(pair, lambda opened: opened.read_image(0, 0)).shape == (64, 64, 3)
+    shutil.rmtree(pair.slide)
+    with pytest.raises(BadSlideError, match=re.escape(f"{SERIES}: {pair.slide}")):
+        reader.read(pair, lambda opened: opened.read_image(128, 128))
+    reader.close()
 
 
 def test_the_check_of_a_real_one(tmp_path: Path) -> None:
