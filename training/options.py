@@ -79,7 +79,7 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--slide_format",
         default="tif",
-        help="file ending of the training slides; dcm for folders of DICOM files",
+        help="file ending of the training slides; dcm and zarr are folders",
     )
     add(
         "--label_format", default="tif", help="format of the training labels: tif or png, xml (ASAP), geojson"

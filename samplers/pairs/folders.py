@@ -119,18 +119,17 @@ def left_out(
         )
     searched = {file.parent for file in known}
     searched |= {path.parent for path in searched if path.parent.name == PATCHES}
-    deeper = [
-        path for inner in folders for path in _subfolders(inner) if path not in {*folders, *searched, *known}
-    ]
+    seen = {*folders, *searched, *known, *others}
+    deeper = [path for inner in folders for path in _subfolders(inner) if path not in seen]
     holding = [path for path in deeper if _holds(path, wanted, _DEPTH)]
     if holding:
         warnings.append(
             f"{folder}: {len(holding)} subfolders with files of this format are not searched: {name_some(holding)}"
         )
-    without = [path for path in deeper if path not in {*holding, *others}] if wanted <= {*FOLDERS} else []
+    without = [path for path in deeper if path not in holding] if wanted == {"dcm"} else []
     if without:
         warnings.append(
-            f"{folder}: {len(without)} subfolders are no slides (no .{min(wanted)} files in them): {name_some(without)}"
+            f"{folder}: {len(without)} subfolders are no slides (no .dcm files in them): {name_some(without)}"
         )
     return warnings
 
@@ -161,10 +160,11 @@ def _holds(folder: Path, wanted: Collection[str], depth: int) -> bool:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    inner.append(Path(entry.path))
-                elif same_format(os.path.splitext(entry.name)[1]) in wanted:
+                format = same_format(os.path.splitext(entry.name)[1])
+                if format in wanted and entry.is_dir() == (format == "zarr"):
                     return True
+                if format != "zarr" and entry.is_dir():  # there may be very many files in a Zarr
+                    inner.append(Path(entry.path))
     except OSError:
         return False
     return depth > 1 and any(_holds(path, wanted, depth - 1) for path in sorted(inner))

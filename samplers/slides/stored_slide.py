@@ -1,4 +1,4 @@
-"""Says what a slide on the disk is: a file (an MRXS with a folder beside it), or a folder of DICOM files.
+"""Says what a slide on the disk is: a file (an MRXS with a folder beside it), or a folder of DICOM files or OME-Zarr.
 
 Nothing else needs to know which of them it is.
 """
@@ -9,16 +9,19 @@ import os
 from pathlib import Path
 
 from samplers.slides.errors import DataError
+from samplers.slides.ome_zarr import metadata_files
 from samplers.slides.stored_file import require_file
 
-FOLDERS = ("dcm",)  # formats of which a slide is a folder
-_FILE_ENDINGS = ["tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms", "png", "jpg", "jpeg", "bmp"]
+FOLDERS = ("dcm", "zarr")  # formats of which a slide is a folder
+_ENDINGS = {"tif", "tiff", "svs", "ndpi", "mrxs", "scn", "bif", "vms", "png", "jpg", "jpeg", "bmp", "zarr"}
 
 
 def folder_format(path: Path) -> str | None:
-    """Return which of FOLDERS a folder is one slide of, None if of none: "dcm" if it has .dcm files."""
+    """Return which of FOLDERS a folder is one slide of: "zarr" by its name, "dcm" if it has .dcm files; else None."""
     if path.name.startswith(".") or not path.is_dir():
         return None
+    if path.suffix.lower() == ".zarr":
+        return "zarr"
     try:
         return "dcm" if _instances(path) else None
     except OSError:
@@ -31,14 +34,20 @@ def slide_name(path: Path) -> str:
     A folder has the whole name, because a DICOM series is often called by numbers with dots.
     """
     ending = path.suffix.lower().lstrip(".")
-    return path.name if ending not in _FILE_ENDINGS and path.is_dir() else path.stem
+    is_folder = ending and ending not in _ENDINGS and path.is_dir()
+    return path.name if is_folder else path.stem
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return the sorted files that a slide consists of; of a label it is itself. OSError: it cannot be listed."""
+    """Return the files that a slide consists of; of OME-Zarr those with its description; of a label it is itself.
+
+    OSError: it cannot be listed.
+    """
     if path.suffix.lower() == ".mrxs":
         return [path, *sorted(path.with_suffix("").iterdir())]
-    return _instances(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return metadata_files(path) if folder_format(path) == "zarr" else _instances(path)
 
 
 def size_of(path: Path) -> int:
@@ -72,7 +81,7 @@ def require_slide(path: Path) -> list[Path]:
         parts = parts_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be listed: {error}") from error
-    if not parts:
+    if not parts and folder_format(path) != "zarr":
         raise DataError(f"{path}: is a folder without .dcm files")
     return parts
 
