@@ -39,12 +39,13 @@ def files_of(folder: str | Path, format: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     wanted, content = same_format(format), listed(folder)
-    loose = [path for path in content if same_format(path.suffix) == wanted and is_file(path)]
-    if loose and wanted in FOLDERS:
-        raise DataError(
-            f"{folder}: has {len(loose)} .{wanted} files, but each slide of this format is a folder: make one for the "
-            f"files of each slide, and give the folder that has them all ({name_some(path.name for path in loose)})"
-        )
+    if wanted in FOLDERS:
+        loose = [path.name for path in content if same_format(path.suffix) == wanted and is_file(path)]
+        if loose:
+            raise DataError(
+                f"{folder}: has {len(loose)} .{wanted} files, but each slide of this format is a folder: make one for "
+                f"the files of each slide, and give the folder that has them all ({name_some(loose)})"
+            )
     return [path for path in content if is_of(path, [format])]
 
 

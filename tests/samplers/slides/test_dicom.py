@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import generate_uid
 
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.checks import check_pair
@@ -125,12 +127,22 @@ def test_a_missing_level_is_not_read_and_the_largest_is_missed(folder: Path) -> 
     assert "175 × 125 pixels) calls itself resampled: if the file of a larger one is missing" in remark
 
 
-def test_a_level_of_several_files(folder: Path) -> None:
-    """A concatenation: the first file of a level has its first tiles. Here the second has none, but is missed."""
+def test_a_level_of_several_files(whole: Path, folder: Path) -> None:
+    """A concatenation: each file has a part of the level's tiles."""
     data = pydicom.dcmread(folder / "level_0.dcm")
-    data.ConcatenationUID, data.InConcatenationNumber, data.InConcatenationTotalNumber = "1.2.3", 1, 2
-    data.ConcatenationFrameOffsetNumber = 0
-    data.save_as(folder / "level_0.dcm")
+    (folder / "level_0.dcm").unlink()
+    tiles = list(generate_frames(data.PixelData, number_of_frames=data.NumberOfFrames))
+    data.ConcatenationUID, data.InConcatenationTotalNumber = generate_uid(), 2
+    for number, (first, stop) in enumerate(((0, 40), (40, len(tiles))), 1):
+        data.InConcatenationNumber, data.ConcatenationFrameOffsetNumber = number, first
+        data.NumberOfFrames, data.PixelData = stop - first, encapsulate(tiles[first:stop])
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        data.save_as(folder / f"level_0_{number}.dcm")
+    with Slide(whole) as one, Slide(folder) as several:
+        assert several.level_sizes == one.level_sizes
+        assert np.array_equal(several.read(0, 0, WIDTH, HEIGHT), one.read(0, 0, WIDTH, HEIGHT))
+    assert reasons(folder) == []
+    (folder / "level_0_2.dcm").unlink()
     (reason,) = reasons(folder)
     assert reason.startswith(f"{folder}: cannot be opened: Found only one SOP instance in concatenation")
 
