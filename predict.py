@@ -33,6 +33,7 @@ from prediction.find import find_slides
 from prediction.model import ModelSource, Predictor
 from prediction.store import PredictionSettings
 from prediction.work import PredictionOutcome, Worker
+from samplers.slides.stored_slide import slide_name
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -211,7 +212,7 @@ def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides:
     world.on_rank_0(lambda: store.prepare(options.output, settings))
     write_failures_to(options.output)
     pending = world.on_rank_0(
-        lambda: [path for path in slides if not store.is_finished(options.output, path.stem)]
+        lambda: [path for path in slides if not store.is_finished(options.output, slide_name(path))]
     )
     if world.is_first:
         print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)

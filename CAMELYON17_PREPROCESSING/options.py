@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for the patches without tumour (default: beside those with tumour)",
     )
-    add("--format", default="tif", help="file ending of the slides")
+    add("--format", default="tif", help="file ending of the slides; dcm and zarr are folders")
     add = parser.add_argument_group("ours").add_argument
     add("--root", type=Path, help="folder of CAMELYON16 or 17 in its public layout")
     add("--spacing", type=positive_float, help="spacing of the patches in µm/px (default: level 0)")

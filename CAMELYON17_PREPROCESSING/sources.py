@@ -7,11 +7,12 @@ from pathlib import Path
 
 from CAMELYON17_PREPROCESSING.settings import SourceSlide
 from samplers.pairs.camelyon import BY_STAGES, camelyon16, camelyon17, is_camelyon17, itc_slides, of_centers
-from samplers.pairs.folders import files_below, left_out, size_of
+from samplers.pairs.folders import files_below, left_out
 from samplers.pairs.names import is_decorated, name_some
 from samplers.pairs.pairing import SlidePair, pair_files, refuse_other_labels
 from samplers.pairs.partly_annotated import PARTLY_16, mark_partly_annotated
 from samplers.slides.errors import DataError
+from samplers.slides.stored_slide import size_of, slide_name
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[str], list[str]]:
@@ -40,7 +41,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
             options.format,
             options.unlabelled or "error",
         )
-    there = {path.stem for path in (options.root or options.train_tumor_wsi_path).rglob("*")}
+    there = {slide_name(path) for path in (options.root or options.train_tumor_wsi_path).rglob("*")}
     gone = there - {pair.name for pair in pairs}
     if -1 not in options.proc_center:
         pairs = of_centers(pairs, options.proc_center)
@@ -65,7 +66,7 @@ def _of_folders(
             f"{label_folder}: none belong together"
         )
     if set(slides) & set(labels):  # one folder for both
-        slides = [file for file in slides if not is_decorated(file.stem)]
+        slides = [file for file in slides if not is_decorated(slide_name(file))]
         labels = [file for file in labels if is_decorated(file.stem)]
     # CAMELYON's annotations lie in one folder, for all centres.
     pairs, warnings = pair_files(slides, labels, unlabelled, orphans_allowed=True)

@@ -29,9 +29,9 @@ import numpy as np
 import pyvips
 
 from CAMELYON17_PREPROCESSING.settings import COLUMNS, LAYOUTS, Folders, PatchRow, PatchSettings, SourceSlide
-from samplers.pairs.folders import size_of
 from samplers.pairs.names import slide_of_patch
 from samplers.slides.errors import DataError
+from samplers.slides.stored_slide import size_of, state_of
 from utils.cli import UserError
 from utils.files import differences, output_errors, remove_path, write_atomically
 
@@ -157,8 +157,7 @@ def _begun_of(folders: Folders, slide: str) -> Path:
 
 def _decides(source: SourceSlide, settings: PatchSettings) -> str:
     """Return a text that is the same as long as the patches of a slide are."""
-    about = source.pair.slide.stat()
-    return json.dumps([source.label, about.st_size, about.st_mtime_ns, settings.values()]) + "\n"
+    return json.dumps([source.label, *state_of(source.pair.slide), settings.values()]) + "\n"
 
 
 def begin(folders: Folders, source: SourceSlide, settings: PatchSettings) -> None:

@@ -39,6 +39,7 @@ from prediction.find import find_slides
 from samplers.labels.label_map import LabelMap
 from samplers.pairs.names import patient_of, slide_key
 from samplers.slides.errors import DataError
+from samplers.slides.stored_slide import slide_name, state_of
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -83,7 +84,7 @@ def score(predictions: Path, dataset: TableDataset, options: argparse.Namespace)
     A slide that cannot be used is noted in "failed", with the reason. DataError: slides and labels do not belong
     together, or no slide can be used.
     """
-    slides = {slide_key(path.stem): path for path in find_slides([*dataset.slides])[0]}
+    slides = {slide_key(slide_name(path)): path for path in find_slides([*dataset.slides])[0]}
     slides = {key: path for key, path in sorted(slides.items()) if key not in dataset.exclude}
     truth = {key: path for key, path in find_truth(dataset.labels).items() if key not in dataset.exclude}
     refuse_unpaired(slides, truth, dataset.unlabelled)
@@ -134,7 +135,7 @@ def _score_slides(
     with ProcessPoolExecutor(min(processes or cores, len(slides)), mp_context=context) as pool:
         running = {
             key: pool.submit(
-                score_slide, predictions, path.stem, values[key], path, truth.get(key), label_map
+                score_slide, predictions, slide_name(path), values[key], path, truth.get(key), label_map
             )
             for key, path in slides.items()
             if key in values
@@ -157,7 +158,7 @@ def _key(
     """Return what stands for all that a cell depends on: which files, when they were written, and the options."""
     files = [*slides.values(), *truth.values(), predictions / "slides.csv"]
     files += [dataset.stages] if dataset.stages else []
-    state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    state = [(str(path), *state_of(path)) for path in files]
     what = (
         *(state, dataset.unlabelled, dataset.label_map, sorted(dataset.exclude), dataset.patients),
         *(options.bootstrap, options.seed),

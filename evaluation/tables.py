@@ -10,7 +10,7 @@ from evaluation.froc import Detection
 from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
 
-SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms")
+SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".mrxs", ".ndpi", ".scn", ".bif", ".vms", ".dcm", ".zarr")
 
 CsvRow = tuple[int, list[str]]  # line number, stripped cells
 

@@ -17,11 +17,12 @@ from samplers.labels.label_map import IGNORED, shows_tumour
 from samplers.labels.mask_levels import checked_levels
 from samplers.labels.mask_values import MaskValues
 from samplers.pairs.checks import check_label
-from samplers.pairs.folders import is_file, listed
+from samplers.pairs.folders import is_of, listed
 from samplers.pairs.names import is_normal, plain_key, slide_key
 from samplers.slides.errors import DataError
 from samplers.slides.frame import SlideFrame, described_frame, frame_of_file
 from samplers.slides.slide import Slide
+from samplers.slides.stored_slide import slide_name
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,9 @@ def find_files(folder: Path, suffixes: Iterable[str], ending: str = "") -> dict[
     wanted = tuple(suffixes)
     found: dict[str, Path] = {}
     for path in listed(folder):
-        if (
-            path.suffix.lower() not in wanted
-            or not is_file(path)
-            or not plain_key(path.stem).endswith(ending)
-        ):
+        if not is_of(path, wanted) or not plain_key(slide_name(path)).endswith(ending):
             continue
-        other = found.setdefault(slide_key(path.stem), path)
+        other = found.setdefault(slide_key(slide_name(path)), path)
         if other != path:
             raise DataError(f"{folder}: two files for one slide, {other.name} and {path.name}")
     return found

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from evaluation.tables import SLIDE_SUFFIXES
-from samplers.pairs.folders import is_file, left_out, listed, size_of
+from samplers.pairs.folders import is_of, left_out, listed
+from samplers.slides.stored_slide import folder_format, size_of, slide_name
 from training.resume import SPLITS, read_splits
 from utils.cli import UserError
 
@@ -28,21 +29,22 @@ def find_slides(words: list[str]) -> tuple[list[Path], list[str]]:
         names = [word] if os.path.lexists(word) else sorted(glob.glob(word))
         files: list[Path] = []
         for path in map(Path, names):
-            slides = [inner for inner in listed(path) if _is_slide(inner)] if path.is_dir() else [path]
+            is_folder = path.is_dir() and folder_format(path) is None
+            slides = [inner for inner in listed(path) if _is_slide(inner)] if is_folder else [path]
             if path.name == SPLITS and path.is_file():
                 slides = [Path(slide) for slide in read_splits(path.parent)["val"]]
             files += slides
-            if path.is_dir():
+            if is_folder:
                 asked = "slides end in " + ", ".join(SLIDE_SUFFIXES) + ", and not in " + ", ".join(NO_SLIDES)
                 warnings += left_out(path, slides, SLIDE_SUFFIXES, asked)
         if not files:
             raise UserError("; ".join([f"--slide_path {word}: no slides are there", *warnings]))
         for path in files:
-            if found.setdefault(path.stem, path).absolute() != path.absolute():
-                raise UserError(f"--slide_path: {found[path.stem]} and {path} have the same name")
-    return sorted(found.values(), key=lambda path: (-size_of(path), path.stem)), warnings
+            name = slide_name(path)
+            if found.setdefault(name, path).absolute() != path.absolute():
+                raise UserError(f"--slide_path: {found[name]} and {path} have the same name")
+    return [found[name] for name in sorted(found, key=lambda name: (-size_of(found[name]), name))], warnings
 
 
 def _is_slide(path: Path) -> bool:
-    named = path.suffix.lower() in SLIDE_SUFFIXES and not path.stem.lower().endswith(NO_SLIDES)
-    return named and is_file(path)
+    return not slide_name(path).lower().endswith(NO_SLIDES) and is_of(path, SLIDE_SUFFIXES)

@@ -14,6 +14,7 @@ from prediction.grid import Grid
 from prediction.raster import Raster
 from prediction.store import DIGEST, PROGRESS, WORK, PredictionSettings
 from prediction.uncertainty import Doubt
+from samplers.slides.stored_slide import slide_name, state_of
 from utils.files import output_errors, remove_path, write_atomically
 
 Band = tuple[int, int]  # pixel rows [first, stop)
@@ -33,13 +34,12 @@ class Progress:
     def __init__(
         self, output: Path, slide: Path, settings: PredictionSettings, grid: Grid, doubts: bool = False
     ) -> None:
-        about = slide.stat()
-        decides = [about.st_size, about.st_mtime_ns, settings.deciding(), astuple(grid.frame)]
+        decides = [*state_of(slide), settings.deciding(), astuple(grid.frame)]
         digest = hashlib.sha256(json.dumps(decides).encode() + grid.chosen.tobytes())
         if grid.tissue is not None:
             digest.update(grid.tissue.tobytes())
-        name = f"{slide.stem}.{digest.hexdigest()[:DIGEST]}"
-        _remove_others(output / WORK, slide.stem, name)
+        name = f"{slide_name(slide)}.{digest.hexdigest()[:DIGEST]}"
+        _remove_others(output / WORK, slide_name(slide), name)
         self._notes = output / WORK / f"{name}.rows"
         size = grid.frame.width, grid.frame.height
         with output_errors(self._notes):

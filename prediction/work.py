@@ -24,6 +24,7 @@ from samplers.pairs.checks import decode_samples, open_whole
 from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
 from samplers.slides.frame import description_of
+from samplers.slides.stored_slide import slide_name
 from utils.failures import failure_of
 from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
@@ -51,7 +52,7 @@ class Opened:
     """
 
     def __init__(self, path: Path, output: Path, settings: PredictionSettings, doubts: bool = False) -> None:
-        self.name = path.stem
+        self.name = slide_name(path)
         self.slide = open_whole(path)
         try:
             decode_samples(self.slide)
@@ -145,7 +146,7 @@ class Worker:
             opened.discard()
         self.stopped = bool(error)
         if self.team.is_first:
-            self._note(path.stem, bad, error)
+            self._note(slide_name(path), bad, error)
         return None, 0.0
 
     def _predict_band(self, opened: Opened) -> None:

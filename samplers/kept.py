@@ -32,12 +32,13 @@ import imagecodecs
 import numpy as np
 import shapely
 
+from samplers.slides import stored_slide
 from utils.ranks.launcher import launcher_rank
 
 VARIABLE = "CACHE_DIR"
 MAX_AGE = 60 * 24 * 3600  # seconds since a file was written, after which it is removed
 _LIBRARIES = (np, cv2, shapely, imagecodecs)  # on whose versions it depends what is found
-_PARTS_ELSEWHERE = (".dcm", ".vms", ".vmu", ".vsi")
+_PARTS_ELSEWHERE = (".vms", ".vmu", ".vsi")
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def folder() -> Path | None:
 
 
 def state_of(path: Path | None) -> list[str | int] | None:
-    """Return what changes when a file changes: its path, size and time, of an MRXS also those of its folder's files.
+    """Return what changes when a slide or a label changes: its path, and sizes and times of its files.
 
     Raises OSError if it is not there, or may have parts in other files that are not known here.
     """
@@ -63,12 +64,7 @@ def state_of(path: Path | None) -> list[str | int] | None:
         return None
     if path.suffix.lower() in _PARTS_ELSEWHERE:
         raise OSError(f"{path}: has parts in other files")
-    parts = sorted(path.with_suffix("").iterdir()) if path.suffix.lower() == ".mrxs" else []
-    states = [file.stat() for file in (path, *parts)]
-    return [
-        str(path.absolute()),
-        *(number for state in states for number in (state.st_size, state.st_mtime_ns)),
-    ]
+    return [str(path.absolute()), *stored_slide.state_of(path)]
 
 
 def name_of(kind: str, *sources: Any) -> str:

@@ -76,7 +76,11 @@ def _add_original_options(parser: argparse.ArgumentParser) -> None:
     add("--valid_slide_path", type=Path, help="folder of the validation slides")
     add("--valid_label_path", type=Path, help="folder of the validation labels")
     add("--weights_path", type=Path, help="file or folder of pre-trained weights")
-    add("--slide_format", default="tif", help="file ending of the training slides")
+    add(
+        "--slide_format",
+        default="tif",
+        help="file ending of the training slides; dcm and zarr are folders",
+    )
     add(
         "--label_format", default="tif", help="format of the training labels: tif or png, xml (ASAP), geojson"
     )

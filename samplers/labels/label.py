@@ -205,14 +205,14 @@ def open_label(path: Path | None, slide: Slide | SlideFrame, label_map: LabelMap
     """Open the label of `slide` by the file's suffix; None means tumour-free. Raises DataError if it is unusable."""
     if path is None:
         return Label((slide.width, slide.height))
-    require_file(path)
     suffix = path.suffix.lower()
-    if suffix in MASK_SUFFIXES:
-        return MaskLabel(path, slide, label_map)
-    if suffix not in OUTLINE_SUFFIXES:
+    if suffix not in (*MASK_SUFFIXES, *OUTLINE_SUFFIXES):
         raise DataError(
             f"{path}: a label must be a mask (tif, png, …), an .xml of ASAP or a .geojson of QuPath"
         )
+    require_file(path)
+    if suffix in MASK_SUFFIXES:
+        return MaskLabel(path, slide, label_map)
     areas, left_out = read_areas(path, slide.origin)
     label = PolygonLabel((slide.width, slide.height), areas, label_map, path.name)
     label.left_out = left_out + label.left_out

@@ -11,6 +11,7 @@ from samplers.pairs.folders import files_below, files_of, left_out
 from samplers.pairs.names import name_some, patient_of, plain_key, slide_key
 from samplers.pairs.pairing import SlidePair, pair_files
 from samplers.slides.errors import DataError
+from samplers.slides.stored_slide import slide_name
 
 PATIENTS_PER_CENTRE = 20  # CAMELYON17: 100 training patients from 5 centres
 BY_STAGES = (
@@ -181,11 +182,11 @@ def is_camelyon17(root: Path) -> bool:
 
 def center_of(path: Path) -> int | None:
     """Return the centre: the last `center_N` in the path, else the patient's (20 patients per centre), else None."""
-    for part in (path.stem, *reversed(path.absolute().parts[:-1])):
+    for part in (slide_name(path), *reversed(path.absolute().parts[:-1])):
         found = re.fullmatch(r"(?:tumor_)?center_(\d+)(?:_.*)?", part)
         if found:
             return int(found.group(1))
-    patient = patient_of(path.stem)
+    patient = patient_of(slide_name(path))
     return int(patient) // PATIENTS_PER_CENTRE if patient and patient.isdecimal() else None
 
 
@@ -212,7 +213,7 @@ def _kind(label_format: str) -> str:
 
 
 def _is_of(file: Path, part: re.Pattern[str]) -> bool:
-    return part.match(slide_key(file.stem)) is not None
+    return part.match(slide_key(slide_name(file))) is not None
 
 
 def _bucket(

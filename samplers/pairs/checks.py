@@ -16,7 +16,7 @@ import numpy as np
 from samplers.labels.label import Label, LabelMap, MaskLabel, PolygonLabel, open_label
 from samplers.slides.errors import DataError
 from samplers.slides.patch_geometry import patch_geometry
-from samplers.slides.slide import Slide, spacing_remark
+from samplers.slides.slide import Slide
 from samplers.slides.stored_file import StoredFile
 from samplers.slides.tiff_directory import Page, is_tiff, read_directory
 from samplers.tissue import least_side, tissue_mask
@@ -113,7 +113,7 @@ def _examine(
             label.close()
         mm2 = (slide.spacing / 1000) ** 2
         found = areas and {value: area * mm2 for value, area in areas.items()}
-        remarks = [*([] if slide.spacing_known else [spacing_remark(slide.path)]), *label.left_out]
+        remarks = [*slide.remarks, *label.left_out]
         return Checked(reasons, LabelFacts(found, label.groups), remarks)
 
 
@@ -181,7 +181,7 @@ def refuse_incomplete(slide: Slide) -> None:
     So do Hamamatsu's, which are TIFFs with tags of their own.
     """
     path = slide.path
-    if not is_tiff(path) or path.suffix.lower() == ".ndpi":
+    if path.is_dir() or not is_tiff(path) or path.suffix.lower() == ".ndpi":
         return
     file = StoredFile(path)
     try:

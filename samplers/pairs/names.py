@@ -14,7 +14,7 @@ from pathlib import Path
 
 _ENDINGS = (
     "tif tiff btf svs svslide mrxs ndpi scn bif vms vmu qptiff vsi czi dcm isyntax "
-    "i2syntax lif afi jp2 png jpg jpeg bmp ome"
+    "i2syntax lif afi jp2 zarr png jpg jpeg bmp ome"
 )
 SLIDE_ENDINGS = tuple(_ENDINGS.split())
 _PICTURE = re.compile(rf"\.(?:{'|'.join(SLIDE_ENDINGS)})$")

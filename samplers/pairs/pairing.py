@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samplers.labels.label_map import IGNORED, LabelMap
@@ -25,6 +25,7 @@ from samplers.pairs.names import (
     slide_key,
 )
 from samplers.slides.errors import DataError
+from samplers.slides.stored_slide import slide_name
 from utils.reporting.progress_bar import shown
 
 __all__ = ["SlidePair", "check_pairs", "files_of", "find_pairs", "listed", "name_some", "pair_files"]
@@ -43,10 +44,10 @@ class SlidePair:
     slide: Path
     label: Path | None
     partly_annotated: bool = False
+    name: str = field(init=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        return self.slide.stem
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", slide_name(self.slide))  # the slide may vanish later
 
 
 def map_of(pair: SlidePair, label_map: LabelMap) -> LabelMap:
@@ -72,7 +73,7 @@ def find_pairs(
     slide_files = slides_of(slide_path, slide_format)
     label_files = slides_of(label_path, label_format) if label_path is not None else []
     if set(slide_files) & set(label_files):  # one folder for both: labels are the files with a decoration
-        slide_files = [file for file in slide_files if not is_decorated(file.stem)]
+        slide_files = [file for file in slide_files if not is_decorated(slide_name(file))]
         label_files = [file for file in label_files if is_decorated(file.stem)]
     pairs, warnings = pair_files(slide_files, label_files, unlabelled)
     used = {*slide_files, *label_files}
@@ -125,7 +126,7 @@ def pair_files(
     """
     if unlabelled not in UNLABELLED:
         raise ValueError(f"unlabelled is {unlabelled!r}, it must be skip, normal or error")
-    slides = _by_key(slide_files, lambda file: plain_key(file.stem), "slides of the same name")
+    slides = _by_key(slide_files, lambda file: plain_key(slide_name(file)), "slides of the same name")
     labels = _by_key(label_files, lambda file: _partner(file, slides), "labels for the same slide")
     pairs = [SlidePair(file, labels.get(key)) for key, file in sorted(slides.items())]
     lacking = [pair for pair in pairs if pair.label is None and not is_normal(plain_key(pair.name))]

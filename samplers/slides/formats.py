@@ -1,7 +1,8 @@
 """Opens a slide: chooses what reads it, and finds its levels and its spacing.
 
 TIFFs are read by our own reader, three times as fast as by OpenSlide, if they are of a kind that is known to be laid
-out simply; plain pictures by libvips; all others by OpenSlide.
+out simply; plain pictures by libvips; OME-Zarr by TensorStore; all others by
+OpenSlide, DICOM among them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import numpy as np
 import openslide
 
 from samplers.slides.colours import rgb_of_page, rgb_of_picture
+from samplers.slides.dicom import held_bytes, levels_of_folder, refuse_unread, resampled_remark
 from samplers.slides.errors import DataError
 from samplers.slides.levels import downsample_of, levels_of
+from samplers.slides.ome_zarr import ZarrReader
 from samplers.slides.openslide_reader import OpenSlideReader
 from samplers.slides.plain_reader import PlainReader, loader_of, open_picture
 from samplers.slides.spacing import plausible, png_spacing, tiff_spacing
 from samplers.slides.stored_file import StoredFile
+from samplers.slides.stored_slide import folder_format, require_slide
 from samplers.slides.tiff_directory import (
     MIN_IS_BLACK,
     MIN_IS_WHITE,
@@ -42,7 +46,7 @@ OWN_VENDORS: tuple[str | None, ...] = (None, "generic-tiff", "aperio", "philips"
 
 WHITE = np.full(3, 255, np.uint8)  # what was never scanned
 
-Reader = TiffReader | PlainReader | OpenSlideReader
+Reader = TiffReader | PlainReader | OpenSlideReader | ZarrReader
 
 
 class SlideFile(NamedTuple):
@@ -53,10 +57,17 @@ class SlideFile(NamedTuple):
     spacing: float | None
     origin: tuple[int, int] = (0, 0)  # of QuPath's coordinates
     pages: tuple[Page, ...] = ()  # of a TIFF: all its images
+    remarks: tuple[str, ...] = ()  # what may be wrong with it
 
 
 def open_slide(path: Path) -> SlideFile:
     """Open a slide. Raises DataError if it is no RGB image or cannot be opened."""
+    files = require_slide(path)
+    if folder_format(path) == "zarr":
+        zarr = ZarrReader(path)
+        return SlideFile(zarr, zarr.sizes, zarr.spacing)
+    if path.is_dir():
+        return _dicom(path, files)
     try:
         vendor: str | None = openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError as error:
@@ -70,6 +81,18 @@ def _by_openslide(path: Path, spacing: float | None = None, pages: tuple[Page, .
     reader = OpenSlideReader(path)
     spacing = reader.spacing if spacing is None else spacing
     return SlideFile(reader, reader.sizes, spacing, reader.origin, pages)
+
+
+def _dicom(folder: Path, files: list[Path]) -> SlideFile:
+    levels = levels_of_folder(folder, files)
+    reader = OpenSlideReader(folder, levels[0].file, held_bytes(levels))
+    try:
+        refuse_unread(folder, levels, reader.sizes)
+    except DataError:
+        reader.close()
+        raise
+    remark = resampled_remark(folder, levels)
+    return SlideFile(reader, reader.sizes, reader.spacing, reader.origin, remarks=(remark,) if remark else ())
 
 
 def _picture(path: Path) -> SlideFile:

@@ -14,6 +14,7 @@ from samplers.slides.errors import DataError, ReadError
 from samplers.slides.spacing import plausible
 from samplers.slides.tiff_reader import region_name
 
+HELD_BYTES = 4 << 20  # lists of tiles, and descriptors; decoded tiles are in one cache for all slides
 OPENSLIDE_CACHE_BYTES = 64 << 20  # for all slides together, not 32 MB for each as by default
 
 
@@ -21,19 +22,18 @@ class OpenSlideReader:
     """Reads the levels of a slide with OpenSlide. Several threads may read at once.
 
     Attributes: `sizes` of the levels ((width, height), …); `spacing` in µm/px, None if it is not known; `origin`, where
-    the scanned part of level 0 begins (x, y), to which QuPath crops the slide.
+    the scanned part of level 0 begins (x, y), to which QuPath crops the slide. `file` is what OpenSlide is given of a
+    slide that is a folder.
     """
 
-    held_bytes = 4 << 20  # its lists of tiles, and descriptors; decoded tiles are in one cache for all slides
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, file: Path | None = None, held_bytes: int = HELD_BYTES) -> None:
+        self.path, self._file, self.held_bytes = path, file or path, held_bytes
         self._lock = threading.Lock()
         self._open()
 
     def _open(self) -> None:
         try:
-            self._slide = openslide.OpenSlide(self.path)
+            self._slide = openslide.OpenSlide(self._file)
             self._slide.set_cache(_openslide_cache())
             self.sizes = [(int(width), int(height)) for width, height in self._slide.level_dimensions]
             properties = dict(self._slide.properties)

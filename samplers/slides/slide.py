@@ -30,37 +30,45 @@ _MAX_STRIP_PIXELS = 16 << 20  # that are read at once for a thumbnail
 
 
 class Slide:
-    """An open slide (uint8 RGB) or label mask (uint8, one band). A context manager; several threads may read at once.
+    """An open slide (uint8 RGB; a file or a folder) or label mask (uint8, one band).
+
+    It is a context manager, and several threads may read at once.
 
     Attributes: `path`; `width` and `height` at level 0; `level_sizes` ((width, height), …); `downsamples`, the real
-    ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed (with a
-    warning); `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has `openslide.bounds-*`;
-    `pages`, all images of a TIFF file; of a mask also `bits` (per pixel) and `nodata` (a value, see `MaskFile`). Raises
-    DataError if the file cannot be opened, ReadError if a region cannot be decoded and ValueError if a region is not
-    inside the slide.
+    ones, with [0] == 1.0; `spacing` in µm/px at level 0; `spacing_known`, False if the spacing is assumed; `remarks`,
+    what it was warned of; `origin` (x, y) of QuPath's coordinates, which is (0, 0) unless the file has
+    `openslide.bounds-*`; `pages`, all images of a TIFF file; of a mask also `bits` (per pixel) and `nodata` (a value,
+    see `MaskFile`). Raises DataError if the file cannot be opened, ReadError if a region cannot be decoded and
+    ValueError if a region is not inside the slide.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: Literal["image", "label"] = "image") -> None:
         self.path = Path(path)
         self.kind = kind
         self._closed = False
-        require_file(self.path)
         self.nodata: int | None = None
         self.bits = 8
         self.origin = (0, 0)
         self.pages: tuple[Page, ...] = ()
         self._reader: Reader
+        self.remarks: list[str] = []
         if kind == "label":
+            require_file(self.path)
             self._reader, sizes, spacing, self.bits, self.nodata, self.pages = open_mask(self.path)
         else:
-            self._reader, sizes, spacing, self.origin, self.pages = open_slide(self.path)
+            self._reader, sizes, spacing, self.origin, self.pages, remarks = open_slide(self.path)
+            self.remarks += remarks
         self.level_sizes = tuple(sizes)
         self.width, self.height = sizes[0]
         self.downsamples = tuple(downsample_of(self.level_sizes[0], size) for size in self.level_sizes)
         self.spacing_known = spacing is not None
         self.spacing = DEFAULT_SPACING if spacing is None else spacing
         if spacing is None and kind == "image":
-            log.warning("%s", spacing_remark(self.path))
+            self.remarks.append(
+                f"{self.path}: no spacing in its metadata, assuming {DEFAULT_SPACING:g} µm/px"
+            )
+        for remark in self.remarks:
+            log.warning("%s", remark)
 
     def read(self, x_l0: int, y_l0: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Return a region of `width` × `height` pixels of `level`: uint8 (h, w, 3), of a label (h, w).
@@ -197,11 +205,6 @@ class Slide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def spacing_remark(path: Path) -> str:
-    """Return what is said of a slide whose spacing is not known."""
-    return f"{path}: no spacing in its metadata, assuming {DEFAULT_SPACING:g} µm/px"
 
 
 def inside(start: float, size: int, limit: int, name: str) -> int:

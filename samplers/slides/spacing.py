@@ -20,7 +20,7 @@ _IMAGEJ_UNIT = re.compile(r"^unit=(.*)$", re.MULTILINE)
 _MICROMETRES = {
     **{"m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "in": 25_400.0},
     **{"inch": 25_400.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0, "Å": 1e-4},
-    **{"nanometer": 1e-3, "millimeter": 1e3, "\\u00B5m": 1.0, "thou": 25.4},
+    **{"nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6, "\\u00B5m": 1.0, "thou": 25.4},
 }
 
 

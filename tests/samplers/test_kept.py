@@ -96,9 +96,23 @@ def test_slides_of_several_files(tmp_path: Path) -> None:
     before = kept.state_of(tmp_path / "slide.mrxs")
     part.write_bytes(b"12")
     assert kept.state_of(tmp_path / "slide.mrxs") != before
-    (tmp_path / "slide.dcm").touch()
+    (tmp_path / "slide.vms").touch()
     with pytest.raises(OSError, match="parts in other files"):
-        kept.state_of(tmp_path / "slide.dcm")
+        kept.state_of(tmp_path / "slide.vms")
+
+
+def test_slides_that_are_folders(tmp_path: Path) -> None:
+    (tmp_path / "1.2.3").mkdir()
+    for name in ("a.dcm", "b.DCM", "notes.txt"):
+        (tmp_path / "1.2.3" / name).write_bytes(b"1")
+    before = kept.state_of(tmp_path / "1.2.3")
+    (tmp_path / "1.2.3" / "notes.txt").write_bytes(b"12")
+    assert kept.state_of(tmp_path / "1.2.3") == before
+    (tmp_path / "1.2.3" / "b.DCM").write_bytes(b"12")
+    changed = kept.state_of(tmp_path / "1.2.3")
+    assert changed != before
+    (tmp_path / "1.2.3" / "a.dcm").unlink()
+    assert kept.state_of(tmp_path / "1.2.3") not in (before, changed)
 
 
 def test_other_options_and_other_code_have_other_names(monkeypatch: pytest.MonkeyPatch) -> None:

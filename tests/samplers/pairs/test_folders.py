@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from samplers.pairs.folders import files_below, files_of, left_out, size_of
+from samplers.pairs.folders import files_below, files_of, left_out
+from samplers.slides.stored_slide import size_of
 
 
 @pytest.fixture
