@@ -50,7 +50,9 @@ class Loop:
     def __post_init__(self) -> None:
         self.plan = Plan.of(self.options, self.world.group.count)
         self.stopping = Stopping(self.options.time_limit)
-        self.rescue = Rescue(self.world, self.checkpointer, self.loader, self.description)
+        self.rescue = Rescue(
+            self.world, self.checkpointer, self.loader, self.description, lambda: self.stopping.signalled
+        )
 
     def train(self) -> bool:
         """Train to the last step, or as --early_stopping says. Return whether the run was asked to stop before."""

@@ -22,6 +22,8 @@ UPDATE_SECONDS = 2.0  # an update that has begun, since the ranks went on after 
 class Rescue:
     """Keeps the progress as of the last update. `describe` returns what a checkpoint says beside it.
 
+    `stops` returns whether the run was asked to stop.
+
     The main thread of rank 0 waits for other ranks in a collective meanwhile. So the variables are those of the last
     update: a step changes them when all of its reductions are done (`update_variables`). Only batch norm's moving
     averages are those of rank 0, and may have seen one batch more.
@@ -31,6 +33,7 @@ class Rescue:
     checkpointer: Checkpointer
     loader: Loader
     describe: Callable[[], dict[str, Any]]
+    stops: Callable[[], bool]
     kept: Progress | None = field(default=None, init=False)
 
     def keep(self, progress: Progress) -> None:

@@ -58,8 +58,9 @@ class Stopping:
         self.signalled = True
 
     def _watch(self, descriptor: int, say: Callable[[str], None]) -> None:
-        """Count Ctrl-C in a thread: Python calls `_take_signal` after TensorFlow's step only, which may take long."""
+        """Take signals in a thread: Python calls `_take_signal` after TensorFlow's step only, which may take long."""
         while numbers := os.read(descriptor, 64):
+            self.signalled = True
             for _ in range(numbers.count(signal.SIGINT)):
                 self.interrupts += 1
                 if self.interrupts > 1:

@@ -59,7 +59,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 KillWait={patience}
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout=120
 NodeName={nodes} CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes={nodes} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """

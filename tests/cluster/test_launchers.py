@@ -1,10 +1,12 @@
 """Each launcher with each environment, on two hosts: it works, or is refused with the one that works.
 
-The table is in docs/clusters.md. With `MPI=intel sh run_tests.sh` the environment is that of MPICH.
+The table is in docs/clusters.md. With `MPI=intel sh run_tests.sh` the environment is that of MPICH. Intel MPI's
+launcher is that of `I_MPI_ROOT`, for instance of an environment with the wheel `impi-rt` alone.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +17,13 @@ from tests.cluster.host import Host, search_path
 from tests.cluster.hosts import Cluster
 from tests.cluster.runs import BIN, ENVIRONMENT, HYDRA, KIND, last_step, options
 from tests.helpers.launch import ROOT
+from utils.ranks.launcher import COMMANDS, LAUNCHERS
 
 PYTHON = [sys.executable, "-m", "tests.cluster.say_hosts"]
 SRUN = ["srun", "-N", "2", "-n", "2"]
 BOTH = "hosts node1 node2"
 REFUSED = "refused: "
+INTEL, INTEL_ROOT = "mpiexec.hydra of Intel MPI", os.environ.get("I_MPI_ROOT", "")
 WORKS = {"openmpi": "pmix", "mpich": "pmi2"}
 # What comes of a launcher: a line of stdout, or of stderr. None: not in this environment.
 ROWS = {
@@ -31,6 +35,10 @@ ROWS = {
     "mpiexec.hydra": (
         [BIN / "mpiexec.hydra", "-np", "2", "-hosts", "node1,node2"],
         {"openmpi": None, "mpich": BOTH},
+    ),
+    INTEL: (
+        [f"{INTEL_ROOT}/bin/mpiexec.hydra", "-np", "2", "-hosts", "node1,node2"],
+        {"openmpi": f"{REFUSED}started by {LAUNCHERS['mpich']}", "mpich": BOTH},
     ),
     "mpiexec.hydra in a job": (
         ["salloc", "-Q", "-N", "2", "-n", "2", BIN / "mpiexec.hydra", "-np", "2"],
@@ -66,9 +74,9 @@ def has_pmix(host: Host) -> bool:
     return host.run("srun", "--mpi=pmix", "-N", "1", "true", check=False).returncode == 0
 
 
-def run(host: Host, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(host: Host, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
     path = f"{BIN}:{search_path()}"
-    return host.run(*words, check=False, timeout=timeout, cwd=ROOT, PATH=path, **ENVIRONMENT)
+    return host.run(*words, check=False, cwd=ROOT, PATH=path, **ENVIRONMENT, **more)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +89,18 @@ def test_it_works_or_is_refused_with_what_works(launcher: str, cluster: Cluster)
         pytest.skip(f"{launcher} is not in the environment of {KIND}")
     if "pmix" in launcher and not has_pmix(cluster.login):
         pytest.skip("apt-get install libpmix-dev")
-    done = run(cluster.login, *words, *PYTHON)
+    more = {}
+    if launcher == INTEL:
+        if not INTEL_ROOT:
+            pytest.skip("I_MPI_ROOT names no Intel MPI")
+        # As its module does; without a fabric of a cluster TCP is all that there is.
+        more = {"LD_LIBRARY_PATH": f"{INTEL_ROOT}/lib", "FI_PROVIDER": "tcp"}
+    done = run(cluster.login, *words, *PYTHON, **more)
     said = done.stdout + done.stderr
     assert expected in said, said
     assert (done.returncode == 0) == (not expected.startswith(REFUSED)), said
     if expected.startswith(REFUSED):
-        assert f"srun --mpi={WORKS[KIND]}" in said
+        assert f"srun --mpi={WORKS[KIND]}" in said or f"the {COMMANDS[KIND]} of that environment" in said
     assert "find-available" not in said  # of PMIx's security modes
 
 

@@ -56,10 +56,13 @@ def assert_it_goes_on(cluster: Cluster, clone: Path, words: list[str]) -> None:
     step = saved_step(log_dir)
     process = start(cluster.login, clone, words)
     try:
-        wait_until(lambda: last_step(log_dir) > step + 8, "the run does not go on")
+        seconds = wait_until(lambda: last_step(log_dir) > step + 8, "the run does not go on")
         out, errors = stop(cluster, process)
     finally:
         end(process)
+    print(
+        f"goes on from step {step}: {seconds:.0f} s from the command until it has logged a step after {step + 8}"
+    )
     assert f"goes on at step {step}" in out
     assert process.returncode == 75, errors
     assert_saved(log_dir)

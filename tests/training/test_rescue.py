@@ -33,7 +33,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rescue:
     """What is kept of rank 0 of three, whose variable is 7: step 12, in whose midst an interval is."""
     monkeypatch.setattr(rescue, "UPDATE_SECONDS", 0.05)
     checkpointer = Checkpointer(tmp_path, tf.train.Checkpoint(v=tf.Variable([7.0])), 2, print)
-    found = Rescue(AlikeRanks(size=3), checkpointer, Bad(), lambda: {"batch_size": 1, "model": "toy"})
+    found = Rescue(AlikeRanks(size=3), checkpointer, Bad(), lambda: {"batch_size": 1, "model": "toy"}, bool)
     progress = Progress.begin(2)
     progress.step, progress.next_batch, progress.validation_due = 12, 4, True
     progress.interval.counts.images = 3
@@ -87,7 +87,7 @@ def test_a_full_disk_is_said(kept, monkeypatch):
 def test_other_ranks_keep_nothing_and_nothing_is_kept_after_the_training(kept):
     assert kept.ready
     kept.forget()
-    other = Rescue(AlikeRanks(rank=1, size=3), kept.checkpointer, Bad(), dict)
+    other = Rescue(AlikeRanks(rank=1, size=3), kept.checkpointer, Bad(), dict, bool)
     other.keep(Progress.begin(2))
     assert (kept.ready, other.ready) == (False, False)
 

@@ -17,7 +17,7 @@ from utils.cli import EXIT_STOPPED
 from utils.interrupt import MESSAGE, STOPPED
 
 LONG_STEP = """
-import os, signal, subprocess, sys, numpy
+import os, signal, subprocess, sys, threading, time, numpy
 from training.stopping import Stopping
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started this process
 numbers = numpy.random.default_rng(0).random(20_000_000)
@@ -25,9 +25,18 @@ stopping = Stopping(None)
 stopping.listen(lambda line: os.write(1, line.encode()))
 words = " ".join(sys.argv[1:])
 sender = subprocess.Popen(["sh", "-c", f"for number in {words}; do sleep 0.2; kill -$number $PPID; done"])
+within, seen = [True], []
+def watch():
+    while within and not stopping.signalled:
+        time.sleep(0.01)
+    seen.append(bool(within))
+watcher = threading.Thread(target=watch)
+watcher.start()
 numbers.sort()  # holds the main thread, as TensorFlow's step does: Python's handlers have to wait
+within.clear()
 sender.wait()
-print("", stopping.requested(0.0), stopping.interrupts)
+watcher.join()
+print("", stopping.requested(0.0), stopping.interrupts, *seen)
 """
 
 
@@ -40,12 +49,12 @@ def after(*numbers: signal.Signals) -> tuple[int, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_of_the_batch_system_asks_to_stop(number):
-    assert after(number, number) == (0, " True 0\n")
-    assert after() == (0, " False 0\n")
+    assert after(number, number) == (0, " True 0 True\n")
+    assert after() == (0, " False 0 False\n")
 
 
 def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once():
-    assert after(signal.SIGINT) == (0, f"{ONCE} True 1\n")
+    assert after(signal.SIGINT) == (0, f"{ONCE} True 1 True\n")
     assert after(signal.SIGINT, signal.SIGINT) == (130, f"{ONCE}\n{MESSAGE}\n")
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from tqdm import tqdm
@@ -40,6 +41,10 @@ class Rescuer(Protocol):
     @property
     def ready(self) -> bool:
         """Return whether there is anything to save. Until then ranks that answer are never a reason to end."""
+
+    @property
+    def stops(self) -> Callable[[], bool]:
+        """Return what tells whether the run was asked to stop: soon it may be killed."""
 
     def save(self) -> str:
         """Save what can be saved. Return the sentence about it, or "" if the ranks went on meanwhile."""
@@ -126,6 +131,7 @@ class Heartbeat:
         if self._world.is_first:
             self._stalls.hear(0, self._world.activity.now, now)
         self._stalls.trains = self.rescuer is not None and self.rescuer.ready
+        self._stalls.stops = self.rescuer is not None and self.rescuer.stops()
         line = self._stalls.notice(now)
         if line and self._speaks:
             tqdm.write(line, file=sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from utils.ranks.activity import Doing
 
 NOTICE = 60.0  # seconds after which a rank is named
+HURRIED = 10.0  # the same for one that does not answer, when the run is to stop: Slurm kills it after 30 s
 ALL_ALIKE = 300.0  # the same, where no rank is behind the others: a step or a check may take that long
 SHOWN = 8  # number of ranks that are named
 JITTER = 1.0  # differences in time up to this are those of the messages
@@ -29,13 +30,14 @@ class Stalls:
         self.trains = (
             False  # before, slides may be checked for hours: ranks that answer are not a reason to end
         )
+        self.stops = False  # whether the run was asked to stop
         self.heard: dict[int, float] = {}  # time of the last message, by rank
         self.doing: dict[int, Doing] = {}  # its content; `since` is of the clock of this process
         # Longest time for which all ranks answered but none went on in training, and then the run went on: steps and
         # validations may be slow. What takes no more than twice as long is not said.
         self._longest = 0.0
         self._quiet = 0.0  # that time now
-        self._next = self.first_notice  # length of a stall at which the next line about it is due
+        self._next = 0.0  # length of a stall at which the next line about it is due
         self._lasted = 0.0  # how long the present stall has lasted
 
     def hear(self, rank: int, doing: Doing, now: float) -> None:
@@ -52,7 +54,8 @@ class Stalls:
 
     def silent(self, now: float) -> list[int]:
         """Return the ranks that have not answered for the time after which they are named."""
-        return [rank for rank, heard in self.heard.items() if now - heard >= self.first_notice]
+        after = min(self.first_notice, HURRIED) if self.stops else self.first_notice
+        return [rank for rank, heard in self.heard.items() if now - heard >= after]
 
     def silence(self, now: float) -> float:
         """Return for how long the rank that was heard last of all has been silent."""
@@ -77,7 +80,7 @@ class Stalls:
         self._quiet = quiet
         seconds, text = self._stall(now)
         if not text:
-            lasted, self._lasted, self._next = self._lasted, 0.0, self.first_notice
+            lasted, self._lasted, self._next = self._lasted, 0.0, 0.0
             return f"the ranks go on after {lasted:.0f} s" if lasted else ""
         self._lasted = seconds
         if seconds < self._next:

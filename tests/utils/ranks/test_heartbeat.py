@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from utils.cli import EXIT_STALLED
-from utils.ranks import heartbeat
+from utils.ranks import heartbeat, stalls
 from utils.ranks.heartbeat import Heartbeat
 from utils.ranks.single import Ranks
 
@@ -46,6 +46,10 @@ class Saves:
     sentence: str
     ready: bool = True
     calls: int = 0
+    asked_to_stop: bool = False
+
+    def stops(self) -> bool:
+        return self.asked_to_stop
 
     def save(self) -> str:
         self.calls += 1
@@ -128,6 +132,19 @@ def test_the_run_is_saved_as_soon_as_a_rank_does_not_answer(ended, capsys):
     assert warning.endswith("s, last in: starting. After 0.0333 min of that the run ends (--stall_limit)")
     assert saved == "a checkpoint is there"
     assert saves.calls > 1  # and once more at the end
+
+
+def test_a_run_that_is_to_stop_is_saved_sooner(ended, monkeypatch):
+    monkeypatch.setattr(stalls, "NOTICE", 1000.0)
+    monkeypatch.setattr(stalls, "HURRIED", 0.5)
+    first, other = started(0, 1)
+    saves = first.rescuer = Saves("a checkpoint is there")
+    wait_until(lambda: 1 in first._stalls.heard)
+    other._world.shared["stopped"] = [1]
+    time.sleep(1)
+    assert saves.calls == 0
+    saves.asked_to_stop = True
+    wait_until(lambda: saves.calls == 1)
 
 
 def test_the_run_goes_on_when_its_ranks_went_on_while_it_was_saved(ended):

@@ -43,6 +43,20 @@ def test_ranks_that_do_not_answer_are_named_after_a_minute_and_ever_more_seldom(
     assert [now % 100 for now, _ in lines(stalls, 100, ALL - {1})] == [59]  # as soon as before
 
 
+def test_a_rank_that_does_not_answer_is_named_sooner_when_the_run_is_to_stop():
+    stalls = Stalls(HOSTS, math.inf)
+    lines(stalls, 100)
+    assert lines(stalls, 30, ALL - {2}, {}) == []
+    stalls.stops = True
+    assert [now - 99 for now, _ in lines(stalls, 100, ALL - {2}, {})] == [31, 62, 124]
+    stalls = Stalls(HOSTS, math.inf)
+    stalls.stops = True
+    draws = {2: IN_STEP._replace(place=6, order=DRAWS)}
+    assert [now for now, _ in lines(stalls, 100, ALL, draws)] == [
+        60
+    ]  # it answers: rank 0 may write for a while
+
+
 def test_a_rank_that_the_others_wait_for_is_named_with_what_it_is_in():
     stalls = Stalls(HOSTS, math.inf)
     draws = Doing(6, DRAWS, "waiting for patches", -15.0)
