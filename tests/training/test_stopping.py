@@ -32,7 +32,7 @@ def watch():
     seen.append(bool(within))
 watcher = threading.Thread(target=watch)
 watcher.start()
-numbers.sort()  # holds the main thread, as TensorFlow's step does: Python's handlers have to wait
+numbers.sort(kind="stable")  # holds the main thread for seconds, as a step does: Python's handlers wait
 within.clear()
 sender.wait()
 watcher.join()
