@@ -18,6 +18,7 @@ PROGRAMS = {  # what a user types → the module with its `build_parser`
     "evaluation.camelyon17": "evaluation.camelyon17",
     "evaluation.segmentation": "evaluation.segmentation",
     "evaluation.folds": "evaluation.folds",
+    "evaluation.audit": "evaluation.audit",
     "utils.plan": "utils.plan",
 }
 HEADER = """# Options
