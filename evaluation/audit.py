@@ -33,6 +33,7 @@ from samplers.pairs.names import plain_key
 from samplers.pairs.pairing import UNLABELLED, SlidePair
 from samplers.pairs.partly_annotated import mark_partly_annotated, read_names
 from samplers.patches import bad_slides_allowed
+from samplers.slides.errors import DataError
 from utils.cli import (
     HelpFormatter,
     Parser,
@@ -127,6 +128,8 @@ def find_audit_pairs(options: argparse.Namespace, slides: Sequence[Path]) -> lis
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
     warn_of_others(options.label_path, truths, TRUTH_SUFFIXES)
+    if all(label is None for _, label in pairs.values()):
+        raise DataError(f"--label_path {options.label_path}: no slide has a label there")
     found = [SlidePair(slide, label) for slide, label in pairs.values()]
     if options.partly_annotated is not None:
         found = mark_partly_annotated(found, read_names(options.partly_annotated, found))
