@@ -119,7 +119,9 @@ def annotations_of(
         traced = trace(maps.classes, shown & (maps.classes != IGNORED), (maps.scale, maps.scale))
         found = [(names[value], polygon) for value, polygon in traced]
     else:
-        found = list(read_areas(path, slide.slide.origin)[0])
+        # Regions of an earlier audit that were left in the file are found again, unless the label map names them.
+        old = set(COLOURS) - {group for group, _ in label_map.groups}
+        found = [area for area in read_areas(path, slide.slide.origin)[0] if area.group not in old]
     return [
         part
         for number, (group, geometry) in enumerate(found, 1)

@@ -65,8 +65,10 @@ def training_options(folder: Path, label_map: LabelMap, masks: bool) -> str:
         if not group.isdecimal() and (group != NO_GROUP or label_map.names_no_group)
     ]
     ignores = label_map.unannotated == IGNORED
-    groups += [f"{OTHER}:0"] if ignores else []
-    groups += [f"{group}:ignore" for group in GROUPS.values()]
+    ours = {OTHER: "0"} if ignores else {}
+    ours |= dict.fromkeys(GROUPS.values(), "ignore")
+    known = {group for group, _ in label_map.groups}
+    groups += [f"{group}:{value}" for group, value in ours.items() if group not in known]
     return (
         f"--label_path {folder / ASAP} --label_format xml --label_map {' '.join(groups)}"
         + " --unannotated ignore" * ignores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,27 +68,24 @@ class ComparedSlide:
         if said is None:
             raise DataError(f"{path}: does not say its frame, so it was not written by predict.py")
         frame, self.downsample = said
-        self.slide = Slide(slide)
-        try:
+        with ExitStack() as opened:
+            self.slide = opened.enter_context(Slide(slide))
             if (frame.width, frame.height) != (self.slide.width, self.slide.height):
                 raise DataError(
                     f"{path}: is of a slide of {frame.width} × {frame.height} pixels, but {slide} is "
                     f"{self.slide.width} × {self.slide.height}"
                 )
-            self.label: Label = open_label(label, self.slide, label_map)
+            self.label: Label = opened.enter_context(closing(open_label(label, self.slide, label_map)))
             checked(self.label, say=True)
             self.grid = grid_of(self.slide, settings)
-            self._probability = Slide(path, kind="label")
-        except BaseException:
-            self.slide.close()
-            raise
+            self._probability = opened.enter_context(Slide(path, kind="label"))
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> ComparedSlide:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for opened in (self._probability, self.label, self.slide):
-            opened.close()
+        self._opened.close()
 
     def whole(self) -> Maps:
         """Return the whole slide in pixels of about CELL_UM, larger ones if it has more than MAX_PIXELS of them."""

@@ -87,14 +87,14 @@ class Audit:
                     path, findings, slide, maps, threshold
                 ),
             }
+            xml, mask = output / labels.ASAP / f"{name}.xml", output / labels.MASKS / f"{name}_mask.tif"
             if pair.label is not None or findings:  # a slide without lesions needs no label
-                writers[output / labels.ASAP / f"{name}.xml"] = lambda path: files.write_to_correct(
-                    path, findings, annotations
-                )
+                writers[xml] = lambda path: files.write_to_correct(path, findings, annotations)
                 if self.as_masks:
-                    mask = output / labels.MASKS / f"{name}_mask.tif"
-                    work = output / labels.MASKS / f".{name}.raster"
+                    work = mask.with_name(f".{name}.raster")
                     writers[mask] = lambda path: labels.write_mask(path, findings, slide, work)
+            for earlier in {xml, mask} - set(writers):
+                earlier.unlink(missing_ok=True)
             for path, writer in writers.items():
                 _write(path, writer)
         return rows
