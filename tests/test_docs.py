@@ -22,6 +22,7 @@ PAGES = [
 FOREIGN = {
     *(
         "--oversubscribe",
+        "--backend-store-uri",
         "--bind-to",
         "--prefix",
         "--gloo",
