@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import training.tracking
+from evaluation.whole_slides import HEADLINES
 from tests.helpers.launch import run_python
 from training.option_checks import parse_options
 from training.run_log import RunLog
@@ -88,7 +89,11 @@ def run_of(log_dir: Path, said: list[str], end: str = "finished", **asked: Any) 
         log.tracking = tracking
         log.record(10, "train", {"loss": 0.5})
         log.record(20, "val", {"loss": 0.25, "iou": [0.5, None], "slides": {"a": 1}})
-        log.record(20, "slides", {"slide_auc": 0.75})
+        log.record(
+            20,
+            "slides",
+            {**dict.fromkeys(HEADLINES), "slide_auc": 0.75, "slides": {}, "slides_asked": 3, "seconds": 2.0},
+        )
         if end == "failed":
             raise ValueError("a fault")
         tracking.finished = end == "finished"
@@ -101,7 +106,15 @@ def test_all_numbers_and_files_of_a_run_reach_the_tracker(recorder, tmp_path):
         ("open", {"lr": 0.1}),
         ("metrics", 10, {"train/curves/loss": 0.5}),
         ("metrics", 20, {"val/curves/loss": 0.25, "val/per_class/iou/class_0": 0.5}),
-        ("metrics", 20, {"slides/whole_slides/slide_auc": 0.75}),
+        (
+            "metrics",
+            20,
+            {
+                "slides/whole_slides/slide_auc": 0.75,
+                "slides/whole_slides/slides_asked": 3.0,
+                "slides/speed/seconds": 2.0,
+            },
+        ),
         ("file", "report.html", ""),
         ("file", "card.json", "model"),
         ("file", "MODEL_CARD.md", "model"),
