@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import shapely
@@ -57,7 +58,7 @@ def training_options(folder: Path, label_map: LabelMap, masks: bool) -> str:
     """Return the options with which train.py takes the labels of the audit, and ignores the regions."""
     if masks:
         classes = " ".join(f"{value}:{value}" for value in range(label_map.num_classes))
-        return f"--label_path {folder / MASKS} --label_format tif --label_map {classes} {IGNORED}:ignore"
+        return f"--label_path {quote(str(folder / MASKS))} --label_format tif --label_map {classes} {IGNORED}:ignore"
     # Outlines without a group are as the map's default has it, unless it was asked for them.
     groups = [
         f"{group}:{'ignore' if value == IGNORED else value}"
@@ -70,6 +71,6 @@ def training_options(folder: Path, label_map: LabelMap, masks: bool) -> str:
     known = {group for group, _ in label_map.groups}
     groups += [f"{group}:{value}" for group, value in ours.items() if group not in known]
     return (
-        f"--label_path {folder / ASAP} --label_format xml --label_map {' '.join(groups)}"
+        f"--label_path {quote(str(folder / ASAP))} --label_format xml --label_map {' '.join(map(quote, groups))}"
         + " --unannotated ignore" * ignores
     )

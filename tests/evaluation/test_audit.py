@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -118,7 +119,12 @@ def test_the_file_to_correct_has_the_annotations_too(audited, data):
 def options_of(said: str) -> dict[str, list[str]]:
     """Return the options that the audit says."""
     text = said.partition("train.py ignores these regions with: ")[2].splitlines()[0]
-    return {part.split()[0]: part.split()[1:] for part in text.split("--")[1:]}
+    found: dict[str, list[str]] = {}
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            name = word[2:]
+        found.setdefault(name, []).extend([] if word.startswith("--") else [word])
+    return found
 
 
 @pytest.mark.parametrize("kind", ["labels", "masks"])
@@ -126,7 +132,7 @@ def test_a_training_with_the_options_that_are_said_ignores_the_regions(
     kind, model, data, audited, tmp_path, capsys
 ):
     capsys.readouterr()
-    out = tmp_path / "out"
+    out = tmp_path / "an audit"
     assert main(words(model, data, out, "--predictions", audited / "predictions", labels=kind)) == 0
     options = options_of(capsys.readouterr().out)
     label_map = LabelMap.parse(options["label_map"])
