@@ -197,6 +197,7 @@ def test_nothing_is_sent_anywhere_unless_an_address_is_given(tmp_path, monkeypat
 def offline(monkeypatch) -> list[Any]:
     """The addresses outside of this machine that somebody has tried to reach."""
     tried: list[Any] = []
+    monkeypatch.setattr(training.tracking, "PATIENCE", 600)  # a loaded machine takes minutes to import MLflow
 
     def connect(self: socket.socket, address: Any) -> None:
         tried.append(address)
