@@ -20,7 +20,7 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +32,10 @@ from prediction.ensemble import Ensemble, ModelSources, find_models, load_models
 from prediction.find import find_slides
 from prediction.model import ModelSource, Predictor
 from prediction.store import PredictionSettings
+from prediction.summary import summarise
 from prediction.work import PredictionOutcome, Worker
 from samplers.slides.stored_slide import slide_name
 from utils.cli import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    NO_ROOM,
     HelpFormatter,
     Parser,
     UserError,
@@ -48,7 +46,6 @@ from utils.cli import (
     show_warnings,
 )
 from utils.failures import write_failures_to
-from utils.files import OutputError
 from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
@@ -59,6 +56,7 @@ if TYPE_CHECKING:
     from utils.ranks.world import World
 
 PROGRAM = "predict.py"
+Work = Callable[[argparse.Namespace, "ModelSource | ModelSources", list[Path]], int]
 OUT_OF_MEMORY = (
     "out of memory with --batch_size {0.batch_size} and --img_size {0.img_size}. A smaller --batch_size gives the same "
     "result, so the same command goes on with it; a smaller --img_size needs another --output"
@@ -71,6 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Predict whole slides: probability maps, lesions and outlines.",
         formatter_class=HelpFormatter,
     )
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options, which `evaluation.audit` has as well."""
     add = parser.add_argument_group("input and output").add_argument
     add(
         "--model_path",
@@ -95,12 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder for the results")
     add = parser.add_argument_group("prediction").add_argument
     add("--img_size", type=positive_int, help="side of a patch in pixels (default: that of the training)")
-    add(
-        "--overlap",
-        type=fraction,
-        default=store.OVERLAP,
-        help="share of a patch that the next one covers as well",
-    )
+    overlap = "share of a patch that the next one covers as well"
+    add("--overlap", type=fraction, default=store.OVERLAP, help=overlap)
     add("--batch_size", type=positive_int, default=2, help="number of patches that are predicted at once")
     add(
         "--resolution",
@@ -134,14 +134,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     add("--no_cuda", action="store_true", help="do not use GPUs")
     add("--verbose", action="store_true", help="show TensorFlow's own messages")
-    return parser
 
 
 def parse_options(
-    argv: list[str] | None = None,
+    argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None
 ) -> tuple[argparse.Namespace, ModelSource | ModelSources, list[Path]]:
     """Return the options, the model and the slides, or exit with code 2 if one is wrong. Needs no TensorFlow."""
-    parser = build_parser()
+    parser = parser or build_parser()
     options = parser.parse_args(argv)
     if options.overlap > 0.9:
         parser.error(
@@ -184,30 +183,43 @@ def settings_of(options: argparse.Namespace, source: ModelSource | ModelSources)
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    options, source, slides = parse_options(argv)
+def main(
+    argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None, work: Work | None = None
+) -> int:
+    """Run the program; another one of its kind gives its own parser, and what is to be done with the slides."""
+    options, source, slides = parse_options(argv, parser)
     show_warnings()
     configure_environment(options)
     os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")  # ranks that are done wait for the others
     try:
-        return run(options, source, slides)
+        return (work or run)(options, source, slides)
     except UserError as error:
-        return report_user_error(error, PROGRAM)
+        return report_user_error(error, parser.prog if parser else PROGRAM)
     except Exception as error:
         killed_rank.end_at_once(killed_rank.text_of(error, OUT_OF_MEMORY.format(options)))
 
 
 def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides: list[Path]) -> int:
     """Predict the slides and return the exit code. Collective."""
+    return predict_slides(options, source, slides, start_ranks(options))
+
+
+def start_ranks(options: argparse.Namespace) -> World:
+    """Start TensorFlow and Horovod, and return the ranks. Collective."""
     import_tensorflow(options.verbose)
     from utils.ranks.devices import devices_of_rank
     from utils.ranks.world import init_world
 
-    # 1. Ranks and devices.
     world = init_world(True)
     devices_of_rank(world, options.no_cuda)
+    return world
 
-    # 2. Slides that are not finished yet.
+
+def predict_slides(
+    options: argparse.Namespace, source: ModelSource | ModelSources, slides: Sequence[Path], world: World
+) -> int:
+    """Predict the slides into --output and return the exit code. Collective."""
+    # 1. Slides that are not finished yet.
     settings = world.on_rank_0(lambda: settings_of(options, source))
     world.on_rank_0(lambda: store.prepare(options.output, settings))
     write_failures_to(options.output)
@@ -217,7 +229,7 @@ def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides:
     if world.is_first:
         print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)
 
-    # 3. The model.
+    # 2. The model.
     outcome, start = PredictionOutcome(), time.monotonic()
     if pending:
         predictor = world.all_or_none(
@@ -233,12 +245,12 @@ def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides:
             )
         names = outline_names(source, predictor.classes)
 
-        # 4. Slide after slide.
+        # 3. Slide after slide.
         start = time.monotonic()
         outcome = predict(options, settings, predictor, names, pending, world)
 
-    # 5. The table and the summary.
-    return summarise(options.output, world, outcome, time.monotonic() - start)
+    # 4. The table and the summary.
+    return summarise(PROGRAM, options.output, world, outcome, time.monotonic() - start)
 
 
 def outline_names(source: ModelSource | ModelSources, classes: int) -> list[str]:
@@ -260,35 +272,6 @@ def predict(
     team = world if shared else Ranks()
     with SlideBar("predicting", len(mine), world.is_first) as bar:
         return Worker(options.output, settings, predictor, names, team, bar.advance).run(mine)
-
-
-def summarise(output: Path, world: World, outcome: PredictionOutcome, seconds: float) -> int:
-    """Let rank 0 write slides.csv and report what was done and what was not; return the exit code. Collective."""
-    outcomes = world.gather(outcome)
-    bad = {slide: reason for part in outcomes for slide, reason in part.bad.items()}
-    errors = Counter(part.error for part in outcomes if part.error)
-
-    def say() -> None:
-        try:
-            store.write_table(output)
-        except OutputError as error:
-            errors[str(error)] += 1
-        slides, patches = sum(part.slides for part in outcomes), sum(part.patches for part in outcomes)
-        if slides:
-            print(f"{slides} slides, {patches} patches in {seconds:.1f} s, {patches / seconds:.1f} patches/s")
-        elif not bad and not errors:
-            print("all slides are finished: nothing to do")
-        print(f"written to {output}", flush=True)
-        for slide, reason in sorted(bad.items()):
-            sys.stderr.write(f"bad slide, left out: {slide}: {reason}\n")
-        if bad:
-            sys.stderr.write(f"{len(bad)} slides could not be used, all others are done\n")
-        for text in errors:
-            sys.stderr.write(f"{PROGRAM}: error: {NO_ROOM.format(text)}\n")
-
-    world.on_rank_0(say)
-    failed = world.broadcast(bool(bad or errors))
-    return EXIT_FAILED if failed else EXIT_DONE
 
 
 if __name__ == "__main__":

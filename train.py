@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
     from training.samples import Samples
     from training.slide_validation import SlideValidator
     from training.summary import start_summary
+    from training.tracking import Tracking
     from training.trainer import Trainer
     from training.validator import Validator
     from utils.ranks.devices import devices_of_rank
@@ -143,6 +144,8 @@ def run(options: argparse.Namespace) -> int:
         val_loader = stack.enter_context(
             world.all_or_none(lambda: validation_loader(val_pairs, config, *share, gather, world))
         )
+        tracking = Tracking(options, written, {"ranks": world.size, **option_values(options)}, log.say)
+        log.tracking = stack.enter_context(tracking)
         profiler = Profiler(log.profile_dir, options.profile, log.say)
         stack.callback(profiler.stop)
         slides = len(train_pairs), len(val_pairs)
@@ -208,6 +211,8 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
         world.barrier()
     if loop.options.debug:
         log.say(forecast(loop))
+    if log.tracking is not None:
+        log.tracking.finished = True
     log.say(end_summary(log_dir))
     log.say(f"validation mIoU {loop.progress.miou:.4f} (step {loop.progress.step})")
     return EXIT_DONE

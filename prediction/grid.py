@@ -123,10 +123,13 @@ class Grid:
 
     def tissue_at(self, top: int, bottom: int) -> np.ndarray:
         """Return which pixels of the pixel rows [top, bottom) are predicted: bool (bottom - top, width)."""
+        return self.predicted_at(np.arange(self.frame.width), np.arange(top, bottom))
+
+    def predicted_at(self, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+        """Return which pixels of these columns and rows are predicted: bool (len(ys), len(xs))."""
         if self.tissue is None:
-            return np.ones((bottom - top, self.frame.width), bool)
-        rows = self._cells(np.arange(top, bottom), 1)
-        return self.tissue[np.ix_(rows, self._cells(np.arange(self.frame.width), 0))]
+            return np.ones((len(ys), len(xs)), bool)
+        return self.tissue[np.ix_(self._cells(ys, 1), self._cells(xs, 0))]
 
     def tissue_rows(self, top: int, bottom: int) -> bool:
         """Return whether any pixel of the pixel rows [top, bottom) is predicted."""

@@ -107,6 +107,12 @@ def without_islands(polygons: Sequence[shapely.Polygon]) -> tuple[np.ndarray, li
     return shapely.polygons(rings[np.diff(owner, prepend=-1) == 0]), parts
 
 
+def without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
+    """Return a polygon as parts without holes: it is cut open along a row through the middle of each of its holes."""
+    middles = {float(np.mean(shapely.bounds(ring)[[1, 3]])) for ring in polygon.interiors}
+    return list(_cut(polygon, sorted(middles)))
+
+
 def _cut(shape: shapely.Geometry, rows: Sequence[float]) -> Iterator[shapely.Polygon]:
     """Yield the polygons that remain when `shape` is cut along these rows, which is done by halves."""
     if not rows:

@@ -113,20 +113,49 @@ def write_look_here(
     path: Path, regions: Sequence[Region], downsample: float, origin: tuple[int, int]
 ) -> None:
     """Write a GeoJSON feature per region, ranked, in level-0 pixels from QuPath's `origin` on."""
-    features = []
-    for rank, region in enumerate(regions, 1):
-        outline = shapely.transform(region.polygon, lambda points: points * downsample - origin)
-        properties = {
-            "objectType": "annotation",
-            "name": f"{LOOK} {rank}",
-            "classification": {"name": LOOK, "color": [255, 234, 0]},
-            "measurements": {
+    marked = [
+        Marked(
+            shapely.transform(region.polygon, lambda points: points * downsample),
+            f"{LOOK} {rank}",
+            LOOK,
+            (255, 234, 0),
+            {
                 "rank": rank,
                 "score mm2": round(region.score, 6),
                 "disagreement": round(region.deviation, 6),
                 "entropy": round(region.entropy, 6),
             },
+        )
+        for rank, region in enumerate(regions, 1)
+    ]
+    write_marked(path, marked, origin)
+
+
+class Marked(NamedTuple):
+    """A region that QuPath shows as an annotation. The outline is in level-0 pixels."""
+
+    outline: shapely.Geometry
+    name: str
+    group: str  # QuPath's classification
+    colour: tuple[int, int, int]
+    measurements: dict[str, float]
+
+
+def write_marked(path: Path, marked: Sequence[Marked], origin: tuple[int, int]) -> None:
+    """Write a GeoJSON feature per region, with positions from QuPath's `origin` on."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(
+                shapely.transform(region.outline, lambda points: points - origin)
+            ),
+            "properties": {
+                "objectType": "annotation",
+                "name": region.name,
+                "classification": {"name": region.group, "color": list(region.colour)},
+                "measurements": region.measurements,
+            },
         }
-        geometry = shapely.geometry.mapping(outline)
-        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+        for region in marked
+    ]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n", encoding="utf-8")

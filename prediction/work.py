@@ -24,6 +24,7 @@ from samplers.pairs.checks import decode_samples, open_whole
 from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
 from samplers.slides.frame import description_of
+from samplers.slides.slide import Slide
 from samplers.slides.stored_slide import slide_name
 from utils.failures import failure_of
 from utils.files import OutputError, output_errors
@@ -45,6 +46,16 @@ class PatchModel(Protocol):
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
 
+def grid_of(slide: Slide, settings: PredictionSettings) -> Grid:
+    """Return the patches of a slide, and its tissue, which is what is predicted. DataError: see `frame_of`."""
+    frame = frame_of(slide, settings.resolution)
+    tissue, cell = None, (1.0, 1.0)
+    if settings.tissue_only:
+        _, found, cell = tissue_of(slide, settings.bb_downsample)
+        tissue = grown(found, slide.spacing * cell[0])
+    return Grid(frame, settings.img_size, settings.overlap, tissue, cell)
+
+
 class Opened:
     """A slide that is being predicted, with its grid and what is predicted of it so far.
 
@@ -56,12 +67,7 @@ class Opened:
         self.slide = open_whole(path)
         try:
             decode_samples(self.slide)
-            frame = frame_of(self.slide, settings.resolution)
-            tissue, cell = None, (1.0, 1.0)
-            if settings.tissue_only:
-                _, found, cell = tissue_of(self.slide, settings.bb_downsample)
-                tissue = grown(found, self.slide.spacing * cell[0])
-            self.grid = Grid(frame, settings.img_size, settings.overlap, tissue, cell)
+            self.grid = grid_of(self.slide, settings)
             if not self.grid.chosen.any():
                 raise DataError(
                     f"{path}: no tissue was found on it, so it was not looked at; --no-tissue_only predicts all of it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,20 @@ def write_asap(
     holes, cut = without_islands([polygon for *_, polygon in whole])
     parts = [(name, group, part) for (name, group, _), some in zip(whole, cut) for part in some]
     parts += [("hole", EXCLUSION, hole) for hole in holes]
-    groups = [*dict.fromkeys(names), EXCLUSION]
+    groups = {name: colour_of(number) for number, name in enumerate([*dict.fromkeys(names), EXCLUSION], 1)}
+    write_polygons(path, parts, groups, downsample)
+
+
+def write_polygons(
+    path: Path,
+    parts: Sequence[tuple[str, str, shapely.Polygon]],
+    groups: Mapping[str, tuple[int, int, int]],
+    downsample: float | None = None,
+) -> None:
+    """Write ASAP's XML of (name, group, polygon) in pixels of `downsample` level-0 ones, and the groups' colours.
+
+    Without a downsample the points are in level-0 pixels, and written as they are.
+    """
     # Some at a time, since these are copies.
     rings = (
         ring
@@ -188,29 +201,34 @@ def write_asap(
         for (name, group, _), ring in zip(parts, rings):
             file.write(
                 f'\t\t<Annotation Name={quoteattr(name)} Type="Polygon" PartOfGroup={quoteattr(group)} '
-                f'Color="{_hex(groups.index(group) + 1)}">\n\t\t\t<Coordinates>\n'
+                f'Color="{_hex(groups[group])}">\n\t\t\t<Coordinates>\n'
             )
             for order, (x, y) in enumerate(ring[:-1]):
                 file.write(f'\t\t\t\t<Coordinate Order="{order}" X="{x}" Y="{y}" />\n')
             file.write("\t\t\t</Coordinates>\n\t\t</Annotation>\n")
         file.write("\t</Annotations>\n\t<AnnotationGroups>\n")
-        for number, group in enumerate(groups, 1):
+        for group, colour in groups.items():
             file.write(
-                f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{_hex(number)}">'
+                f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="{_hex(colour)}">'
                 "<Attributes /></Group>\n"
             )
         file.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
-def _rings(rings: Any, downsample: float, origin: tuple[int, int] = (0, 0)) -> Iterator[list[list[float]]]:
-    """Yield the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one."""
+def _rings(
+    rings: Any, downsample: float | None, origin: tuple[int, int] = (0, 0)
+) -> Iterator[list[list[float]]]:
+    """Yield the points of closed rings in level-0 pixels from `origin` on, as integers where the downsample is one.
+
+    Without a downsample they are in level-0 pixels already, and need not be integers.
+    """
     points, owner = shapely.get_coordinates(rings, return_index=True)
-    points = points * downsample - origin
-    if float(downsample).is_integer():
+    points = points * (downsample or 1) - origin
+    if downsample and float(downsample).is_integer():
         points = points.astype(np.int64)
     for part in np.split(points, np.flatnonzero(np.diff(owner)) + 1):
         yield part.tolist()
 
 
-def _hex(value: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour_of(value))
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -51,9 +51,12 @@ class SamplerConfig:
         return self.strip or Strip(0, (Rows(0, self.img_size),))
 
     def bad_slides_allowed(self, slides: int) -> int:
-        if 0 < self.max_bad_slides < 1:
-            return max(1, int(self.max_bad_slides * slides))
-        return int(self.max_bad_slides)
+        return bad_slides_allowed(self.max_bad_slides, slides)
+
+
+def bad_slides_allowed(most: float, slides: int) -> int:
+    """Return how many of some slides may be bad, by --max_bad_slides: a number, or below 1 a share, at least one."""
+    return max(1, int(most * slides)) if 0 < most < 1 else int(most)
 
 
 @dataclass(frozen=True)

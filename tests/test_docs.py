@@ -24,6 +24,7 @@ FOREIGN = {
         "--image",  # of QuPath
         "--args",
         "--oversubscribe",
+        "--backend-store-uri",
         "--bind-to",
         "--prefix",
         "--gloo",

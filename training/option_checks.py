@@ -17,6 +17,7 @@ from samplers.labels.label_map import LabelMap, class_names
 from samplers.pairs.names import patient_pattern
 from training.class_weights import BALANCED, parse_class_weights
 from training.options import build_parser, given_options
+from training.tracking import tracker_problems
 from utils.cli import UserError
 from utils.ranks.launcher import launcher_rank
 
@@ -129,6 +130,7 @@ def _value_problems(options: argparse.Namespace) -> Iterator[str]:
     words = options.validate_slides or []
     if len(words) == 1 and words[0].isdecimal() and int(words[0]) == 0:
         yield "--validate_slides 0 takes no slides: leave it out"
+    yield from tracker_problems(options)
     if options.debug and options.resume:
         yield "--debug always begins anew: take off --resume"
 
@@ -219,6 +221,7 @@ def _useless(options: argparse.Namespace, given: set[str]) -> Iterator[str]:
             ("validate_slides_every", "validate_slides_minutes"),
             "goes with --validate_slides",
         ),
+        (options.tracker is None, ("tracker_uri", "track_model"), "goes with --tracker"),
         (options.log_dir is None, ("resume_force",), "needs the --log_dir of the run to go on with"),
     ]
     for does_nothing, names, why in rules:

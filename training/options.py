@@ -426,6 +426,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="steps to profile for TensorBoard's profiler",
     )
     add(
+        "--tracker",
+        choices=["mlflow"],
+        help="also keep options, metrics, report and model card in this tracker of runs; mlflow needs the package "
+        "mlflow-skinny",
+    )
+    add(
+        "--tracker_uri",
+        metavar="URI",
+        help="address of the tracker; nothing is sent anywhere without one (default: MLFLOW_TRACKING_URI, or files in "
+        "<log_dir>/mlruns)",
+    )
+    add("--track_model", action="store_true", help="keep the exported model in the tracker as well")
+    add(
         "--checkpoint_every",
         type=positive_int,
         help="steps between two checkpoints, besides those at each validation",

@@ -27,6 +27,7 @@ FREE = {
         "histograms",
         "profile",
     ),
+    *("tracker", "tracker_uri", "track_model"),
     *("recompute", "ranks_per_patch", "memory_report", "jit"),
 }
 

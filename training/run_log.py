@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import api as hparams
 from training.dispensable import Dispensable
 from training.resume import drop_later_metrics
 from training.run_bar import RunBar, line_of
+from training.tracking import Tracking
 from utils.files import write_atomically
 from utils.pictures import PARTS
 
@@ -50,6 +51,7 @@ class RunLog:
         self.log_dir = log_dir
         self.bar = RunBar(log_dir is not None, num_steps, step)
         self.dispensable = Dispensable(self.say)
+        self.tracking: Tracking | None = None  # a copy of all numbers goes to it
         if log_dir is None:
             return
         drop_later_metrics(log_dir / "metrics.jsonl", step, due)
@@ -112,11 +114,14 @@ class RunLog:
             return
         self._append(f"{json.dumps({'step': step, 'split': split, **values})}\n".encode())
 
-        def summarise() -> None:
-            for name, value in values.items():
-                for label, number in _scalars(name, value):
-                    tf.summary.scalar(label, number)
+        numbers = {tag: number for name, value in values.items() for tag, number in _scalars(name, value)}
 
+        def summarise() -> None:
+            for tag, number in numbers.items():
+                tf.summary.scalar(tag, number)
+
+        if self.tracking is not None:
+            self.tracking.metrics(step, {f"{split}/{tag}": number for tag, number in numbers.items()})
         self._tensorboard(split, step, summarise)
         if split != "train" or not self.bar.tty:
             self.say(line_of(step, split, values))

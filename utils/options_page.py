@@ -19,6 +19,7 @@ PROGRAMS = {  # what a user types → the module with its `build_parser`
     "evaluation.segmentation": "evaluation.segmentation",
     "evaluation.folds": "evaluation.folds",
     "evaluation.table": "evaluation.table",
+    "evaluation.audit": "evaluation.audit",
     "utils.plan": "utils.plan",
 }
 HEADER = """# Options
