@@ -23,6 +23,9 @@ FOREIGN = {
     *(
         "--image",  # of QuPath
         "--args",
+        "--sandbox",  # of apptainer, buildah and mmdebstrap
+        "--tls-verify",
+        "--variant",
         "--oversubscribe",
         "--backend-store-uri",
         "--bind-to",
