@@ -51,6 +51,11 @@ def image_of(folder: Path) -> Image:
         colours = [channel.get("color", "") for channel in attributes.get("omero", {}).get("channels", ())]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder}: is no image of OME-NGFF 0.4 or 0.5: {error!r}") from error
+    if any(
+        Path(level["path"]).is_absolute() or ".." in Path(level["path"]).parts
+        for level in multiscale["datasets"]
+    ):
+        raise DataError(f"{folder}: names levels that are not in it")
     if any(colours) and [str(colour).upper() for colour in colours] != _COLOURS:
         raise DataError(
             f"{folder}: has channels of the colours {', '.join(map(str, colours))}, RGB is needed"

@@ -137,6 +137,14 @@ def test_other_channels_are_refused(tmp_path: Path, shape: tuple[int, ...], said
     assert "RGB of 8 bits is needed" in found
 
 
+@pytest.mark.parametrize("place", ["../other.zarr/0", "/etc"])
+def test_levels_of_other_folders_are_refused(folder: Path, place: str) -> None:
+    content = json.loads((folder / "zarr.json").read_text())
+    content["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = place
+    (folder / "zarr.json").write_text(json.dumps(content))
+    assert "names levels that are not in it" in reason(folder)
+
+
 def test_stains_of_fluorescence_are_refused(folder: Path) -> None:
     content = json.loads((folder / "zarr.json").read_text())
     channels: list[dict[str, Any]] = [{"color": color} for color in ("ff0000", "00FF00", "0000FF")]
