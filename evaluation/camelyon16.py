@@ -23,7 +23,15 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from evaluation import froc
-from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared, warn_of_others
+from evaluation.each import (
+    add_bootstrap_options,
+    exit_code,
+    refuse_nothing,
+    refuse_unpaired,
+    report_failed,
+    spared,
+    warn_of_others,
+)
 from evaluation.froc import Detection, SlideResult, UndefinedScoreError
 from evaluation.plots import plot_froc
 from evaluation.tables import SLIDE_SUFFIXES, read_detections, read_slide_scores, slide_stem
@@ -41,7 +49,7 @@ from samplers.labels.label_map import IGNORED, LabelMap
 from samplers.labels.options import add_label_options
 from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
-from utils.cli import HelpFormatter, non_negative_int, random_seed
+from utils.cli import HelpFormatter
 from utils.failures import write_failures_to
 from utils.files import output_errors
 
@@ -239,13 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SLIDE",
         help="slides to leave out; usually Test_049 (a duplicate) and Test_114 (partly annotated)",
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=non_negative_int,
-        default=1000,
-        help="number of samples for the confidence intervals",
-    )
-    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
+    add_bootstrap_options(parser.add_argument)
     return parser
 
 

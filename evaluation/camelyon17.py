@@ -27,7 +27,7 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix
 from tqdm import tqdm
 
 from evaluation import lesions
-from evaluation.each import exit_code, refuse_nothing, report_failed, spared
+from evaluation.each import add_bootstrap_options, exit_code, refuse_nothing, report_failed, spared
 from evaluation.froc import UndefinedScoreError, bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, UNKNOWN, read_stages, stages_of_nodes
@@ -35,7 +35,7 @@ from evaluation.truth import find_files
 from samplers.slides.errors import DataError
 from samplers.slides.frame import described_frame
 from samplers.slides.slide import Slide
-from utils.cli import HelpFormatter, UserError, non_negative_int, random_seed
+from utils.cli import HelpFormatter, UserError
 from utils.failures import write_failures_to
 from utils.files import output_errors
 
@@ -200,13 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, help="folder for the results (default: scores beside the predictions)"
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=non_negative_int,
-        default=1000,
-        help="number of samples for the confidence interval",
-    )
-    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
+    add_bootstrap_options(parser.add_argument)
     group = parser.add_argument_group("from probabilities to node labels, for a folder of these only")
     group.add_argument(
         "--threshold",

@@ -10,11 +10,20 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from samplers.pairs.folders import left_out
 from samplers.pairs.names import is_challenge_name, is_normal, is_tumour, name_some
 from samplers.slides.errors import DataError
-from utils.cli import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UserError, show_warnings
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    UserError,
+    non_negative_int,
+    random_seed,
+    show_warnings,
+)
 from utils.failures import failure_of
 
 
@@ -100,6 +109,17 @@ def report_failed(failed: Mapping[str, str]) -> int:
     if failed:
         print(f"{len(failed)} slides could not be evaluated, the results are of all others", file=sys.stderr)
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def add_bootstrap_options(add: Callable[..., Any]) -> None:
+    """Add --bootstrap and --seed to a parser or a group of it."""
+    add(
+        "--bootstrap",
+        type=non_negative_int,
+        default=1000,
+        help="number of samples for the confidence intervals",
+    )
+    add("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
 
 
 def exit_code(program: str, run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

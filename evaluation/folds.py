@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.each import exit_code, refuse_nothing, report_failed, spared
+from evaluation.each import add_bootstrap_options, exit_code, refuse_nothing, report_failed, spared
 from evaluation.tables import read_slide_scores
 from evaluation.whole_slides import HEADLINES, SlideScore, headlines, intervals, of_slides, score_slide
 from samplers.labels.label_map import LabelMap
@@ -32,7 +32,7 @@ from samplers.pairs.names import patient_pattern, slide_key
 from samplers.pairs.pairing import SlidePair, map_of
 from samplers.pairs.split import group_of
 from samplers.slides.errors import DataError
-from utils.cli import EXIT_DONE, HelpFormatter, UserError, non_negative_int, random_seed
+from utils.cli import EXIT_DONE, HelpFormatter, UserError
 from utils.failures import write_failures_to
 from utils.files import output_errors, write_atomically
 from utils.reporting.page import interval, number, table, write_page
@@ -252,13 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do nothing, with exit code 0, if folds are not finished yet",
     )
-    add(
-        "--bootstrap",
-        type=non_negative_int,
-        default=1000,
-        help="number of samples for the confidence intervals",
-    )
-    add("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
+    add_bootstrap_options(add)
     return parser
 
 

@@ -29,7 +29,14 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation import camelyon17, lesions
-from evaluation.each import exit_code, refuse_nothing, refuse_unpaired, report_failed, spared
+from evaluation.each import (
+    add_bootstrap_options,
+    exit_code,
+    refuse_nothing,
+    refuse_unpaired,
+    report_failed,
+    spared,
+)
 from evaluation.table_file import TableDataset, TableModel, read_table_file
 from evaluation.table_text import latex, markdown
 from evaluation.tables import read_slide_scores
@@ -45,9 +52,7 @@ from utils.cli import (
     EXIT_FAILED,
     HelpFormatter,
     UserError,
-    non_negative_int,
     positive_int,
-    random_seed,
 )
 from utils.failures import write_failures_to
 from utils.files import output_errors, write_atomically
@@ -227,13 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive_int,
         help="number of slides that are scored at once; default: one per core",
     )
-    add(
-        "--bootstrap",
-        type=non_negative_int,
-        default=1000,
-        help="number of samples for the confidence intervals",
-    )
-    add("--seed", type=random_seed, default=0, help="random seed of the bootstrap")
+    add_bootstrap_options(add)
     return parser
 
 
