@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from samplers import SamplerConfig
 from samplers.labels.label_map import IGNORED, LabelMap, class_names
+from samplers.pairs.camelyon import center_of
 from samplers.pairs.checks import LabelFacts
 from samplers.pairs.pairing import SlidePair
 from training.class_weights import BALANCED, class_weights
@@ -128,6 +129,8 @@ class RunLabels:
             warnings = found.train.warnings(config.label_map, names)
             if options.batch_tumor_ratio == 1:
                 warnings.append(tumour_only(found.train))
+            if options.stain_jitter != "strong":
+                warnings += unseen_centers(train, val)
             for warning in warnings:
                 sys.stderr.write(f"warning: {warning}\n")
         return found
@@ -155,6 +158,18 @@ def tumour_only(train: LabelSummary) -> str:
         "with --batch_tumor_ratio 1 (the default) each training patch meets tumour: tissue far from tumour is not "
         f"learnt and may be taken for it{slides}. 0.5 draws as many patches without tumour"
     )
+
+
+def unseen_centers(train: Sequence[SlidePair], val: Sequence[SlidePair]) -> list[str]:
+    """Return a warning if validation has slides of centres that training has none of, else nothing."""
+    known, seen = ({center_of(pair.slide) for pair in pairs} - {None} for pairs in (val, train))
+    if not seen or known <= seen:
+        return []
+    unseen = ", ".join(map(str, sorted(known - seen)))  # type: ignore[type-var]
+    return [
+        f"validation has slides of other centres than training ({unseen}), and every centre stains in its own way: "
+        "--stain_jitter strong helps there"
+    ]
 
 
 def _weights_before(resumed: Path | None, weighting: list[str] | None) -> list[float] | None:

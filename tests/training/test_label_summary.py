@@ -17,7 +17,7 @@ from samplers.slides.slide import Slide
 from tests.helpers.lesion_slides import HEIGHT, SPACING, WIDTH, asap_xml, make_slide
 from tests.helpers.tiny_slides import write_levels
 from training.data import prepare_slides, sampler_config
-from training.label_summary import LABELS_FILE, LabelSummary, RunLabels, tumour_only
+from training.label_summary import LABELS_FILE, LabelSummary, RunLabels, tumour_only, unseen_centers
 from training.option_checks import parse_options
 from utils.cli import UserError
 from utils.ranks.world import World
@@ -133,3 +133,20 @@ def test_the_labels_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / LABELS_FILE).write_text("{}")
     with pytest.raises(UserError, match=r"labels\.json cannot be read"):
         RunLabels.of(options, config, *slides[:2], slides.facts, world, tmp_path)
+
+
+def test_slides_of_centres_that_training_has_none_of_are_said():
+    def of(*names: str) -> list[SlidePair]:
+        return [SlidePair(Path(name), None) for name in names]
+
+    assert (
+        "than training (1)" in unseen_centers(of("center_0/a.tif"), of("center_0/b.tif", "center_1/c.tif"))[0]
+    )
+    assert (
+        "than training (4)" in unseen_centers(of("patient_004_node_4.tif"), of("patient_099_node_0.tif"))[0]
+    )
+    assert not unseen_centers(of("center_0/a.tif", "center_1/c.tif"), of("center_1/d.tif"))
+    assert not unseen_centers(
+        of("tumor_001.tif"), of("center_1/d.tif")
+    )  # where its slides are from is not known
+    assert not unseen_centers(of("tumor_001.tif"), of("normal_001.tif"))
