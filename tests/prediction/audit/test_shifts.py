@@ -51,6 +51,13 @@ def test_what_is_not_shifted_has_no_offset(own):
     assert estimate_shift(maps_of(LESION, own), own, 40, 0.5) is None
 
 
+def test_of_offsets_that_are_as_good_the_shortest_is_taken():
+    predicted, own = np.zeros_like(LESION), np.zeros_like(LESION)
+    predicted[80:120, 100:140], own[80:120, 85:115] = True, True  # it fits into the prediction at 15 to 25
+    found = estimate_shift(maps_of(predicted, own), own, 60, 0.5)
+    assert (found.dx, found.dy) == (15, 0)
+
+
 def test_where_nothing_is_predicted_there_is_no_offset():
     assert estimate_shift(maps_of(np.zeros_like(LESION), LESION), LESION, 40, 0.5) is None
 
