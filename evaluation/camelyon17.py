@@ -284,9 +284,8 @@ def score(
     stages, nodes = (
         ({}, nodes_of_maps(predictions, *measures, failed, left_out)) if of_maps else read_stages(predictions)
     )
-    for patient in {
-        _patient(node) for node in (*failed, *left_out)
-    }:  # without one of its nodes its stage is not known
+    # Without one of its nodes the stage of a patient is not known.
+    for patient in {_patient(node) for node in (*failed, *left_out)}:
         true_stages.pop(patient, None)
         true_nodes = {node: label for node, label in true_nodes.items() if _patient(node) != patient}
         nodes = {node: label for node, label in nodes.items() if _patient(node) != patient}

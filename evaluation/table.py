@@ -59,9 +59,8 @@ from utils.files import output_errors, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = {**HEADLINES, "kappa": "kappa"}
-Cell = dict[
-    str, Any
-]  # of a model and a dataset: "scores" and "intervals" by SCORES, "slides", "patients", "failed"
+# Of a model and a dataset: "scores" and "intervals" by SCORES, "slides", "patients", "failed".
+Cell = dict[str, Any]
 
 
 def predict(model: TableModel, slides: Sequence[str], output: Path, words: Sequence[str]) -> None:
@@ -133,9 +132,8 @@ def _score_slides(
     failed: dict[str, str],
 ) -> list[SlideScore]:
     context, cores = get_context("forkserver"), len(os.sched_getaffinity(0))
-    context.set_forkserver_preload(
-        ["evaluation.whole_slides"]
-    )  # whose imports take seconds, once for all workers
+    # Its imports take seconds, once for all workers.
+    context.set_forkserver_preload(["evaluation.whole_slides"])
     found = []
     with ProcessPoolExecutor(min(processes or cores, len(slides)), mp_context=context) as pool:
         running = {

@@ -230,13 +230,27 @@ def batch_norm(
     return forward(x, gamma, beta)
 
 
-@tf.function(jit_compile=True, autograph=False)
 def frozen_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
 ) -> tf.Tensor:
-    """Normalise x (B, H, W, C) by averages (C,) that are given, in float32 whatever x is."""
+    """Normalise x (B, H, W, C) by averages (C,) that are given, in float32 whatever x is.
+
+    Its gradient is written out: XLA would keep x in float32 for that of gamma, which frozen batch norm does not need.
+    """
+
+    def gradient(upstream: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        dy = tf.cast(upstream, tf.float32)
+        sums = (tf.reduce_sum(_pixels(t), 0) for t in (dy * tf.cast(x, tf.float32), dy))
+        return _affine(upstream, scale, tf.zeros_like(scale)), *sums
+
     scale = gamma * tf.math.rsqrt(variance + epsilon)
-    return tf.cast(tf.cast(x, tf.float32) * scale + (beta - mean * scale), x.dtype)
+    return _with_gradient(_affine, gradient, x, scale, beta - mean * scale)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _affine(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """Return x (B, H, W, C) · scale + shift, computed in float32."""
+    return tf.cast(tf.cast(x, tf.float32) * scale + shift, x.dtype)
 
 
 @tf.function(jit_compile=True, autograph=False)

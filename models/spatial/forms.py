@@ -161,9 +161,8 @@ OURS = (
 )
 FORMS: dict[type, Form] = {
     **KERAS_FORMS,
-    **{
-        kind: KERAS_FORMS[kind.__bases__[-1]] for kind in OURS
-    },  # they only compute their gradients in another way
+    # These compute their gradients in another way, or fold a batch norm, and nothing else.
+    **{kind: KERAS_FORMS[kind.__bases__[-1]] for kind in OURS},
     models.layers.Swish: POINTWISE,
     FastFusion: POINTWISE,
     ResizeLike: RESIZE_LIKE,

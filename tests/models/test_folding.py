@@ -121,9 +121,14 @@ def test_batch_norm_of_averages_in_bfloat16_is_that_of_keras(trains):
         norm.set_weights(np.random.default_rng(3).uniform(0.5, 1.5, (4, 20)))
         norm.trainable = False
         with tf.GradientTape() as tape:
-            tape.watch(images)
+            tape.watch([images, norm.gamma, norm.beta])
             y = norm(images, training=trains)
-        results.append([tf.cast(x, tf.float32).numpy() for x in (y, tape.gradient(y, images, upstream))])
+        results.append(
+            [
+                tf.cast(x, tf.float32).numpy()
+                for x in (y, *tape.gradient(y, [images, norm.gamma, norm.beta], upstream))
+            ]
+        )
         assert y.dtype == tf.bfloat16
     for theirs, ours in zip(*results):
         np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.01)
