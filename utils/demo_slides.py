@@ -2,8 +2,9 @@
 
     python -m utils.demo_slides --output data/demo
     python -m utils.demo_slides --output data/demo17 --layout camelyon17
+    python -m utils.demo_slides --output data/patients --layout patients
 
-The program can be stopped at any moment and run again. `utils.demo.slides` makes the slides.
+The program can be stopped at any moment and run again. The package `utils.demo` makes the slides.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.cli import non_negative_int, positive_int
-from utils.demo.slides import MIN_SIZE, DemoError, make_camelyon17_demo, make_demo
+from utils.demo.camelyon17 import make_camelyon17_demo, make_patients_demo
+from utils.demo.slides import MIN_SIZE, DemoError, make_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,14 +26,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--layout",
-        choices=("camelyon16", "camelyon17"),
+        choices=("camelyon16", "camelyon17", "patients"),
         default="camelyon16",
-        help="layout of the folders; default: camelyon16",
+        help="layout of the folders; patients is that of camelyon17, with a patient of each stage and lesions of all "
+        "sizes; default: camelyon16",
     )
     add(
         "--size",
         type=positive_int,
-        help=f"side of a slide in pixels, at least {MIN_SIZE}; default: 4096, for camelyon17 2048",
+        help=f"side of a slide in pixels, at least {MIN_SIZE}; default: 4096, for camelyon17 2048; "
+        "slides of patients with a large lesion are three times as wide",
     )
     number = non_negative_int
     add("--seed", type=number, default=0, help="random seed, which determines every byte; default: 0")
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.layout == "camelyon16":
             root = make_demo(options.output, options.train, options.val, options.size or 4096, **common)
+        elif options.layout == "patients":
+            root = make_patients_demo(options.output, size=options.size or 4096, **common)
         else:
             root = make_camelyon17_demo(options.output, size=options.size or 2048, **common)
     except DemoError as error:

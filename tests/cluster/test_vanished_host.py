@@ -37,9 +37,9 @@ def test_it_is_named_and_the_run_ends_with_a_checkpoint_and_goes_on(
         ended = time.monotonic() - cut
     finally:
         end(process)
-        node.plug_in()
-    for left in node.processes("train.py"):
-        left.kill()
+        for left in node.processes("train.py"):
+            left.kill()
+        cluster.plug_in(node)
     print(
         f"named after {said:.0f} s, saved after {saved:.0f} s, ended after {ended:.0f} s: {process.returncode}"
     )
@@ -71,5 +71,4 @@ def test_a_job_goes_on_with_another_node(cluster: Cluster, clone: Path, demo: Pa
         assert job.facts()["NodeList"] == "node[1,3]"
     finally:
         job.cancel()
-        node.plug_in()
-        wait_until(lambda: cluster.states() == ["idle"] * 3, "the nodes do not come back", timeout=600)
+        cluster.plug_in(node)

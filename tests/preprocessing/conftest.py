@@ -8,7 +8,7 @@ import pytest
 
 from CAMELYON17_PREPROCESSING.preprocess import main
 from tests.helpers.preprocessing import words
-from utils.demo.slides import make_camelyon17_demo
+from utils.demo.camelyon17 import make_camelyon17_demo
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.interrupting import imports, interrupt
-from utils.demo.slides import make_camelyon17_demo
+from utils.demo.camelyon17 import make_camelyon17_demo
 
 PROGRAM = ["-m", "CAMELYON17_PREPROCESSING.preprocess", "--patch_size", "128", "--num_threads", "2"]
 QUIET = 130, ["interrupted: the same command goes on"]

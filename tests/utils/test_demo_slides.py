@@ -13,9 +13,13 @@ import openslide
 import pytest
 import tifffile
 
+from evaluation.lesions import longest_diameter, node_label
+from evaluation.staging import SPELLING, patient_stage, read_stages
 from samplers.labels.label import LabelMap, open_label
 from samplers.slides.slide import Slide
-from utils.demo.slides import SPACING, DemoError, make_camelyon17_demo, make_demo
+from utils.demo.camelyon17 import LONGEST_UM, NODES, make_camelyon17_demo, make_patients_demo
+from utils.demo.slides import SPACING, DemoError, make_demo
+from utils.demo.tissue import diameter, make_layout
 from utils.demo_slides import main
 
 
@@ -145,6 +149,42 @@ def test_centers_stain_differently(tmp_path: Path) -> None:
         red, green, _ = pixels_of(path).reshape(-1, 3).T
         greens.append(np.median(green[(red > 190) & (green < 225)]))
     assert greens[0] - greens[1] > 15
+
+
+def test_patients_have_the_stages_that_their_lesions_give_them(tmp_path: Path) -> None:
+    root = make_patients_demo(tmp_path / "demo", ("pN0(i+)", "pN0"), size=1024, processes=2)
+    stages, nodes = read_stages(root / "stage_labels.csv")
+    assert stages == {"patient_000": "pn0(i+)", "patient_001": "pn0"}
+    found = {path.stem: 0.0 for path in root.glob("training/center_0/*.tif")}
+    assert len(found) == 10
+    for path in root.glob("training/lesion_annotations/*.xml"):
+        with Slide(root / f"training/center_0/{path.stem}.tif") as slide:
+            label = open_label(path, slide, LabelMap()).read_at(0, 0, 1024, 1024, 1.0)
+        found[path.stem] = longest_diameter(label == 1) * SPACING / 1000
+    assert {name: node_label(millimetres) for name, millimetres in found.items()} == nodes
+    with pytest.raises(DemoError, match="too small for the lesions of pN1mi"):
+        make_patients_demo(tmp_path / "small", ("pN1mi",), size=1024)
+
+
+@pytest.mark.parametrize("stage", NODES)
+def test_nodes_of_each_stage_are_those_of_the_challenge(stage: str) -> None:
+    assert SPELLING[patient_stage(NODES[stage])] == stage
+
+
+@pytest.mark.parametrize("label", LONGEST_UM)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_lesion_is_as_long_as_asked_for(label: str, seed: int) -> None:
+    low, high = (micrometres / SPACING for micrometres in LONGEST_UM[label])
+    layout = make_layout(np.random.default_rng(seed), 3 * 4096, 3, (low, high))
+    lengths = [diameter(lesion) for lesion in layout.lesions]
+    assert low <= lengths[0] <= high
+    assert max(lengths) == lengths[0]
+    assert node_label(lengths[0] * SPACING / 1000) == label
+
+
+def test_a_lesion_without_a_place_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no lesion"):
+        make_layout(np.random.default_rng(0), 1024, 1, (1500, 1600))
 
 
 def test_other_contents_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

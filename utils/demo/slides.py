@@ -1,4 +1,4 @@
-"""Makes synthetic slides in the layouts of CAMELYON16 and CAMELYON17, for `python -m utils.demo_slides`.
+"""Makes synthetic slides, and a set of them in the layout of CAMELYON16, for `python -m utils.demo_slides`.
 
 A slide is a pyramidal, tiled JPEG TIFF of 0.25 µm/px. Its label is an ASAP XML and, for CAMELYON16, also a pyramidal
 mask (0/255) drawn from the same polygons. The same seed gives the same bytes. The program can be stopped at any moment
@@ -32,13 +32,6 @@ from utils.files import write_atomically
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
 _VERSION = 2  # to be incremented when the same seed gives other pictures
-_STAINS = (
-    Stain(),
-    Stain(0.7, 1.5),
-    Stain(1.25, 0.75),
-    Stain(0.8, 0.7),
-    Stain(1.15, 1.4),
-)  # one for each centre
 
 
 class DemoError(UserError):
@@ -57,6 +50,7 @@ class SlideJob:
     stain: Stain
     size: int
     seed: tuple[int, ...]
+    longest: tuple[float, float] | None = None  # of `make_layout`
 
     @property
     def done(self) -> bool:
@@ -93,7 +87,7 @@ def make_demo(
                     seed=(seed, part == "validation", number),
                 )
             )
-    return _make(
+    return make_slides(
         root,
         jobs,
         {"layout": "camelyon16", "train": train, "val": val, "size": size, "seed": seed},
@@ -101,59 +95,7 @@ def make_demo(
     )
 
 
-def make_camelyon17_demo(
-    root: str | os.PathLike[str],
-    centers: int = 2,
-    patients: int = 2,
-    nodes: int = 2,
-    size: int = 2048,
-    seed: int = 0,
-    processes: int = 1,
-) -> Path:
-    """Make CAMELYON17-like slides: for each centre, with its own stain, `patients` with `nodes` slides each.
-
-    The files are <root>/training/center_N/patient_XXX_node_Y.tif with N = XXX // 20, and lesion_annotations/*.xml
-    (groups metastases and normal) except for the last slide of each centre, which is tumour-free, as
-    <root>/stage_labels.csv says. Otherwise it is like `make_demo`.
-    """
-    root = Path(root)
-    if not 1 <= centers <= 5 or not 1 <= patients <= 20 or not 1 <= nodes <= 5:
-        raise DemoError(
-            f"{centers} centres, {patients} patients, {nodes} nodes: from 1 to at most 5, 20 and 5"
-        )
-    jobs = []
-    for center in range(centers):
-        for number in range(patients * nodes):
-            patient, node = 20 * center + number // nodes, number % nodes
-            stem, normal = f"patient_{patient:03d}_node_{node}", number == patients * nodes - 1
-            jobs.append(
-                SlideJob(
-                    slide=root / "training" / f"center_{center}" / f"{stem}.tif",
-                    mask=None,
-                    xml=None if normal else root / "training" / "lesion_annotations" / f"{stem}.xml",
-                    lesions=0 if normal else 1 + number % 3,
-                    groups=("metastases", "normal"),
-                    stain=_STAINS[center],
-                    size=size,
-                    seed=(seed, 17, patient, node),
-                )
-            )
-    what = {
-        "layout": "camelyon17",
-        "centers": centers,
-        "patients": patients,
-        "nodes": nodes,
-        "size": size,
-        "seed": seed,
-    }
-    made = _make(root, jobs, what, processes)
-    rows = [f"{job.slide.name},{'macro' if job.lesions else 'negative'}\n" for job in jobs]
-    text = "patient,stage\n" + "".join(rows)
-    write_atomically(made / "stage_labels.csv", lambda path: path.write_text(text))
-    return made
-
-
-def _make(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes: int) -> Path:
+def make_slides(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], processes: int) -> Path:
     """Make the slides that are missing, and write to demo.json which set this is."""
     if what["size"] < MIN_SIZE:
         raise DemoError(f"size is {what['size']} pixels, it must be at least {MIN_SIZE}")
@@ -208,7 +150,7 @@ def _prepare(root: Path, note: Path, what: dict[str, Any], jobs: Sequence[SlideJ
 def make_slide(job: SlideJob) -> None:
     """Draw a slide and write its files, the slide last."""
     rng = np.random.default_rng(job.seed)
-    layout = make_layout(rng, job.size, job.lesions)
+    layout = make_layout(rng, job.size, job.lesions, job.longest)
     tumour = tumour_mask(layout, job.size)
     pixels = paint(rng, layout, tumour, job.stain)
     for path in (job.slide, job.mask, job.xml):

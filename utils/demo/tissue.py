@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import shapely
+from scipy.spatial.distance import pdist
 from shapely.ops import polylabel
 
 from samplers.labels import polygons
@@ -59,23 +60,42 @@ class Layout:
     exclusions: list[shapely.Polygon]  # normal tissue inside lesions
 
 
-def make_layout(rng: np.random.Generator, size: int, lesions: int) -> Layout:
-    """Draw a piece of tissue with up to `lesions` separate lesions, the largest of them with an exclusion."""
+def make_layout(
+    rng: np.random.Generator, size: int, lesions: int, longest: tuple[float, float] | None = None
+) -> Layout:
+    """Draw a piece of tissue with up to `lesions` separate lesions, the largest of them with an exclusion.
+
+    longest: from and to how many pixels the longest diameter of the largest lesion is; the others are smaller. Without
+    it lesions are 0.18 to 0.32 times as wide as the slide. ValueError: there is no place for such a lesion.
+    """
     tissue = _blob(rng, (size / 2, size / 2), 0.45 * size, 0.09, limit=0.49 * size)
     found: list[shapely.Polygon] = []
-    for radius in np.sort(rng.uniform(0.09, 0.16, lesions))[::-1] * size:
+    radii = np.sort(rng.uniform(0.09, 0.16, lesions))[::-1] * size
+    if longest is not None:
+        radii *= sum(longest) / 4.4 / radii[0]  # a rough outline is a little longer than twice its radius
+    for radius in radii:
         for _ in range(_TRIES):
             centre = rng.uniform(0.1, 0.9, 2) * size
             lesion = _rounded(shapely.intersection(_blob(rng, centre, radius, 0.22), tissue))
             fits = lesion.geom_type == "Polygon" and lesion.is_valid and lesion.area > 0.6 * np.pi * radius**2
+            if fits and longest is not None:
+                low, high = (0, diameter(found[0])) if found else longest
+                fits = low <= diameter(lesion) <= high
             if fits and all(lesion.distance(other) > 0.05 * size for other in found):
                 found.append(lesion)
                 break
+        if longest is not None and not found:
+            raise ValueError(f"no lesion of {longest} pixels in {_TRIES} tries, on a slide of {size} pixels")
     exclusions = []
     for lesion in found[:1]:
         centre = polylabel(lesion, tolerance=4)
         exclusions.append(_blob(rng, (centre.x, centre.y), 0.5 * lesion.exterior.distance(centre), 0.15))
     return Layout(tissue, found, exclusions)
+
+
+def diameter(lesion: shapely.Polygon) -> float:
+    """Return the longest diameter of a lesion in pixels."""
+    return float(pdist(shapely.get_coordinates(lesion.convex_hull)).max())
 
 
 def tumour_mask(layout: Layout, size: int) -> np.ndarray:
