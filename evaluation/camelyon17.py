@@ -31,7 +31,9 @@ from evaluation.each import add_bootstrap_options, exit_code, refuse_nothing, re
 from evaluation.froc import UndefinedScoreError, bootstrap
 from evaluation.lesions import NODE_LABELS, find_lesions, node_label
 from evaluation.staging import SPELLING, STAGES, UNKNOWN, read_stages, stages_of_nodes
+from evaluation.tables import slide_stem
 from evaluation.truth import find_files
+from samplers.pairs.names import slide_key
 from samplers.slides.errors import DataError
 from samplers.slides.frame import described_frame
 from samplers.slides.slide import Slide
@@ -52,7 +54,7 @@ def nodes_of_maps(
     merge: float,
     min_diameter: float,
     failed: dict[str, str],
-    left_out: Collection[str] = (),
+    left_out: Collection[str],
 ) -> dict[str, str]:
     """Return the node label of each `<slide>_probability.tif` in a folder. Shows a progress bar.
 
@@ -200,6 +202,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, help="folder for the results (default: scores beside the predictions)"
     )
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="SLIDE",
+        help="slides to leave out; without one of its nodes the stage of a patient is not known, so it is left out too",
+    )
     add_bootstrap_options(parser.add_argument)
     group = parser.add_argument_group("from probabilities to node labels, for a folder of these only")
     group.add_argument(
@@ -271,7 +280,7 @@ def score(
     samples: int,
     seed: int,
     failed: dict[str, str],
-    left_out: Collection[str] = (),
+    left_out: Collection[str],
 ) -> tuple[Mapping[str, str], Mapping[str, str], dict[str, Any]]:
     """Return the predicted stages of patients and labels of nodes, and what camelyon17.json says of them.
 
@@ -301,8 +310,9 @@ def run(options: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     output = options.output or (path if path.is_dir() else path.parent) / "scores"
     write_failures_to(output)
+    left_out = {slide_key(slide_stem(name)) for name in options.exclude}
     stages, nodes, summary = score(
-        path, options.ground_truth, measures, options.bootstrap, options.seed, failed
+        path, options.ground_truth, measures, options.bootstrap, options.seed, failed, left_out
     )
     with output_errors(output):
         write(output, stages, nodes, summary)

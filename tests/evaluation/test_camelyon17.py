@@ -118,6 +118,16 @@ def test_stages_are_worked_out_of_nodes(tmp_path: Path, capsys: pytest.CaptureFi
     assert read_stages(tmp_path / "out/submission.csv")[0] == {"patient_000": "pn0", "patient_001": "pn1"}
 
 
+def test_patients_of_excluded_slides_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "truth.csv").write_text(TRUTH)
+    (tmp_path / "mine.csv").write_text(TRUTH.replace("pN1", "pN0").replace("macro", "negative"))
+    words = ["--predictions", str(tmp_path / "mine.csv"), "--ground_truth", str(tmp_path / "truth.csv")]
+    assert main([*words, "--bootstrap", "0", "--exclude", "PATIENT_002_node_0.tif"]) == 0
+    result = json.loads((tmp_path / "scores/camelyon17.json").read_text())
+    assert (result["patients"], result["kappa"]) == (3, 1)
+    assert result["nodes"]["nodes"] == 2
+
+
 def test_the_table_of_predict(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text(
         "slide,probability,diameter_mm,node_label\npatient_000_node_0,0.9,2.5,macro\npatient_000_node_1,0.1,0,negative\n"
