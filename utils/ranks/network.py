@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 # Seconds: ranks that share patches agree on what to exchange once per cycle (HOROVOD_CYCLE_TIME in utils/startup.py).
 CYCLE = 1e-3
-# Share of the bandwidth that carries gradients: the rest is headers, and pauses of MPI. Measured with 17 MB, two ranks
-# on two hosts: 0.91 at 100 Mbit/s and 0.96 at 1 Gbit/s with Open MPI, 0.87 to 0.93 and 0.91 with MPICH.
+# Share of the bandwidth that carries gradients: the rest is headers, and pauses of MPI. Measured with 17 to 164 MB, two
+# ranks on two hosts: 0.89 to 0.91 at 100 Mbit/s with Open MPI, 0.88 at 1 Gbit/s; 0.87 to 0.93 and 0.91 with MPICH.
 PAYLOAD = 0.92
 
 

@@ -135,8 +135,10 @@ def test_open_mpi_is_told_what_it_knows_of_a_newer_pmix(started_by, monkeypatch)
         assert os.environ["PMIX_SECURITY_MODE"] == taken
 
 
-def test_open_mpi_has_two_connections_unless_the_user_says_otherwise(started_by):
-    for said, taken in (({}, "2"), ({"OMPI_MCA_btl_tcp_links": "4"}, "4")):
-        started_by(**said)
-        prepare_mpi()
-        assert dict(os.environ)["OMPI_MCA_btl_tcp_links"] == taken
+def test_open_mpi_does_not_put_unless_the_user_says_otherwise(started_by):
+    started_by()
+    prepare_mpi()
+    assert "put" not in dict(os.environ)["OMPI_MCA_btl_tcp_flags"].split(",")
+    started_by(OMPI_MCA_btl_tcp_flags="send,put")
+    prepare_mpi()
+    assert dict(os.environ)["OMPI_MCA_btl_tcp_flags"] == "send,put"
