@@ -31,7 +31,7 @@ from samplers.pairs.pairing import SlidePair, map_of
 from samplers.slides.frame import frame_of_file
 from training.plan import slides_every
 from training.run_log import RunLog
-from training.trained_model import NO_TIME, STOPPED, Clock, OverTimeError, TrainedModel
+from training.trained_model import NO_TIME, STOPPED, Clock, OverTimeError, Pace, TrainedModel
 from utils.cli import UserError
 from utils.pictures import OUTLINE_LABEL, draw_outline
 from utils.ranks.single import ALONE, Ranks
@@ -56,6 +56,9 @@ class Share:
     pictures: dict[str, bytes] = field(default_factory=dict)  # slide → JPEG
     error: str = ""  # the file that could not be written
     ending: float = 0.0  # seconds for files and scores, after the last patch
+    needs: dict[str, float] = field(
+        default_factory=dict
+    )  # slide that was not finished → seconds that it takes
     objection: str = ""
     hurried: bool = False  # the run's own time leaves less than --validate_slides_minutes
 
@@ -72,6 +75,7 @@ class SlideValidator:
     log: RunLog
     log_dir: Path
     ending: float = 0.0  # the longest `Share.ending` so far
+    needs: dict[str, float] = field(default_factory=dict)  # the largest `Share.needs` of all ranks so far
     model: TrainedModel | None = None
 
     def __str__(self) -> str:
@@ -98,6 +102,9 @@ class SlideValidator:
         share.objection, share.hurried = clock.objection(), seconds_left < budget
         shares = self.trainer.world.gather(share)
         self.ending = max(self.ending, *(part.ending for part in shares))
+        for part in shares:
+            for name, seconds in part.needs.items():
+                self.needs[name] = max(seconds, self.needs.get(name, 0.0))
         scores = sorted((score for part in shares for score in part.scores), key=lambda score: score.name)
         left_out = {name: reason for part in shares for name, reason in part.left_out.items()}
         stopped = STOPPED in (part.objection for part in shares)
@@ -143,7 +150,7 @@ class SlideValidator:
         """
         world, folder = self.trainer.world, self.log_dir / FOLDER
         team: Ranks = ALONE
-        pairs = list(self.pairs)
+        pairs = [pair for pair in self.pairs if not self._too_long(pair.name)]
         if len(seen) == world.size:
             team = world
         elif world.rank in seen:
@@ -154,13 +161,18 @@ class SlideValidator:
             self.model = TrainedModel(self.trainer, self.options.img_size)
         self.model.last = time.monotonic()
         reserve = max(self.ending, ENDING * clock.seconds)
+        share, pace = Share(), Pace()
 
         def in_time() -> Iterator[Path]:
+            nonlocal pace
             for number, pair in enumerate(pairs):
                 if any(team.gather(bool(clock.objection(reserve)))):
                     return
                 self.log.bar.now(f"whole slides, {number + 1} of {len(pairs)}")
+                pace = Pace()
                 yield pair.slide
+                if clock.objection(reserve) == NO_TIME:
+                    share.needs[pair.name] = pace.seconds
 
         def before() -> None:
             if objection := clock.objection(reserve):
@@ -169,15 +181,20 @@ class SlideValidator:
         self.model.before = before
         names = [names[0] for names in self.class_names[1:]]
         worker = Worker(
-            folder, settings, self.model, names, team, lambda share, patches: None, outlines=False
+            folder, settings, self.model, names, team, lambda *done: pace.advance(*done), outlines=False
         )
         outcome = worker.run(in_time())
-        share = Share(left_out=outcome.bad, error=outcome.error)
+        share.left_out, share.error = outcome.bad, outcome.error
         for number, pair in enumerate(pairs):
             if number % team.size == team.rank and store.is_finished(folder, pair.name):
                 self._score(pair, share, clock)
         share.ending = time.monotonic() - self.model.last
         return share
+
+    def _too_long(self, name: str) -> bool:
+        """Return whether a slide would not be finished even if it had all of the time."""
+        budget = 60 * self.options.validate_slides_minutes
+        return self.needs.get(name, 0.0) > budget - max(self.ending, ENDING * budget)
 
     def _score(self, pair: SlidePair, share: Share, clock: Clock) -> None:
         """Compare a predicted slide with its label, if there is time, and draw it."""
@@ -198,6 +215,11 @@ class SlideValidator:
     def _write(self, step: int, values: dict[str, Any], pictures: dict[str, bytes]) -> None:
         """Let rank 0 write the scores, the pictures and the table of the slides."""
         for name, reason in sorted(values["left_out"].items()):
+            if self._too_long(name):
+                reason = (
+                    f"it alone takes about {self.needs[name] / 60:,.1f} min on these ranks, more than "
+                    "--validate_slides_minutes leaves it, and is not begun again in this run"
+                )
             self.log.say(f"warning: whole slides: {name} is left out: {reason}")
         if self.trainer.world.is_first:
             with self.log.dispensable(f"{FOLDER}/slides.csv"):

@@ -40,6 +40,27 @@ class Clock:
         return NO_TIME if time.monotonic() - self.start > self.seconds - reserve else ""
 
 
+class Pace:
+    """How fast this rank predicts its part of a slide. The first batch waits for its graph and is not counted."""
+
+    def __init__(self) -> None:
+        self._share = 0.0
+        self._first = self._last = -1.0
+
+    def advance(self, share: float, _patches: int) -> None:
+        """Note that so much more of the part is done, of 1."""
+        self._last = time.monotonic()
+        if self._first < 0:
+            self._first = self._last
+        else:
+            self._share += share
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that the whole part takes; 0 if that is not known yet."""
+        return (self._last - self._first) / self._share if self._share else 0.0
+
+
 class TrainedModel:
     """The network as it is trained at this moment, on whole patches: a `PatchModel`."""
 

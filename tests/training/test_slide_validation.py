@@ -243,6 +243,25 @@ def test_the_time_is_kept_and_what_does_not_fit_is_named(pairs, tmp_path):
     assert len(row["slides"]) + len(row["left_out"]) == 3
 
 
+def test_a_slide_that_takes_longer_than_there_is_time_is_not_begun_again(pairs, tmp_path, capsys):
+    def run(world: Ranks) -> list[int]:
+        one, batches = (
+            validator(pairs[:1], tmp_path, "--validate_slides_minutes 0.03", world, seconds=0.3),
+            [],
+        )
+        for step in (12, 24):
+            assert one.run(step, 1e9, never) == (None, False)
+            batches.append(one.model.batches)
+        return batches
+
+    for first, second in on_ranks(2, run):
+        assert first == second > 0
+    assert [row["left_out"] for row in read_metrics(tmp_path)] == [{"tumor_001": NO_TIME}] * 2
+    said = capsys.readouterr().out
+    assert said.count("tumor_001 is left out: it alone takes about 0.") == 2
+    assert "more than --validate_slides_minutes leaves it, and is not begun again" in said
+
+
 @pytest.mark.parametrize(("seconds_left", "stops"), [(0.0, False), (-5.0, False), (1e9, True)])
 def test_a_run_that_has_to_stop_leaves_no_scores(pairs, tmp_path, seconds_left, stops):
     assert validator(pairs, tmp_path).run(12, seconds_left, lambda: stops) == (None, True)
