@@ -32,7 +32,7 @@ from training import memory
 from training.chosen_slides import choose_slides
 from training.data import prepare_slides, sampler_config, split_values
 from training.label_summary import LABELS_FILE, RunLabels
-from training.log_dir import check_log_dir, lock_log_dir, make_log_dir
+from training.log_dir import check_log_dir, lock_log_dir, lock_run_to_go_on, make_log_dir
 from training.option_checks import check_device_options, parse_options
 from training.options import option_values
 from training.resume import find_checkpoint, learning_options
@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
     # 2. Slides: found, checked and split before anything that takes long. A run that goes on keeps its split.
     world.activity.begin("checking the slides")
     world.on_rank_0(lambda: check_log_dir(options))
+    world.on_rank_0(lambda: lock_run_to_go_on(options))
     checkpoint = world.on_rank_0(lambda: find_checkpoint(options))
     resumed = None if checkpoint is None else options.log_dir
     train_pairs, val_pairs, label_map, facts = prepare_slides(options, world, resumed)
@@ -215,7 +216,7 @@ def train(loop: Loop, class_names: list[list[str]]) -> int:
         log.tracking.finished = True
     log.say(end_summary(log_dir))
     log.say(f"validation mIoU {loop.progress.miou:.4f} (step {loop.progress.step})")
-    return EXIT_DONE
+    return EXIT_STOPPED if loop.progress.slides_due else EXIT_DONE
 
 
 def write_json(value: Any, path: Path) -> None:

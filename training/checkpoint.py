@@ -133,9 +133,12 @@ def restore_checkpoint(path: Path, checkpoint: tf.train.Checkpoint) -> dict[str,
     return state
 
 
-def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
-    paths = sorted(folder.glob("step_*"))
+def prune_checkpoints(folder: Path, newest: int, keep: int, best_step: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and the best. OSError: one cannot be deleted.
+
+    The newest is that of step `newest`. Later ones do not count: they are torn, so the run went on from before them.
+    """
+    paths = [path for path in sorted(folder.glob("step_*")) if path <= checkpoint_path(folder, newest)]
     for path in paths[: max(0, len(paths) - keep)]:
         if path != checkpoint_path(folder, best_step or -1):
             shutil.rmtree(path)
@@ -150,6 +153,7 @@ class Checkpointer:
     keep: int
     warn: Callable[[str], None]
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while a checkpoint is written
+    best: int | None = None  # step of the best one that is there
 
     def save(self, state: dict[str, Any], must: bool) -> None:
         """Write a checkpoint. Rank 0 alone calls it.
@@ -160,7 +164,6 @@ class Checkpointer:
         try:
             with self.lock:
                 save_checkpoint(self.folder, self.variables, state)
-            prune_checkpoints(self.folder, self.keep, state["best"][1])
         except OSError as error:
             message = f"no checkpoint at step {state['step']}"
             if must:
@@ -168,6 +171,8 @@ class Checkpointer:
                     f"{message}: {error}. Make room and start again: the run goes on from the last one in {self.folder}"
                 ) from error
             self.warn(f"warning: {message}, the run goes on: {error}")
+        else:
+            self._prune(state["step"], state["best"][1])
 
     def add_score(self, step: int, values: dict[str, Any]) -> None:
         """Add the score of the validation to the checkpoint of its step, and keep the best. Rank 0 alone calls it.
@@ -180,6 +185,16 @@ class Checkpointer:
             return
         try:
             amend_state(path, values)
-            prune_checkpoints(self.folder, self.keep, values["best"][1])
         except OSError as error:
             self.warn(f"warning: the score of step {step} is not in its checkpoint, the run goes on: {error}")
+        else:
+            self._prune(step, values["best"][1])
+
+    def _prune(self, newest: int, best: int) -> None:
+        """Delete old checkpoints. A best one that could not be written does not cost the best one that is there."""
+        if checkpoint_path(self.folder, best).exists():
+            self.best = best
+        try:
+            prune_checkpoints(self.folder, newest, self.keep, self.best)
+        except OSError as error:
+            self.warn(f"warning: an old checkpoint cannot be deleted, the run goes on: {error}")

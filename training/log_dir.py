@@ -60,6 +60,15 @@ def lock_log_dir(log_dir: Path) -> None:
     _locks[log_dir] = file
 
 
+def lock_run_to_go_on(options: argparse.Namespace) -> None:
+    """Lock the folder of the run that these options go on with, if there is one, before anything of it is read.
+
+    Later it may have gone on: a run that is about to end still writes its last checkpoint. UserError as `lock_log_dir`.
+    """
+    if options.log_dir is not None and not options.debug and (options.log_dir / "options.json").exists():
+        lock_log_dir(options.log_dir.absolute())
+
+
 def check_log_dir(options: argparse.Namespace) -> None:
     """Raise UserError if files cannot be written in the folder of the run. What was not there is not there after it."""
     log_dir: Path = (options.log_dir or Path("logs")).absolute()

@@ -28,6 +28,8 @@ from training.trainer import StepResult, Trainer, compute_precise_bn, fail_on_lo
 from training.validator import Validator
 from utils.ranks.world import World
 
+MARGIN = 1.5  # an update may take so many times as long as those before
+
 
 @dataclass
 class Loop:
@@ -85,6 +87,7 @@ class Loop:
             self.rescue.keep(progress)
             if due.log:
                 self.log_interval(rate)
+                self.rescue.keep(progress)  # or what was logged would be so again
             with progress.interval.clock.paused():
                 done = self.validate_and_save(due, result.stop)
             self.laps.start()
@@ -100,10 +103,10 @@ class Loop:
     def train_on(self, number: int, fed: Fed, feed: Feed) -> tuple[float, StepResult]:
         """Collective: take one training step, the run's `number`-th. Return its learning rate and its result."""
         progress, interval, batch = self.progress, self.progress.interval, fed.batch
-        self.profiler.before(progress.step)
+        self.profiler.before(progress.step, self.plan.batch_images)
         self.validator.restart_dead_workers()
         rate, frozen = self.plan.rate(progress.step), self.plan.frozen(progress.step)
-        stop = self.stopping.requested(progress.longest_pause)
+        stop = self.stopping.requested(progress.longest_pause, self.update_seconds())
         self.world.activity.begin(f"step {progress.step}" if number > 1 else "the first step")
         with self.profiler.around(number):
             result = self.trainer.train_step(
@@ -119,6 +122,17 @@ class Loop:
         self.log.bar.progress(progress.step, result.loss, interval, wait)
         self.laps.lap()
         return rate, result
+
+    def update_seconds(self) -> float:
+        """Return how long the next update takes, with a margin, 0 before the first one: a stop waits for its end."""
+        if not self.laps.seconds:
+            return 0.0
+        batch, images = MARGIN * self.laps.usual, self.plan.batch_images
+        following = range(
+            self.progress.step, self.progress.step + 2 * images * self.plan.accumulate_steps, images
+        )
+        precise = self.plan.precise_bn_batches if any(map(self.plan.freezes_at, following)) else 0
+        return batch * (self.plan.accumulate_steps + precise / 2)  # forward only
 
     def validate_and_save(self, due: Due, stop: bool) -> bool:
         """Collective: write a checkpoint and validate where they are due. Return whether the run is done.

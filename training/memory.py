@@ -10,6 +10,7 @@ tried from one of them. Where a launcher starts it, as to compare, it is one of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -40,10 +41,7 @@ RESERVE = 0.05  # share of the memory that is left for everything but the step
 # Bytes of main memory by which a rank under mpirun took more than the same step of a process alone: 0.11 to 0.24 GB in
 # D0's steps of 512² and 1024² on two ranks, with whole patches and with strips.
 OF_RANKS = 0.25e9
-CGROUPS = (  # limit and usage, version 2 and 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+CGROUPS, OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available(on_gpu: bool = False) -> int:
@@ -55,11 +53,33 @@ def available(on_gpu: bool = False) -> int:
         from utils.ranks.devices import free_gpu_memory
 
         return free_gpu_memory()
-    left = psutil.virtual_memory().available
-    for limit, usage in (tuple(Path(name) for name in names) for names in CGROUPS):
-        if limit.exists() and limit.read_text().strip().isdigit():
-            left = min(left, int(limit.read_text()) - int(usage.read_text()))
-    return left
+    return min([int(psutil.virtual_memory().available), *_left_by_cgroups()])
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """Yield the bytes that are left by each limit on the cgroups of the process, from its own up to the root's.
+
+    Slurm's limit is that of a cgroup far below the root. Page cache that the kernel can give back is not in use.
+    """
+    for line in OF_PROCESS.read_text().splitlines() if OF_PROCESS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                with contextlib.suppress(
+                    OSError
+                ):  # a container has the paths of its host, but not their folders
+                    limit, usage = ((folder / name).read_text().strip() for name in names[:2])
+                    rows = (row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                    if limit.isdigit():
+                        yield int(limit) - int(usage) + int(dict(rows).get(names[2], 0))
 
 
 def measure(options: argparse.Namespace, steps: int = 1, **others: Any) -> dict[str, Any]:

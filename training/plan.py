@@ -7,6 +7,7 @@ after the update that crosses a multiple of them.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class Plan:
     peak_rate: float
     warmup_steps: int
     schedule: str  # a key of SCHEDULES
-    freeze_step: float  # first step with frozen batch norm
+    freeze_step: float  # first step with frozen batch norm; infinity for none
     log_every: int
     validate_every: int
     checkpoint_every: int
@@ -63,7 +64,7 @@ class Plan:
             peak_rate=options.learning_rate * scale,
             warmup_steps=options.warmup_steps,
             schedule=options.lr_schedule,
-            freeze_step=(1 - options.freeze_bn) * options.num_steps,
+            freeze_step=(1 - options.freeze_bn) * options.num_steps if options.freeze_bn else math.inf,
             log_every=options.log_every,
             validate_every=options.validate_every,
             checkpoint_every=options.checkpoint_every or options.num_steps,

@@ -27,12 +27,12 @@ class Profiler:
         self.dispensable = Dispensable(say)
         self.running = False
 
-    def before(self, step: int) -> None:
-        """Start or stop as `step`, which comes next, demands."""
+    def before(self, step: int, images: int) -> None:
+        """Start or stop as the batch demands that comes next: `images` steps from `step` on."""
         if self.folder is None or self.steps is None:
             return
         start, stop = self.steps
-        if not self.running and start <= step < stop:
+        if not self.running and start < step + images and step < stop:
             with self.dispensable("the profile"):
                 tf.profiler.experimental.start(str(self.folder))
                 self.running = True

@@ -101,8 +101,10 @@ class Progress:
         return cls(Interval(Counts(num_classes), 0))
 
     def add_score(self, score: float | None) -> None:
-        """Take the score of --best_by of a validation at the present step; None if it has none."""
-        if score is not None and score > self.best[0]:
+        """Take the score of --best_by of a validation at the present step; None, if it has none, decides nothing."""
+        if score is None:
+            return
+        if score > self.best[0]:
             self.best, self.validations = (score, self.step), 0
         else:
             self.validations += 1

@@ -44,6 +44,11 @@ ENDING = 0.15  # share of the time that is kept for files and scores until it is
 SAMPLES = 200  # of the bootstrap for intervals
 PICTURE = 1024  # longer side in pixels
 # --best_by → its name in metrics.jsonl
+WITHOUT = {
+    "froc": "no lesion is larger than isolated tumour cells",
+    "auc": "it needs slides with tumour and slides without",
+    "dice": "no slide has tumour, and none was predicted",
+}
 SCORES = {"froc": "froc_corrected", "auc": "slide_auc", "dice": "slide_dice"}
 
 
@@ -77,6 +82,7 @@ class SlideValidator:
     ending: float = 0.0  # the longest `Share.ending` so far
     needs: dict[str, float] = field(default_factory=dict)  # the largest `Share.needs` of all ranks so far
     model: TrainedModel | None = None
+    said: set[str] = field(default_factory=set)  # why no checkpoint was the best one
 
     def __str__(self) -> str:
         names = name_some(pair.name for pair in self.pairs)
@@ -128,7 +134,19 @@ class SlideValidator:
         self._write(
             step, values, {name: picture for part in shares for name, picture in part.pictures.items()}
         )
-        return (None if waits or error else values.get(SCORES.get(self.options.best_by, ""))), False
+        score = None if waits or error else values.get(SCORES.get(self.options.best_by, ""))
+        if score is None and self.options.best_by in SCORES:
+            self._say_undecided(bool(waits or error))
+        return score, False
+
+    def _say_undecided(self, incomplete: bool) -> None:
+        """Say once why no checkpoint is the best one by this validation."""
+        reason = (
+            "slides are missing" if incomplete else f"these slides have none: {WITHOUT[self.options.best_by]}"
+        )
+        if reason not in self.said:
+            self.said.add(reason)
+            self.log.say(f"warning: --best_by {self.options.best_by} decides nothing here, as {reason}")
 
     def _prepare(self, settings: PredictionSettings) -> tuple[str, list[int]]:
         """Collective: make the folder anew. Return why that fails, or "", and the ranks that see the folder."""

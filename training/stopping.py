@@ -39,13 +39,13 @@ class Stopping:
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take_signal)
 
-    def requested(self, longest_pause: float) -> bool:
+    def requested(self, longest_pause: float, next_update: float = 0.0) -> bool:
         """Return whether to write a checkpoint and stop now.
 
         `longest_pause`: the longest time in seconds that a validation with its checkpoint took so far. Two of them
-        fit into the time that is left.
+        fit into the time that is left, and before them the next update, which takes `next_update` seconds.
         """
-        return self.signalled or self.seconds_left(longest_pause) < 0
+        return self.signalled or self.seconds_left(longest_pause) < next_update
 
     def seconds_left(self, longest_pause: float) -> float:
         """Return the seconds until the run has to stop for its time limit, see `requested`; infinity without one."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -68,8 +69,51 @@ def test_checkpoint_of_another_model_is_an_error(tmp_path):
 def test_prune_keeps_newest_and_best(tmp_path):
     for step in (1, 2, 3, 4):
         saved(tmp_path, step)
-    prune_checkpoints(tmp_path, keep=2, best_step=1)
+    prune_checkpoints(tmp_path, newest=4, keep=2, best_step=1)
     assert sorted(read_state(p)["step"] for p in tmp_path.iterdir()) == [1, 3, 4]
+
+
+def checkpointer_of(folder: Path, keep: int) -> tuple[Checkpointer, list[str]]:
+    warnings: list[str] = []
+    return Checkpointer(folder, tf.train.Checkpoint(v=tf.Variable(1.0)), keep, warnings.append), warnings
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in folder.iterdir())
+
+
+def test_a_torn_checkpoint_of_a_later_step_does_not_cost_the_new_ones(tmp_path):
+    for step in (2000, 4000):
+        (saved(tmp_path, step) / "state.json").write_text("{")
+    checkpointer, _ = checkpointer_of(tmp_path, 1)
+    for step in (500, 1000):
+        checkpointer.save({"step": step, "best": (-1.0, -1)}, must=True)
+        assert steps_in(tmp_path) == [step, 2000, 4000]
+    assert latest_checkpoint(tmp_path)[0] == tmp_path / "step_000001000"
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_no_failure_of_the_new_one(tmp_path, monkeypatch):
+    checkpointer, warnings = checkpointer_of(tmp_path, 1)
+    checkpointer.save({"step": 10, "best": (-1.0, -1)}, must=True)
+
+    def busy(path: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr("training.checkpoint.shutil.rmtree", busy)
+    checkpointer.save({"step": 20, "best": (-1.0, -1)}, must=True)
+    assert steps_in(tmp_path) == [10, 20]
+    assert "an old checkpoint cannot be deleted" in warnings[0]
+
+
+def test_a_best_checkpoint_that_was_not_written_does_not_cost_the_best_one_there_is(tmp_path, monkeypatch):
+    checkpointer, _ = checkpointer_of(tmp_path, 1)
+    checkpointer.save({"step": 10, "best": (0.8, 10)}, must=False)
+    with monkeypatch.context() as full:
+        full.setattr("training.checkpoint.save_checkpoint", Mock(side_effect=OSError("No space left")))
+        checkpointer.save({"step": 20, "best": (0.8, 10)}, must=False)
+    for step in (30, 40):
+        checkpointer.save({"step": step, "best": (0.81, 20)}, must=False)
+    assert steps_in(tmp_path) == [10, 40]
 
 
 def test_a_score_is_added_to_a_checkpoint_and_decides_what_is_kept(tmp_path, monkeypatch):

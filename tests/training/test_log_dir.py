@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from training import log_dir
-from training.log_dir import LOCK_FILE, check_log_dir, lock_log_dir
+from training.log_dir import LOCK_FILE, check_log_dir, lock_log_dir, lock_run_to_go_on
 from utils.cli import UserError
 
 HOLD = """
@@ -44,6 +44,19 @@ def test_a_run_keeps_others_out_until_it_is_killed(tmp_path):
         process.kill()
     lock_log_dir(tmp_path)
     assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_a_run_to_go_on_with_is_locked_before_anything_of_it_is_read(tmp_path, monkeypatch):
+    options = argparse.Namespace(log_dir=tmp_path, debug=False)
+    lock_run_to_go_on(options)  # there is none yet
+    assert not (tmp_path / LOCK_FILE).exists()
+    (tmp_path / "options.json").write_text("{}")
+    lock_run_to_go_on(options)
+    assert tmp_path in log_dir._locks
+    monkeypatch.chdir(tmp_path.parent)
+    options.log_dir = tmp_path.relative_to(tmp_path.parent)
+    lock_run_to_go_on(options)  # the same folder
+    assert len(log_dir._locks) == 1
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from samplers import Batch
 from tests.helpers.alike_ranks import AlikeRanks
 from training.dispensable import Dispensable
-from training.loop import Loop
+from training.loop import MARGIN, Loop
 from training.metrics import AUC_BINS
 from training.options import build_parser
 from training.profiler import Profiler
@@ -233,6 +233,35 @@ def test_a_validation_on_whole_slides_that_was_cut_short_stays_due_and_comes_fir
     again.slides = Slides([0.9])
     assert again.train() is False
     assert (again.slides.steps, again.progress.slides_due, again.progress.best) == ([24], False, (0.9, 24))
+
+
+def test_a_validation_without_a_score_decides_nothing(tmp_path):
+    loop, _ = loop_of(f"{SLIDES} --best_by froc --early_stopping 2 --num_steps 60", tmp_path)
+    loop.slides = Slides([0.6, None, None, None, 0.8, None, 0.7, None, 0.6, 0.9])
+    assert loop.train() is False
+    assert loop.slides.steps == list(range(6, 55, 6))  # the second worse one is the ninth
+    assert loop.progress.best == (0.8, 30)
+
+
+def test_an_update_ends_before_the_time_is_up_and_so_does_precise_batch_norm(tmp_path):
+    words = "--num_steps 160 --batch_size 2 --accumulate_steps 4 --freeze_bn 0.5 --time_limit 1:00"
+    loop, _ = loop_of(words, tmp_path)
+    assert loop.update_seconds() == 0  # not known yet
+    loop.laps.seconds.extend([900.0, 10.0, 10.0, 10.0])
+    assert loop.update_seconds() == MARGIN * 40
+    loop.progress.step = 80 - 8  # batch norm freezes in the update after this one
+    assert loop.update_seconds() == MARGIN * (40 + 10 * loop.plan.precise_bn_batches / 2)
+    asked = []
+    loop.stopping.requested = lambda *seconds: asked.append(seconds)
+    loop.progress.step = 0
+    loop.train()
+    assert asked[1][1] > 0
+
+
+def test_what_was_logged_is_not_in_what_a_rescue_writes(tmp_path):
+    loop, _ = loop_of("--num_steps 8 --batch_size 2 --log_every 2 --validate_every 100", tmp_path, ranks=2)
+    loop.train()
+    assert loop.rescue.kept.interval.start_step == 8
 
 
 def test_a_stop_is_not_kept_waiting_by_whole_slides(tmp_path):

@@ -125,13 +125,54 @@ def test_out_of_memory_ends_with_advice(tmp_path, monkeypatch, capsys):
     assert "Traceback" not in said
 
 
-def test_the_memory_left_is_that_of_the_cgroup(tmp_path, monkeypatch):
-    limit, usage = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(memory, "CGROUPS", ((limit, usage),))
-    usage.write_text("400\n")
-    limit.write_text("max\n")
+@pytest.mark.parametrize(
+    ("line", "root", "names", "inactive", "total"),
+    [
+        ("0:", lambda folder: folder, ("memory.max", "memory.current"), 300, 0),
+        (
+            "4:cpu,memory",
+            lambda folder: folder / "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            0,
+            300,
+        ),
+    ],
+)
+def test_the_memory_left_is_that_of_the_cgroup(line, root, names, inactive, total, tmp_path, monkeypatch):
+    limit, usage = names
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "OF_PROCESS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(f"12:pids:/elsewhere\n{line}:/slurm/uid_7/job_9/step_0\n")
+    job = root(tmp_path) / "slurm/uid_7/job_9"
+    (job / "step_0").mkdir(parents=True)
     assert memory.available() > 10**6
-    limit.write_text("1000\n")
+    for folder, most, used in (
+        (root(tmp_path), "max", 10**12),
+        (job, 1000, 700),
+        (job / "step_0", "max", 500),
+    ):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(
+            f"anon 5\ninactive_file {inactive}\ntotal_inactive_file {total}\n"
+        )
+    assert memory.available() == 600  # of 700 bytes 300 are page cache
+
+
+@pytest.mark.parametrize("line", ["0:", "4:cpu,memory"])
+def test_a_container_that_does_not_see_its_cgroup_has_that_of_its_root(line, tmp_path, monkeypatch):
+    folder = tmp_path if line == "0:" else tmp_path / "memory"
+    names = (
+        ("memory.max", "memory.current")
+        if line == "0:"
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    folder.mkdir(exist_ok=True)
+    for name, value in zip((*names, "memory.stat"), ("1000", "400", "")):
+        (folder / name).write_text(value)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "OF_PROCESS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(f"{line}:/docker/0123\n")
     assert memory.available() == 600
 
 

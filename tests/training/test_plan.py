@@ -53,6 +53,11 @@ def test_batch_norm_freezes_once(freeze, first):
     ]
 
 
+def test_batch_norm_that_never_freezes_does_not_in_the_last_update_either():
+    plan = plan_of("--num_steps 50 --batch_size 2 --accumulate_steps 4 --freeze_bn 0")
+    assert not any(plan.frozen(step) or plan.freezes_at(step) for step in range(0, 64, 2))
+
+
 def test_the_warm_up_comes_again_after_the_freeze():
     plan = plan_of(
         "--num_steps 40 --batch_size 4 --learning_rate 0.5 --freeze_bn 0.5 --warmup_steps 9 --lr_schedule constant"

@@ -82,7 +82,7 @@ def test_profile_is_where_tensorboard_looks_for_it(log_of, tmp_path, monkeypatch
     with log_of() as log:
         said: list[str] = []
         profiler = Profiler(log.profile_dir, (4, 8), said.append)
-        lines = [profiler.before(step) or len(said) for step in range(0, 12, 2)]
+        lines = [profiler.before(step, 2) or len(said) for step in range(0, 12, 2)]
     assert lines == [0] * 4 + [1, 1]
     assert f"--logdir '{tmp_path / 'tensorboard'}'" in said[0]
     assert calls == [str(tmp_path / "tensorboard" / "train"), "stop"]
@@ -93,7 +93,10 @@ def test_a_profile_that_the_run_ends_is_said_as_well(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.profiler, "experimental", fake)
     said: list[str] = []
     profiler = Profiler(tmp_path / "tensorboard" / "train", (4, 800), said.append)
-    profiler.before(4)
+    profiler.before(0, 4)
+    assert not profiler.running
+    profiler.before(0, 64)  # a batch with steps of the range
+    assert profiler.running
     profiler.stop()
     profiler.stop()
     assert len(said) == 1

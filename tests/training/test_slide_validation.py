@@ -275,9 +275,14 @@ def test_ranks_with_other_times_left_decide_alike(pairs, tmp_path):
     assert on_ranks(2, run) == [(None, True)] * 2  # else one of them would go on alone, to the next exchange
 
 
-def test_no_lesion_to_be_found_is_no_score(pairs, tmp_path):
-    score, cut_short = validator(pairs[1:], tmp_path, "--best_by froc").run(12, 1e9, never)
+def test_no_lesion_to_be_found_is_no_score(pairs, tmp_path, capsys):
+    one = validator(pairs[1:], tmp_path, "--best_by froc")
+    score, cut_short = one.run(12, 1e9, never)
     assert (score, cut_short) == (None, False)
+    said = capsys.readouterr().out
+    assert "--best_by froc decides nothing here, as these slides have none: no lesion is larger" in said
+    one._say_undecided(False)
+    assert capsys.readouterr().out == ""  # once
     assert only_row(tmp_path)["slide_auc"] is not None
 
 

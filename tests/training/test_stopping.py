@@ -62,14 +62,17 @@ def test_the_time_limit_leaves_time_for_two_pauses(monkeypatch):
     start = psutil.Process().create_time()
     found = Stopping(1000.0)
 
-    def asked_after(seconds: float, longest_pause: float) -> bool:
+    def asked_after(seconds: float, longest_pause: float, next_update: float = 0.0) -> bool:
         monkeypatch.setattr(stopping.time, "time", lambda: start + seconds)
-        return found.requested(longest_pause)
+        return found.requested(longest_pause, next_update)
 
     assert not asked_after(1000 - MIN_RESERVE - 1, 0.0)
     assert asked_after(1000 - MIN_RESERVE + 1, 0.0)
     assert not asked_after(599, 200.0)
     assert asked_after(601, 200.0)
+    # and for the update that would be begun
+    assert not asked_after(499, 200.0, 100.0)
+    assert asked_after(501, 200.0, 100.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

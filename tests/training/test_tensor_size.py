@@ -44,3 +44,9 @@ def test_the_real_network_is_refused_from_the_first_size_that_is_too_large(monke
         build("--img_size", "8192", "--batch_size", "2")
     with pytest.raises(UserError, match=r"2,147,483,648 elements .* take --ranks_per_patch 2 or more$"):
         build("--img_size", "8192", "--batch_size", "1")
+    shared = ("--img_size", "8192", "--batch_size", "1", "--ranks_per_patch", "4")
+    with pytest.raises(
+        UserError, match=r"^--validate_slides predicts whole patches .* 2,147,483,648 elements"
+    ):
+        build(*shared, "--validate_slides", "2")
+    build("--img_size", "4096", "--batch_size", "1", "--ranks_per_patch", "2", "--validate_slides", "2")

@@ -84,7 +84,8 @@ def _refuse_shared_gpus(world: World, devices: list[Any]) -> None:
         return
     alone = bool(devices) and world.local_size > 1 and len(tf.config.list_physical_devices("GPU")) == 1
     # The driver is asked only where each rank sees one GPU: it may be the same one.
-    mine = (platform.node(), uuid_of_first_gpu()) if alone else None
+    uuid = uuid_of_first_gpu() if alone else ""
+    mine = (platform.node(), uuid) if uuid else None
     seen = [rank for rank in world.gather(mine) if rank is not None]
     if len(set(seen)) < len(seen):
         raise _too_few(world, len(set(seen)))

@@ -80,6 +80,14 @@ def test_ranks_that_see_one_gpu_take_it_if_it_is_not_the_same(
             devices_of_rank(world, False)
 
 
+def test_without_a_driver_that_tells_ranks_with_one_gpu_each_are_not_refused(
+    seen: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["the only one"])
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    assert devices_of_rank(Node(horovod=True, others=[(platform.node(), "")]), False) == ["the only one"]
+
+
 @pytest.mark.parametrize(
     ("visible", "uuid", "free"),
     [
