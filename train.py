@@ -176,6 +176,7 @@ def run(options: argparse.Namespace) -> int:
             log_dir=log_dir,
             progress=progress,
             slides=slide_validator,
+            bad_slides_allowed=config.bad_slides_allowed(len(train_pairs)),
         )
         if heartbeat is not None:
             heartbeat.rescuer = loop.rescue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from CAMELYON17_PREPROCESSING.settings import SourceSlide
@@ -12,7 +14,7 @@ from samplers.pairs.names import is_decorated, name_some
 from samplers.pairs.pairing import SlidePair, pair_files, refuse_other_labels
 from samplers.pairs.partly_annotated import PARTLY_16, mark_partly_annotated
 from samplers.slides.errors import DataError
-from samplers.slides.stored_slide import size_of, slide_name
+from samplers.slides.stored_slide import folder_format, size_of, slide_name
 
 
 def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[str], list[str]]:
@@ -41,7 +43,7 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
             options.format,
             options.unlabelled or "error",
         )
-    there = {slide_name(path) for path in (options.root or options.train_tumor_wsi_path).rglob("*")}
+    there = set(_names_below(options.root or options.train_tumor_wsi_path))
     gone = there - {pair.name for pair in pairs}
     if -1 not in options.proc_center:
         pairs = of_centers(pairs, options.proc_center)
@@ -49,6 +51,17 @@ def find_sources(options: argparse.Namespace) -> tuple[list[SourceSlide], set[st
             raise DataError(f"no slides of --proc_center {' '.join(map(str, options.proc_center))}")
     pairs.sort(key=lambda pair: (-size_of(pair.slide), pair.name))
     return [SourceSlide(pair) for pair in pairs], gone, warnings
+
+
+def _names_below(root: Path) -> Iterator[str]:
+    """Yield the names of all files in a folder and its subfolders, and of slides that are folders.
+
+    Such slides are not looked into: an OME-Zarr may have a million files.
+    """
+    for folder, inner, files in os.walk(root):
+        slides = {name for name in inner if folder_format(Path(folder, name)) is not None}
+        yield from (slide_name(Path(folder, name)) for name in (*files, *slides))
+        inner[:] = [name for name in inner if name not in slides]
 
 
 def _of_folders(

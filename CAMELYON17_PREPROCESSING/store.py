@@ -13,6 +13,7 @@ there, if the slide, its label and the settings are those with which it was begu
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -145,7 +146,10 @@ def write_record(
 ) -> None:
     """Write the record of a slide, which is finished from here on."""
     kinds = {kind: [list(asdict(row).values()) for row in rows[kind]] for kind in KINDS}
-    record = {"slide": source.name, "label": source.label, "discarded": discarded, **kinds}
+    files = None
+    with contextlib.suppress(OSError):  # the slide is gone; if it comes back, it is cut again
+        files = _files_of(source)
+    record = {"slide": source.name, "source": files, "discarded": discarded, **kinds}
     with output_errors(folders.positive):
         _begun_of(folders, source.name).unlink(missing_ok=True)
     write(record_of(folders, source.name), (json.dumps(record) + "\n").encode())
@@ -155,9 +159,14 @@ def _begun_of(folders: Folders, slide: str) -> Path:
     return folders.positive / "slides" / f"{slide}.begun"
 
 
+def _files_of(source: SourceSlide) -> list[Any]:
+    """Return what changes with the files of a slide, its label, and how much of it is annotated."""
+    return [source.label, *state_of(source.pair.slide), source.pair.partly_annotated]
+
+
 def _decides(source: SourceSlide, settings: PatchSettings) -> str:
     """Return a text that is the same as long as the patches of a slide are."""
-    return json.dumps([source.label, *state_of(source.pair.slide), settings.values()]) + "\n"
+    return json.dumps([*_files_of(source), settings.values()]) + "\n"
 
 
 def begin(folders: Folders, source: SourceSlide, settings: PatchSettings) -> None:
@@ -174,9 +183,20 @@ def was_begun(folders: Folders, source: SourceSlide, settings: PatchSettings) ->
 
 
 def is_finished(folders: Folders, source: SourceSlide) -> bool:
-    """Return whether a slide's patches are there, cut with the label that it has now."""
+    """Return whether a slide's patches are there, cut from the slide and with the label that are there now.
+
+    A record of an earlier version knows of its label only.
+    """
     path = record_of(folders, source.name)
-    return path.exists() and read_record(path).get("label") == source.label
+    if not path.exists():
+        return False
+    record = read_record(path)
+    if "source" not in record:
+        return record.get("label") == source.label
+    try:
+        return json.dumps(record["source"]) == json.dumps(_files_of(source))
+    except OSError:  # the slide is gone, which is said when it is opened
+        return False
 
 
 def finished_slides(folders: Folders) -> set[str]:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from samplers.agreement import Filled
 from samplers.pairs.pairing import SlidePair
-from samplers.patches import Batch, PatchInfo, SamplerConfig, SamplerError, share_slides
+from samplers.patches import Batch, PatchInfo, SamplerConfig, SamplerError, share_slides, too_many_bad_slides
 from samplers.picture import draw_samples
 from samplers.radboud import RadboudSampler
 from samplers.surf import SurfSampler
@@ -36,6 +36,7 @@ __all__ = [
     "SamplerError",
     "SlidePair",
     "draw_samples",
+    "too_many_bad_slides",
     "training_loader",
     "validation_loader",
 ]

@@ -27,6 +27,7 @@ from samplers.slides.part import Part
 from samplers.tissue import contrast_is_low, contrast_sums, patch_origin
 
 MAX_TRIES = 100  # proposals per patch
+MAX_NEAR = 50  # proposals per patch of the slides of the rank's share; those after them are of all slides
 MAX_PALE = 10  # proposals per patch that are rejected for low contrast; the next one is accepted as it is
 
 
@@ -81,10 +82,13 @@ class DrawingSampler:
         self.failed_at_start: dict[str, str] = {}  # slides that a subclass could not read → reason
         self._dropped: dict[str, int] = {}  # slide → first batch that does not draw from it
 
-    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+    def propose(
+        self, rng: np.random.Generator, tumour: bool, skip: Collection[str], anywhere: bool = False
+    ) -> Proposal | None:
         """Return a patch with or without tumour from a slide that is not in `skip`; None to be asked again.
 
-        Raises BadSlideError if a slide cannot be read, SamplerError if there is no patch of the wanted kind.
+        It is of the rank's share of the slides where that has such patches, and `anywhere` of all slides. Raises
+        BadSlideError if a slide cannot be read, SamplerError if there is no patch of the wanted kind.
         """
         raise NotImplementedError
 
@@ -152,7 +156,9 @@ class DrawingSampler:
             return Look(place, patch, sums, pixels.claim)
         failed = {failure.slide: failure.reason for failure in draw.failures.values()}
         raise SamplerError(
-            f"batch {draw.index}: {MAX_TRIES} patches were drawn and none was suitable; failed slides: {failed}"
+            f"batch {draw.index}: {MAX_TRIES} patches were drawn and none was suitable: their labels did not show "
+            f"what was wanted, or less than --min_known {self.config.min_known:g} of a patch is known; failed slides: "
+            f"{failed}"
         )
 
     def _propose(self, draw: _Draw, rng: np.random.Generator, tumour: bool, place: Place) -> Proposal | None:
@@ -164,7 +170,7 @@ class DrawingSampler:
                 return None
         before = rng.bit_generator.state
         try:
-            proposal = self.propose(rng, tumour, skip)
+            proposal = self.propose(rng, tumour, skip, place.attempt >= MAX_NEAR)
         except BadSlideError as error:
             rng.bit_generator.state = before  # how far a rank has come must not decide what comes next
             draw.failures[error.pair.name] = Failure(error.pair.name, error.reason, place, proposing=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,6 +84,14 @@ class Batch:
     images: np.ndarray  # uint8 (B, H, W, 3)
     labels: np.ndarray  # uint8 (B, H, W)
     patches: list[PatchInfo]
+
+
+def too_many_bad_slides(bad: Mapping[str, str], allowed: int) -> SamplerError:
+    """Return the error of slides that cannot be read, with their reasons, where fewer are allowed."""
+    listed = "\n".join(f"  {slide}: {reason}" for slide, reason in sorted(bad.items()))
+    return SamplerError(
+        f"{len(bad)} slides could not be read, {allowed} are allowed (--max_bad_slides):\n{listed}"
+    )
 
 
 def name_seed(name: str) -> int:

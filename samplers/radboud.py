@@ -17,7 +17,8 @@ other tissue than the surroundings of lesions calls most of it tumour.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
@@ -38,19 +39,28 @@ _MIN_KEPT = 64 << 10  # bytes of a label; a smaller one is read as quickly as wh
 class RadboudSampler(SurfSampler):
     """Draws patches as the module says. `pairs` are all training slides; a rank draws tumour from its share of them.
 
-    If the share has no annotation, the rank draws from all slides. Raises SamplerError if no slide has one.
+    Tumour is what has a class above 0; annotations of class 0 are drawn only where there are no others on any slide. If
+    the share has no such annotation, the rank draws from all slides. Raises SamplerError if no slide has one.
     """
 
     def __init__(self, pairs: Sequence[SlidePair], config: SamplerConfig, rank: int, size: int) -> None:
         super().__init__(pairs, config, rank, size)
         labelled = [pair for pair in pairs if pair.label is not None]
-        if not self._find(share_slides(labelled, rank, size, config.seed)) and not self._find(labelled):
+        self._labelled = labelled
+        self._near = self._find(share_slides(labelled, rank, size, config.seed)).of_tumour()
+        if not len(self._near.areas):
+            self._near = self._everywhere
+        if not len(self._near.areas):
             raise SamplerError(f"none of the {len(pairs)} training slides has an annotation")
-        self._cumulative: dict[frozenset[str], np.ndarray] = {}  # cumulative chances, by the skipped slides
 
-    def _find(self, pairs: Sequence[SlidePair]) -> bool:
-        """Note class and area of all annotations of slides, not their polygons. Return whether there are any."""
-        self._labelled = pairs
+    @cached_property
+    def _everywhere(self) -> Annotations:
+        """The annotations of all slides."""
+        found = self._find(self._labelled)
+        return found.of_tumour() if found.values.any() else found
+
+    def _find(self, pairs: Sequence[SlidePair]) -> Annotations:
+        """Return the annotations of slides, without their polygons. Slides that cannot be read are noted."""
         found: list[np.ndarray] = [np.empty((0, 4))]
         for number, pair in enumerate(pairs):
             try:
@@ -60,11 +70,8 @@ class RadboudSampler(SurfSampler):
                 continue
             count = len(classes)
             found.append(np.column_stack([np.full(count, number), np.arange(count), classes]))
-        pair_of, number_of, values, self._areas = np.concatenate(found).T
-        self._pair_of, self._number_of, self._values = (
-            part.astype(int) for part in (pair_of, number_of, values)
-        )
-        return len(self._areas) > 0
+        pair_of, number_of, values, areas = np.concatenate(found).T
+        return Annotations(pairs, pair_of.astype(int), number_of.astype(int), values.astype(int), areas)
 
     def _classes_of(self, pair: SlidePair) -> np.ndarray:
         """Return class and area of each annotation of a slide: float (n, 2). Of a large label they are kept."""
@@ -78,30 +85,51 @@ class RadboudSampler(SurfSampler):
         name = kept.name_of("annotations", sources, astuple(map_of(pair, self.config.label_map)))
         return kept.kept_array(name, lambda: self.reader.read(pair, _classes))
 
-    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+    def propose(
+        self, rng: np.random.Generator, tumour: bool, skip: Collection[str], anywhere: bool = False
+    ) -> Proposal | None:
         if not tumour:
-            return super().propose(rng, tumour, skip)
-        skipped = frozenset(skip)
-        if skipped not in self._cumulative:
-            chances = self._chances(skipped)
-            if not chances.any():
-                raise SamplerError(
-                    f"no slide with annotations is left, unreadable slides: {', '.join(sorted(skipped))}"
-                )
-            self._cumulative[skipped] = np.cumsum(chances)
-        chosen = int(np.searchsorted(self._cumulative[skipped], rng.random(), side="right"))
-        chosen = min(chosen, len(self._values) - 1)
-        pair, number = self._labelled[self._pair_of[chosen]], self._number_of[chosen]
+            return super().propose(rng, tumour, skip, anywhere)
+        annotations = self._everywhere if anywhere else self._near
+        cumulative = annotations.cumulative(self.config.annotation_weighting, frozenset(skip))
+        if not cumulative[-1]:
+            raise SamplerError(
+                f"no slide with annotations is left, unreadable slides: {', '.join(sorted(skip))}"
+            )
+        chosen = int(np.searchsorted(cumulative, rng.random(), side="right"))
+        chosen = min(chosen, len(cumulative) - 1)
+        pair, number = annotations.pairs[annotations.pair_of[chosen]], annotations.number_of[chosen]
         polygon = self.reader.read(pair, lambda opened: opened.label.annotations()[number].polygon)
         x_l0, y_l0 = random_point(polygon, rng)
-        return self.centred(pair, x_l0, y_l0, int(self._values[chosen]))
+        return self.centred(pair, x_l0, y_l0, int(annotations.values[chosen]))
 
-    def _chances(self, skipped: Collection[str]) -> np.ndarray:
-        """Return the chance of each annotation: float (n,), sum 1, or 0 everywhere if all slides are skipped."""
-        is_left = np.array([pair.name not in skipped for pair in self._labelled])[self._pair_of]
-        if not is_left.any():
-            return np.zeros(len(is_left))
-        return weights(self.config.annotation_weighting, self._values, self._areas, is_left)
+
+@dataclass
+class Annotations:
+    """The annotations of `pairs`: of each the number of its slide, its number there, its class, and its area."""
+
+    pairs: Sequence[SlidePair]
+    pair_of: np.ndarray  # int (n,)
+    number_of: np.ndarray  # int (n,)
+    values: np.ndarray  # int (n,)
+    areas: np.ndarray  # float (n,), level-0 pixels
+
+    def __post_init__(self) -> None:
+        self._cumulative: dict[frozenset[str], np.ndarray] = {}  # by the skipped slides
+
+    def of_tumour(self) -> Annotations:
+        """Return those of classes above 0."""
+        tumour = self.values > 0
+        parts = [part[tumour] for part in (self.pair_of, self.number_of, self.values, self.areas)]
+        return Annotations(self.pairs, *parts)
+
+    def cumulative(self, weighting: str, skip: frozenset[str]) -> np.ndarray:
+        """Return the cumulative chances: float (n,) that ends with 1, or all 0 if all slides are skipped."""
+        if skip not in self._cumulative:
+            is_left = np.array([pair.name not in skip for pair in self.pairs])[self.pair_of]
+            chances = weights(weighting, self.values, self.areas, is_left) if is_left.any() else is_left * 0.0
+            self._cumulative[skip] = np.cumsum(chances)
+        return self._cumulative[skip]
 
 
 def _classes(opened: OpenPair) -> np.ndarray:

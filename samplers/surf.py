@@ -115,9 +115,11 @@ class SurfSampler(DrawingSampler):
         self._others = [pair for pair in pairs if pair not in own]
         self._regions: BoundedCache[SlidePair, Regions] = BoundedCache(MAX_REGION_BYTES)
 
-    def propose(self, rng: np.random.Generator, tumour: bool, skip: Collection[str]) -> Proposal | None:
+    def propose(
+        self, rng: np.random.Generator, tumour: bool, skip: Collection[str], anywhere: bool = False
+    ) -> Proposal | None:
         wanted = "tumour" if tumour else "none"
-        pair, regions = self._draw_slide(rng, wanted, skip)
+        pair, regions = self._draw_slide(rng, wanted, skip, anywhere)
         cells = regions.free if wanted == "none" else regions.tumour
         state = rng.bit_generator.state
 
@@ -129,10 +131,10 @@ class SurfSampler(DrawingSampler):
         return point and self.centred(pair, *point, wanted)
 
     def _draw_slide(
-        self, rng: np.random.Generator, wanted: str, skip: Collection[str]
+        self, rng: np.random.Generator, wanted: str, skip: Collection[str], anywhere: bool
     ) -> tuple[SlidePair, Regions]:
         """Return the first slide, in a random order, that has the wanted kind: all of those have the same chance."""
-        for pairs in (self._own, self._others):
+        for pairs in ([*self._own, *self._others],) if anywhere else (self._own, self._others):
             for i in rng.permutation(len(pairs)):
                 pair = pairs[i]
                 if pair.name in skip or (wanted == "tumour" and pair.label is None):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samplers import Loader
+from samplers import Loader, too_many_bad_slides
 from training.checkpoint import Checkpointer
 from training.clocks import Laps
 from training.feed import Fed, Feed
@@ -47,6 +47,7 @@ class Loop:
     log_dir: Path
     progress: Progress
     slides: SlideValidator | None = None
+    bad_slides_allowed: int | None = None  # of all ranks together
     laps: Laps = field(default_factory=Laps)
 
     def __post_init__(self) -> None:
@@ -202,7 +203,10 @@ class Loop:
         """Collective: write down the training since the last log, and begin a new interval."""
         step, loader = self.progress.step, self.loader
         values = self.progress.interval.values(self.world, step, loader.wait_seconds)
-        bad = {slide for rank in self.world.gather(set(loader.dropped)) for slide in rank}
+        reasons = {slide: reason for slide, (reason, _) in loader.dropped.items()}
+        bad = {slide: reason for rank in self.world.gather(reasons) for slide, reason in rank.items()}
         self.log.record(step, "train", {**values, "bad_slides": len(bad), "learning_rate": rate})
+        if self.bad_slides_allowed is not None and len(bad) > self.bad_slides_allowed:  # on all ranks
+            raise too_many_bad_slides(bad, self.bad_slides_allowed)
         self.progress.interval = Interval(Counts(self.trainer.num_classes), step)
         self.progress.interval.start(loader.wait_seconds)

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 import numpy as np
 
 from samplers.agreement import NO_RULING, Filled, Ruling, Sampler, agreed, ruling_after
-from samplers.patches import Batch, SamplerError
+from samplers.patches import Batch, SamplerError, too_many_bad_slides
 from samplers.workers import ring
 from samplers.workers.process import WorkerProcess, stop
 from samplers.workers.ring import Setup
@@ -259,10 +259,8 @@ class Loader:
                 self._drop(slide, reason, index + DROP_AFTER)
         if len(self.dropped) > self._allowed:
             self.close()
-            listed = "\n".join(f"  {slide}: {reason}" for slide, (reason, _) in self.dropped.items())
-            raise SamplerError(
-                f"{len(self.dropped)} slides could not be read, {self._allowed} are allowed "
-                f"(--max_bad_slides):\n{listed}"
+            raise too_many_bad_slides(
+                {slide: reason for slide, (reason, _) in self.dropped.items()}, self._allowed
             )
 
     def _drop(self, slide: str, reason: str, first: int) -> None:

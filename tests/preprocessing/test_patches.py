@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
 import cv2
 import numpy as np
 import pytest
 
+from CAMELYON17_PREPROCESSING import sources
 from CAMELYON17_PREPROCESSING.grid import is_background, places
 from CAMELYON17_PREPROCESSING.preprocess import main
+from CAMELYON17_PREPROCESSING.settings import SourceSlide
+from CAMELYON17_PREPROCESSING.sources import _names_below
+from CAMELYON17_PREPROCESSING.store import KINDS, Folders, is_finished, record_of, write_record
 from samplers import SamplerConfig, training_loader
 from samplers.labels.label import LabelMap, open_label
-from samplers.pairs.pairing import find_pairs
+from samplers.pairs.pairing import SlidePair, find_pairs
 from samplers.slides.slide import Slide
 from tests.helpers.preprocessing import ARGUMENTS, digests, table, words
 
@@ -148,6 +154,38 @@ def test_a_new_annotation_is_cut_again_and_a_slide_that_is_left_out_loses_its_pa
     assert not [name for name in left if gone in name]
     kept = {name for name in digests(whole) if gone not in name and not name.endswith(".csv")}
     assert {name for name in left if not name.endswith(".csv")} == kept
+
+
+def test_a_finished_slide_is_cut_again_when_it_changes_or_turns_out_to_be_annotated_in_part(tmp_path):
+    slide = tmp_path / "tumor_1.tif"
+    slide.write_bytes(b"slide")
+    folders = Folders(tmp_path / "positive", tmp_path / "negative")
+    (folders.positive / "slides").mkdir(parents=True)
+    source = SourceSlide(SlidePair(slide, None))
+    write_record(folders, source, {kind: [] for kind in KINDS}, {})
+    assert is_finished(folders, source)
+    assert not is_finished(folders, SourceSlide(SlidePair(slide, None, partly_annotated=True)))
+    slide.write_bytes(b"another slide")
+    assert not is_finished(folders, source)
+    # A record of an earlier version says nothing of its slide.
+    path = record_of(folders, source.name)
+    record = json.loads(path.read_text())
+    record["label"] = record.pop("source")[0]
+    path.write_text(json.dumps(record))
+    assert is_finished(folders, source)
+
+
+def test_slides_that_are_folders_are_not_looked_into(tmp_path, monkeypatch):
+    chunks = tmp_path / "center_0/patient_1.zarr/0/7"
+    chunks.mkdir(parents=True)
+    (chunks / "0").write_bytes(b"")
+    (tmp_path / "center_0/patient_2.tif").write_bytes(b"")
+    (tmp_path / "deep/er/patient_3").mkdir(parents=True)
+    (tmp_path / "deep/er/patient_3/1.dcm").write_bytes(b"")
+    looked, walk = [], os.walk
+    monkeypatch.setattr(sources.os, "walk", lambda root: (looked.append(row[0]) or row for row in walk(root)))
+    assert sorted(_names_below(tmp_path)) == ["patient_1", "patient_2", "patient_3"]
+    assert len(looked) == 4
 
 
 def test_places_lie_on_one_grid_and_meet_tumour_or_enough_tissue():

@@ -112,6 +112,33 @@ def test_a_class_0_annotation_can_be_wanted(pairs: list[SlidePair]) -> None:
         assert {patch.slide for patch in patches} == {"tumor_2"}
 
 
+def test_a_class_0_annotation_is_no_tumour_where_there_is_some(tmp_path: Path) -> None:
+    pair = make_slide(tmp_path, "s", [(100, 200, 200, 300), (600, 300, 700, 400)], label="xml")
+    assert pair.label is not None
+    groups = iter(("Tumor", "normal"))
+    pair.label.write_text(re.sub("Tumor", lambda _: next(groups), pair.label.read_text()))
+    config = replace(CONFIG, label_map=LabelMap.parse(["Tumor:1", "normal:0"]))
+    for size in (1, 2):
+        for _, labels, _ in batches([pair], config, 20, size - 1, size):
+            assert labels.any(axis=(1, 2)).all()
+
+
+def test_a_share_whose_lesion_is_too_small_a_part_of_a_patch_leaves_its_rank_to_all_slides(
+    tmp_path: Path,
+) -> None:
+    """Of a slide that is annotated in part only the outlines are known: less than --min_known of any patch."""
+    whole = make_slide(tmp_path, "tumor_1", [(100, 100, 300, 300)], label="xml")
+    part = make_slide(tmp_path, "tumor_2", [(500, 300, 510, 310)], label="xml")
+    pairs = [whole, replace(part, partly_annotated=True)]
+    for sampler in ("radboud", "surf"):
+        config = replace(CONFIG, sampler=sampler)
+        for rank in (0, 1):
+            drawn = {patch.slide for _, _, some in batches(pairs, config, 3, rank, 2) for patch in some}
+            assert drawn == {"tumor_1"}, (sampler, rank)
+    with pytest.raises(SamplerError, match=r"less than --min_known 0\.1 of a patch is known"):
+        batches(pairs[1:], CONFIG, 1)
+
+
 def test_the_rest_of_the_batch_is_other_tissue_of_all_slides(pairs: list[SlidePair]) -> None:
     found = []
     for _, labels, patches in batches(pairs, replace(CONFIG, batch_tumor_ratio=0.5), 20):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samplers import Batch
+from samplers import Batch, SamplerError
 from tests.helpers.alike_ranks import AlikeRanks
 from training.dispensable import Dispensable
 from training.loop import MARGIN, Loop
@@ -103,6 +103,18 @@ class Batches:
     def __iter__(self):
         images = np.zeros((self.size, 8, 8, 3), np.uint8)
         return (Batch(index, images, images[..., 0], []) for index in count())
+
+
+@dataclass(frozen=True)
+class Others(AlikeRanks):
+    """Ranks of which the others have these bad slides."""
+
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def gather(self, value: Any) -> list[Any]:
+        return (
+            [value, {**self.bad}] if isinstance(value, dict) and "tumor_1" in value else super().gather(value)
+        )
 
 
 def loop_of(words: str, folder: Path, ranks: int = 1) -> tuple[Loop, Notes]:
@@ -262,6 +274,21 @@ def test_what_was_logged_is_not_in_what_a_rescue_writes(tmp_path):
     loop, _ = loop_of("--num_steps 8 --batch_size 2 --log_every 2 --validate_every 100", tmp_path, ranks=2)
     loop.train()
     assert loop.rescue.kept.interval.start_step == 8
+
+
+def test_bad_slides_of_all_ranks_together_end_the_run(tmp_path):
+    loop, _ = loop_of("--num_steps 8 --batch_size 2 --log_every 2", tmp_path, ranks=2)
+    loop.loader.dropped = {"tumor_1": ("torn", 3), "tumor_2": ("gone", 4)}
+    loop.bad_slides_allowed = 2
+    loop.train()
+    loop, _ = loop_of("--num_steps 8 --batch_size 2 --log_every 2", tmp_path, ranks=2)
+    loop.loader.dropped = {"tumor_1": ("torn", 3)}
+    loop.world = Others(size=2, bad={"tumor_2": "gone", "tumor_3": "gone"})
+    loop.bad_slides_allowed = 2
+    with pytest.raises(
+        SamplerError, match=r"3 slides could not be read, 2 are allowed .*\n  tumor_1: torn\n"
+    ):
+        loop.train()
 
 
 def test_a_stop_is_not_kept_waiting_by_whole_slides(tmp_path):
