@@ -36,7 +36,7 @@ def abort_all(code: int) -> None:
 
 
 def _mpi_of_this_process() -> tuple[Any, Any]:
-    """Return the MPI that Horovod has loaded and its MPI_COMM_WORLD; None without one, or if its launcher needs no help."""
+    """Return the MPI that Horovod has loaded, and its MPI_COMM_WORLD; None if there is none, or no need."""
     for name in (MPICH, *([OPEN_MPI] if is_task_of_srun() else [])):
         try:
             mpi = ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
