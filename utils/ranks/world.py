@@ -34,7 +34,6 @@ from utils.ranks.launcher import (
 )
 from utils.ranks.patch_group import PatchGroup
 from utils.ranks.single import Ranks, require_company
-from utils.ranks.slurm_pmi import short_addresses
 
 try:
     import horovod.tensorflow as hvd
@@ -235,8 +234,7 @@ def init_world(use_horovod: bool, alone: bool = True, ranks_per_patch: int = 1) 
     if launched == 1:  # Open MPI's wheel does not start without its mpirun
         os.environ.update(HOROVOD_CONTROLLER="gloo", HOROVOD_CPU_OPERATIONS="gloo")
     sets = _process_sets(launched, ranks_per_patch)
-    with short_addresses():
-        hvd.init(process_sets=sets)
+    hvd.init(process_sets=sets)
     killed_rank.announce(rank)
     mine = sets[hvd.rank() // ranks_per_patch] if sets else hvd.global_process_set
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), True, ranks_per_patch, mine)
