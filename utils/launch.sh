@@ -59,15 +59,28 @@ launch() {
         [ ! -x "${I_MPI_ROOT:-}/bin/mpiexec.hydra" ] || launch_hydra=$I_MPI_ROOT/bin/mpiexec.hydra
         # On one host Intel MPI needs no fabric, and its default one may not be there.
         ! is_on_one_host || export FI_PROVIDER="${FI_PROVIDER:-tcp}"
-        set -- "$launch_hydra" -np "$NP" ${launch_hosts:+-hosts "$launch_hosts"} ${MPIRUN_ARGS:-} "$@"
+        launch_machinefile
+        set -- "$launch_hydra" -np "$NP" ${launch_hosts:+-machinefile /dev/fd/3} ${MPIRUN_ARGS:-} "$@"
     elif [ "$MPI" = system ] && mpirun --version 2>&1 | grep -q -i -e hydra -e 'intel(r) mpi'; then
         # MPICH's relatives pass the environment on, and refuse Open MPI's words.
-        set -- mpirun -np "$NP" ${launch_hosts:+-hosts "$launch_hosts"} ${MPIRUN_ARGS:-} "$@"
+        launch_machinefile
+        set -- mpirun -np "$NP" ${launch_hosts:+-machinefile /dev/fd/3} ${MPIRUN_ARGS:-} "$@"
     else
         launch_openmpi "$@"
         return
     fi
     launch_now "$@"
+}
+
+# Opens a list of the job's hosts for mpiexec.hydra, as file 3. Of a list in its command line Intel MPI's would not read the
+# numbers of ranks, and fill the cores of one host after the other. It takes no pipe, so this is a file without a name.
+launch_machinefile() {
+    [ -n "$launch_hosts" ] || return 0
+    echo "hosts: $launch_hosts"
+    launch_file=$(mktemp)
+    echo "$launch_hosts" | tr , '\n' >"$launch_file"
+    exec 3<"$launch_file"
+    rm "$launch_file"
 }
 
 launch_openmpi() {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.helpers.launch import ROOT
 from utils.ranks.launcher import COMMANDS, LAUNCHERS
 
 PYTHON = [sys.executable, "-m", "tests.cluster.say_hosts"]
+FAILS = [sys.executable, "-m", "tests.cluster.fail_rank"]
 SRUN = ["srun", "-N", "2", "-n", "2"]
 BOTH = "hosts node1 node2"
 REFUSED = "refused: "
@@ -37,7 +39,8 @@ ROWS = {
         {"openmpi": None, "mpich": BOTH},
     ),
     INTEL: (
-        [f"{INTEL_ROOT}/bin/mpiexec.hydra", "-np", "2", "-hosts", "node1,node2"],
+        # By itself it fills the cores of a host first, whatever number stands behind the host's name.
+        [f"{INTEL_ROOT}/bin/mpiexec.hydra", "-np", "2", "-ppn", "1", "-hosts", "node1,node2"],
         {"openmpi": f"{REFUSED}started by {LAUNCHERS['mpich']}", "mpich": BOTH},
     ),
     "mpiexec.hydra in a job": (
@@ -79,13 +82,10 @@ def run(host: Host, *words: object, **more: str) -> subprocess.CompletedProcess[
     return host.run(*words, check=False, cwd=ROOT, PATH=path, **ENVIRONMENT, **more)
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(row, marks=[pytest.mark.short] if row == "mpirun" else []) for row in ROWS]
-)
-def test_it_works_or_is_refused_with_what_works(launcher: str, cluster: Cluster) -> None:
+def start(launcher: str, cluster: Cluster, *program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as two ranks of this launcher. The test is skipped where the launcher is not there."""
     words, becomes = ROWS[launcher]
-    expected = becomes[KIND]
-    if expected is None:
+    if becomes[KIND] is None:
         pytest.skip(f"{launcher} is not in the environment of {KIND}")
     if "pmix" in launcher and not has_pmix(cluster.login):
         pytest.skip("apt-get install libpmix-dev")
@@ -95,13 +95,34 @@ def test_it_works_or_is_refused_with_what_works(launcher: str, cluster: Cluster)
             pytest.skip("I_MPI_ROOT names no Intel MPI")
         # As its module does; without a fabric of a cluster TCP is all that there is.
         more = {"LD_LIBRARY_PATH": f"{INTEL_ROOT}/lib", "FI_PROVIDER": "tcp"}
-    done = run(cluster.login, *words, *PYTHON, **more)
+    return run(cluster.login, *words, *program, **more)
+
+
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(row, marks=[pytest.mark.short] if row == "mpirun" else []) for row in ROWS]
+)
+def test_it_works_or_is_refused_with_what_works(launcher: str, cluster: Cluster) -> None:
+    expected = ROWS[launcher][1][KIND]
+    done = start(launcher, cluster, *PYTHON)
     said = done.stdout + done.stderr
     assert expected in said, said
     assert (done.returncode == 0) == (not expected.startswith(REFUSED)), said
     if expected.startswith(REFUSED):
         assert f"srun --mpi={WORKS[KIND]}" in said or f"the {COMMANDS[KIND]} of that environment" in said
     assert "find-available" not in said  # of PMIx's security modes
+
+
+@pytest.mark.parametrize("launcher", [row for row, (_, becomes) in ROWS.items() if becomes[KIND] == BOTH])
+def test_a_rank_that_fails_ends_the_other_one(launcher: str, cluster: Cluster) -> None:
+    """The other one waits for it on another host; most launchers would wait for that one."""
+    begin = time.monotonic()
+    done = start(launcher, cluster, *FAILS)
+    assert "[rank 1] failed: on purpose" in done.stderr, done.stdout + done.stderr
+    print(f"{launcher}: ended after {time.monotonic() - begin:.0f} s with {done.returncode}")
+    assert done.returncode != 0
+    if "hydra" in launcher or "mpirun" in launcher:
+        assert done.returncode == 76
+    assert not [process for node in cluster.nodes for process in node.processes(FAILS[-1])]
 
 
 def test_the_other_environments_launcher_is_refused(cluster: Cluster) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from utils.cli import EXIT_FAILED, NO_ROOM
 from utils.failures import disk_is_full, ends_all
+from utils.ranks.abort import abort_all
 from utils.ranks.launcher import launcher_rank
 
 _SCRIPT = (
@@ -70,4 +71,5 @@ def end_at_once(text: str, code: int = EXIT_FAILED, before: Callable[[], None] =
     sys.stderr.flush()
     cancel()
     before()
+    abort_all(code)
     os._exit(code)

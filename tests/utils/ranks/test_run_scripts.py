@@ -19,6 +19,7 @@ NOTE = """#!/bin/sh
 case "$1" in *shielded.py) shift && exec "$@" ;; esac
 echo "${MPIRUN_SAYS:-}"
 echo "$(basename "$0") $*" >>"$NOTES"
+case " $* " in *" -machinefile "*) tr '\\n' , </dev/fd/3 >>"$NOTES" ;; esac
 echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-} EXPORT=${SLURM_EXPORT_ENV:-}" \\
     "ASK=${OMPI_MCA_oob_tcp_keepalive_time:-}" >>"$NOTES"
 exit ${STATUS:-0}
@@ -140,7 +141,9 @@ def test_hosts_and_ranks_are_those_of_a_pbs_or_lsf_job(start, tmp_path, script, 
     assert found.startswith("module load MPI\n")
     assert "\nmpirun " in found
     assert f" -np 3 --bind-to none --oversubscribe -host {ranks} " in found
-    assert f"\nmpiexec.hydra -np 3 -hosts {ranks} " in start(script, "--x", MODULES="MPI", MPI="intel", **job)
+    found = start(script, "--x", MODULES="MPI", MPI="intel", **job)
+    assert "\nmpiexec.hydra -np 3 -machinefile /dev/fd/3 " in found
+    assert f"\n{ranks},FI_PROVIDER" in found  # Intel MPI's takes no numbers of ranks in its command line
     assert f" -np 2 --bind-to none --oversubscribe -host {ranks} " in start(script, "--x", NP="2", **job)
 
 
