@@ -34,7 +34,6 @@ from prediction.model import ModelSource, Predictor
 from prediction.store import PredictionSettings
 from prediction.summary import summarise
 from prediction.work import PredictionOutcome, Worker
-from samplers.slides.stored_slide import slide_name
 from utils.cli import (
     HelpFormatter,
     Parser,
@@ -46,6 +45,7 @@ from utils.cli import (
     show_warnings,
 )
 from utils.failures import write_failures_to
+from utils.lock import lock_folder
 from utils.ranks import killed_rank
 from utils.ranks.launcher import launcher_rank
 from utils.ranks.single import Ranks
@@ -221,10 +221,11 @@ def predict_slides(
     """Predict the slides into --output and return the exit code. Collective."""
     # 1. Slides that are not finished yet.
     settings = world.on_rank_0(lambda: settings_of(options, source))
+    world.on_rank_0(lambda: lock_folder(options.output, "--output"))
     world.on_rank_0(lambda: store.prepare(options.output, settings))
     write_failures_to(options.output)
     pending = world.on_rank_0(
-        lambda: [path for path in slides if not store.is_finished(options.output, slide_name(path))]
+        lambda: [path for path in slides if not store.is_finished(options.output, path)]
     )
     if world.is_first:
         print(f"{len(slides)} slides, {len(slides) - len(pending)} of them are finished already", flush=True)

@@ -172,7 +172,7 @@ def run(options: argparse.Namespace, source: ModelSource | ModelSources, slides:
 
 def unpredicted(predictions: Path, pairs: Sequence[SlidePair]) -> dict[str, str]:
     """Return the slides that predict.py has left out, with what is said of them."""
-    left = [pair.name for pair in pairs if not store.is_finished(predictions, pair.name)]
+    left = [pair.name for pair in pairs if not store.is_finished(predictions, pair.slide)]
     return dict.fromkeys(left, "it could not be predicted, see above")
 
 

@@ -257,8 +257,8 @@ def derived_stages(nodes: Mapping[str, str], true_nodes: Mapping[str, str]) -> d
 
     DataError: the ground truth has nodes of these patients that were not predicted. They are not negative for that.
     """
-    counts = Counter(_patient(node) for node in nodes)
-    lacking = sorted(n for n in true_nodes if _patient(n) in counts and n not in nodes)
+    counts = Counter(patient_of_node(node) for node in nodes)
+    lacking = sorted(n for n in true_nodes if patient_of_node(n) in counts and n not in nodes)
     if lacking:
         raise DataError(
             f"{len(lacking)} nodes of the ground truth are not in the predictions: {', '.join(lacking)}"
@@ -281,23 +281,28 @@ def score(
     seed: int,
     failed: dict[str, str],
     left_out: Collection[str],
+    patients: Collection[str] | None = None,
 ) -> tuple[Mapping[str, str], Mapping[str, str], dict[str, Any]]:
     """Return the predicted stages of patients and labels of nodes, and what camelyon17.json says of them.
 
     `predictions`, `ground_truth`: as the options; `measures` are threshold, merge distance and minimum diameter in µm.
-    Slides that cannot be used are noted in `failed`; neither they nor those `left_out` count, nor their patients.
+    Slides that cannot be used are noted in `failed`; neither they nor those `left_out` count, nor their patients. With
+    `patients` only these count of the ground truth, which may have those of other slides.
     DataError: stages and predictions do not belong together.
     """
     true_stages, true_nodes = read_stages(ground_truth)
+    if patients is not None:
+        true_stages = {patient: stage for patient, stage in true_stages.items() if patient in patients}
+        true_nodes = {node: label for node, label in true_nodes.items() if patient_of_node(node) in patients}
     of_maps = predictions.is_dir()
     stages, nodes = (
         ({}, nodes_of_maps(predictions, *measures, failed, left_out)) if of_maps else read_stages(predictions)
     )
     # Without one of its nodes the stage of a patient is not known.
-    for patient in {_patient(node) for node in (*failed, *left_out)}:
+    for patient in {patient_of_node(node) for node in (*failed, *left_out)}:
         true_stages.pop(patient, None)
-        true_nodes = {node: label for node, label in true_nodes.items() if _patient(node) != patient}
-        nodes = {node: label for node, label in nodes.items() if _patient(node) != patient}
+        true_nodes = {node: label for node, label in true_nodes.items() if patient_of_node(node) != patient}
+        nodes = {node: label for node, label in nodes.items() if patient_of_node(node) != patient}
     if not stages:
         stages = derived_stages(nodes, true_nodes)
     summary = summarise(*pairs_of(true_stages, stages), samples, seed)
@@ -320,7 +325,8 @@ def run(options: argparse.Namespace) -> int:
     return report_failed(failed)
 
 
-def _patient(node: str) -> str:
+def patient_of_node(node: str) -> str:
+    """Return `patient_100` of `patient_100_node_0`."""
     return node.partition("_node_")[0]
 
 

@@ -115,7 +115,10 @@ def score(predictions: Path, dataset: TableDataset, options: argparse.Namespace)
     if dataset.stages:
         measures = (lesions.THRESHOLD, lesions.MERGE_UM, lesions.MIN_DIAMETER_UM)
         common = (measures, options.bootstrap, options.seed)
-        _, _, kappa = camelyon17.score(predictions, dataset.stages, *common, failed, dataset.exclude)
+        patients = {camelyon17.patient_of_node(name) for name in slides}
+        _, _, kappa = camelyon17.score(
+            predictions, dataset.stages, *common, failed, dataset.exclude, patients
+        )
         cell["scores"]["kappa"], cell["intervals"]["kappa"] = kappa["kappa"], kappa["interval"]
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda path: path.write_text(json.dumps(cell, indent=2) + "\n"))
@@ -158,12 +161,13 @@ def _key(
     truth: dict[str, Path],
     options: argparse.Namespace,
 ) -> str:
-    """Return what stands for all that a cell depends on: which files, when they were written, and the options."""
-    files = [*slides.values(), *truth.values(), predictions / "slides.csv"]
-    files += [dataset.stages] if dataset.stages else []
+    """Return what stands for all that a cell depends on: the files, the predictions, and the options."""
+    files = [*slides.values(), *truth.values(), *([dataset.stages] if dataset.stages else [])]
     state = [(str(path), *state_of(path)) for path in files]
+    # Written each time; what it says of a slide, with the seconds, changes when that is predicted anew.
+    predicted = (predictions / "slides.csv").read_bytes()
     what = (
-        *(state, dataset.unlabelled, dataset.label_map, sorted(dataset.exclude), dataset.patients),
+        *(state, predicted, dataset.unlabelled, dataset.label_map, sorted(dataset.exclude), dataset.patients),
         *(options.bootstrap, options.seed),
     )
     return hashlib.sha256(repr(what).encode()).hexdigest()

@@ -33,7 +33,7 @@ class PredictedLesion:
     """A lesion in a prediction. Places and outlines are in pixels of the output."""
 
     outlines: list[ClassOutline]  # at most one per class
-    confidence: float  # mean of its cells' highest probabilities, 0 … 1
+    confidence: float  # mean probability of its pixels, 0 … 1
     x: int  # a pixel inside the lesion, as far from its edge as possible
     y: int
     diameter: float  # mm, the longest distance from edge to edge
@@ -84,7 +84,7 @@ def slide_probability(cells: Cells, frame: Frame, side_mm: float) -> float:
 
 
 def lesions_of(
-    cells: Cells, frame: Frame, classes: Raster, min_diameter: float
+    cells: Cells, frame: Frame, probability: Raster, classes: Raster, min_diameter: float
 ) -> tuple[list[PredictedLesion], np.ndarray]:
     """Return the lesions of at least `min_diameter` mm, and a map of their numbers from 1 on: int32 (h, w) of cells.
 
@@ -103,6 +103,7 @@ def lesions_of(
         cells.peak[window], spacing, threshold=1 / 255, merge=0, min_diameter=1000 * min_diameter
     )
     traced = trace(classes, labels, cells.side)
+    confidences = _mean_probabilities(probability, classes, labels, cells.side, len(found))
     lesions: list[PredictedLesion] = []
     numbers = np.zeros(len(found) + 1, np.int32)
     for lesion in found:
@@ -114,9 +115,29 @@ def lesions_of(
         place = ((lesion.x + columns[0]) * cells.side, (lesion.y + rows[0]) * cells.side)
         x, y = _pixel_inside(polygons, *place)
         area = float(shapely.area(polygons).sum()) * (frame.spacing / 1000) ** 2
-        lesions.append(PredictedLesion(outlines, lesion.confidence, x, y, diameter, area))
+        lesions.append(PredictedLesion(outlines, float(confidences[lesion.label]), x, y, diameter, area))
         numbers[lesion.label] = len(lesions)
     return lesions, numbers[labels]
+
+
+def _mean_probabilities(
+    probability: Raster, classes: Raster, labels: np.ndarray, side: int, count: int
+) -> np.ndarray:
+    """Return the mean probability of the tumour pixels of each label, from 0 to `count`: float64, 0 … 1."""
+    sums, pixels, cells = np.zeros(count + 1), np.zeros(count + 1), TILE // side
+    for row, column in np.ndindex(classes.rows, classes.columns):
+        part = labels[row * cells : (row + 1) * cells, column * cells : (column + 1) * cells]
+        if not classes.holds(row, column) or not part.any():
+            continue
+        of_pixels = part.repeat(side, axis=0).repeat(side, axis=1)
+        window = tuple(slice(length) for length in of_pixels.shape)
+        tumour = classes.tile(row, column)[window] > 0
+        found = np.zeros(of_pixels.shape, np.uint8)
+        if probability.holds(row, column):
+            found = probability.tile(row, column)[window]
+        pixels += np.bincount(of_pixels[tumour], minlength=count + 1)
+        sums += np.bincount(of_pixels[tumour], weights=found[tumour], minlength=count + 1)
+    return sums / 255 / np.maximum(pixels, 1)
 
 
 def _longest(polygons: np.ndarray) -> float:

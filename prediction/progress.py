@@ -15,7 +15,7 @@ from prediction.raster import Raster
 from prediction.store import DIGEST, PROGRESS, WORK, PredictionSettings
 from prediction.uncertainty import Doubt
 from samplers.slides.stored_slide import slide_name, state_of
-from utils.files import output_errors, remove_path, write_atomically
+from utils.files import output_errors, write_atomically
 
 Band = tuple[int, int]  # pixel rows [first, stop)
 
@@ -93,4 +93,7 @@ def _remove_others(work: Path, slide: str, name: str) -> None:
     """Remove the progress of a slide that was made with other settings, or of another slide of its name."""
     for path in work.iterdir():
         if re.fullmatch(re.escape(slide) + PROGRESS, path.name) and not path.name.startswith(f"{name}."):
-            remove_path(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # all ranks that share the slide do so at once
+            else:
+                path.unlink(missing_ok=True)

@@ -11,14 +11,16 @@ prediction.json           the model and the options that all slides have in comm
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from samplers.slides.stored_slide import slide_name, state_of
 from utils.cli import UserError
 from utils.files import differences, output_errors, remove_path, write_atomically
 
@@ -69,10 +71,32 @@ def record_of(output: Path, slide: str) -> Path:
     return output / RECORDS / f"{slide}.json"
 
 
-def is_finished(output: Path, slide: str) -> bool:
-    """Return whether a slide has been predicted."""
-    path = record_of(output, slide)
-    return path.exists() and _was_seen(_read(path))
+def is_finished(output: Path, slide: Path) -> bool:
+    """Return whether a slide has been predicted, and has not changed since.
+
+    UserError: another slide of its name has been.
+    """
+    path = record_of(output, slide_name(slide))
+    if not path.exists():
+        return False
+    record, now = _read(path), str(slide.absolute())
+    if not _was_seen(record):
+        return False
+    if "state" in record:  # records of earlier versions have none
+        try:
+            state = state_of(slide)
+        except OSError:  # it is gone, and was looked at
+            return True
+        if record["state"] == state:
+            return True
+        if record["path"] == now:
+            return False
+    if record.get("path", now) != now:
+        raise UserError(
+            f"{output} holds the prediction of {record['path']}, but {now} has the same name: name another --output, "
+            f"or remove {path} if it is the same slide"
+        )
+    return True
 
 
 def _was_seen(record: dict[str, Any]) -> bool:
@@ -148,5 +172,15 @@ def write_table(output: Path) -> int:
 
     with output_errors(output):
         write_atomically(output / "slides.csv", write)
-        shutil.rmtree(output / WORK, ignore_errors=True)
+        _tidy(output / WORK, {str(record["slide"]) for record in records})
     return len(records)
+
+
+def _tidy(work: Path, finished: Collection[str]) -> None:
+    """Remove the work folder, but for what is predicted of slides that are not finished."""
+    for path in work.iterdir() if work.is_dir() else ():
+        progress = re.search(PROGRESS + "$", path.name)
+        if progress is None or path.name[: progress.start()] in finished:
+            remove_path(path)
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        work.rmdir()

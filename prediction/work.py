@@ -25,7 +25,7 @@ from samplers.reader import tissue_of, trim_memory
 from samplers.slides.errors import DataError
 from samplers.slides.frame import description_of
 from samplers.slides.slide import Slide
-from samplers.slides.stored_slide import slide_name
+from samplers.slides.stored_slide import slide_name, state_of
 from utils.failures import failure_of
 from utils.files import OutputError, output_errors
 from utils.ranks.single import Ranks
@@ -149,7 +149,7 @@ class Worker:
         if not bad and not error:
             return opened, time.monotonic() - start
         if opened is not None:
-            opened.discard()
+            opened.discard() if bad else opened.close()  # with more room, the same command goes on
         self.stopped = bool(error)
         if self.team.is_first:
             self._note(slide_name(path), bad, error)
@@ -179,7 +179,7 @@ class Worker:
 
     def _finish(self, opened: Opened, seconds: float) -> None:
         """Write the files of a predicted slide. Runs in a thread, so a failure is noted instead of raised."""
-        start = time.monotonic()
+        start, leave = time.monotonic(), opened.discard
         try:
             record = write_files(opened, self.output, self.settings, self.names, self.outlines)
             record["seconds"] = round(seconds + time.monotonic() - start, 1)
@@ -187,10 +187,11 @@ class Worker:
             self.outcome.slides += 1
         except OutputError as failure:
             self._note(opened.name, "", str(failure))
+            leave = opened.close  # what is predicted stays: with more room, the same command only writes it
         except Exception as failure:
             self._note(opened.name, _reason_of(failure, opened.slide.path), "")
         finally:
-            opened.discard()
+            leave()
             trim_memory()
 
 
@@ -211,7 +212,7 @@ def write_files(
     paths = {path.name[len(opened.name) :]: output / store.WORK / path.name
              for path in store.files_of(output, opened.name)}  # fmt: skip
     cells = cells_of(probability, classes)
-    lesions, numbers = lesions_of(cells, frame, classes, settings.min_lesion_mm)
+    lesions, numbers = lesions_of(cells, frame, probability, classes, settings.min_lesion_mm)
     remove_small(cells, numbers, classes)
     description = description_of(opened.slide, frame.downsample)
     with output_errors(output):
@@ -233,6 +234,7 @@ def write_files(
     return {
         "slide": opened.name,
         "path": str(opened.slide.path.absolute()),
+        "state": state_of(opened.slide.path),
         "probability": round(slide_probability(cells, frame, settings.min_lesion_mm), 6),
         "diameter_mm": round(diameter, 6),
         "node_label": node_label(diameter),

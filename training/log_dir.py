@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
-import platform
 import shutil
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from utils.cli import UserError
-
-LOCK_FILE = ".lock"
-
-_locks: dict[Path, IO[str]] = {}  # of the folders of this process, open as long as it runs
+from utils.lock import lock_folder
 
 
 def make_log_dir(options: argparse.Namespace) -> Path:
@@ -37,27 +30,8 @@ def make_log_dir(options: argparse.Namespace) -> Path:
 
 
 def lock_log_dir(log_dir: Path) -> None:
-    """Keep other runs out of the folder until this process ends, however it ends. UserError if one is in it.
-
-    A file system without locks keeps nobody out.
-    """
-    if log_dir in _locks:
-        return
-    file = (log_dir / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise UserError(
-            f"--log_dir {log_dir} belongs to a run that goes on ({file.read().strip()}): stop it, or name "
-            "another folder"
-        ) from error
-    except OSError:
-        return
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-    _locks[log_dir] = file
+    """Keep other runs out of the folder, see `lock_folder`."""
+    lock_folder(log_dir, "--log_dir")
 
 
 def lock_run_to_go_on(options: argparse.Namespace) -> None:
@@ -66,7 +40,7 @@ def lock_run_to_go_on(options: argparse.Namespace) -> None:
     Later it may have gone on: a run that is about to end still writes its last checkpoint. UserError as `lock_log_dir`.
     """
     if options.log_dir is not None and not options.debug and (options.log_dir / "options.json").exists():
-        lock_log_dir(options.log_dir.absolute())
+        lock_log_dir(options.log_dir)
 
 
 def check_log_dir(options: argparse.Namespace) -> None:

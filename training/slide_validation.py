@@ -204,7 +204,7 @@ class SlideValidator:
         outcome = worker.run(in_time())
         share.left_out, share.error = outcome.bad, outcome.error
         for number, pair in enumerate(pairs):
-            if number % team.size == team.rank and store.is_finished(folder, pair.name):
+            if number % team.size == team.rank and store.is_finished(folder, pair.slide):
                 self._score(pair, share, clock)
         share.ending = time.monotonic() - self.model.last
         return share

@@ -12,6 +12,7 @@ import pytest
 from evaluation import camelyon16, camelyon17, segmentation, table
 from evaluation.table_file import folder_name, read_table_file
 from evaluation.table_text import latex, markdown
+from prediction import store
 from tests.helpers.lesion_slides import asap_xml, make_slide
 from tests.helpers.toy_predictors import export
 from utils.cli import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UserError
@@ -136,11 +137,25 @@ def test_a_second_run_predicts_and_scores_nothing_anew(root, made, monkeypatch):
         raise AssertionError("scored again")
 
     monkeypatch.setattr(table, "_score_slides", never)
-    monkeypatch.setattr(table, "predict", lambda *_: None)
+    # As predict.py does where nothing is left to be done.
+    monkeypatch.setattr(table, "predict", lambda _, __, output, ___: store.write_table(output))
     assert run(root, made) == EXIT_DONE
     assert (made / "table.md").read_text() == before
     with pytest.raises(AssertionError):  # other samples give other intervals
         table.main(["--file", str(root / "paper.toml"), "--output", str(made), "--bootstrap", "41"])
+
+
+def test_patients_without_a_slide_in_the_dataset_do_not_count_for_its_kappa(
+    root, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "predict", lambda *_: None)
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    before = cells_of(copy / "out")["corrected", "lesion"]["scores"]["kappa"]
+    with (copy / "stages.csv").open("a") as file:
+        file.write("patient_077.zip,pN2\npatient_077_node_0.tif,macro\n")
+    assert run(copy, copy / "out") == EXIT_DONE
+    assert cells_of(copy / "out")["corrected", "lesion"]["scores"]["kappa"] == before
 
 
 def test_a_slide_that_cannot_be_used_is_named_and_the_others_are_scored(

@@ -29,12 +29,12 @@ def record(out: Path, slide: str) -> dict:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return {file: digest of its content}, without where the slides lay and how long they took."""
+    """Return {file: digest of its content}, without where and when the slides lay and how long they took."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
         content = path.read_bytes()
         if path.suffix == ".json" and path.parent.name == "slides":
-            content = json.dumps({**json.loads(content), "seconds": 0, "path": ""}).encode()
+            content = json.dumps({**json.loads(content), "seconds": 0, "path": "", "state": []}).encode()
         if path.name == "slides.csv":
             content = b"\n".join(line.rpartition(b",")[0] for line in content.splitlines())
         found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from tests.helpers.launch import ROOT, run_python, start_python, wait_for
 from tests.helpers.predicting import FEW, digests, pixels, record, words
 from tests.helpers.tiny_slides import overwrite_tile
 from tests.helpers.toy_predictors import slide_with
-from utils.files import write_atomically
+from utils.files import OutputError, write_atomically
 from utils.ranks import killed_rank
 
 
@@ -63,6 +65,54 @@ def test_a_bad_slide_leaves_no_files_and_the_others_are_done(toys, slides, whole
         if "tumor_002" not in name and name != "slides.csv"
     }
     assert {name: digest for name, digest in digests(out).items() if name != "slides.csv"} == kept
+
+
+def test_a_slide_that_has_changed_is_predicted_anew_and_one_of_its_name_elsewhere_is_refused(
+    toys, slides, whole, tmp_path, capsys
+):
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    for folder, name in ((mine, "tumor_001"), (others, "tumor_002")):
+        folder.mkdir()
+        shutil.copy(slides / f"{name}.tif", folder / "case.tif")
+    out = tmp_path / "out"
+    assert main(words(toys / "lesion", mine, out)) == 0
+    first = record(out, "case")
+    assert main(words(toys / "lesion", others, out)) == 2
+    assert f"holds the prediction of {mine / 'case.tif'}, but {others / 'case.tif'} has the same name" in (
+        capsys.readouterr().err
+    )
+    assert record(out, "case") == first
+    shutil.copy(others / "case.tif", mine / "case.tif")
+    assert main(words(toys / "lesion", mine, out)) == 0
+    assert record(out, "case")["area_mm2"] == record(whole, "tumor_002")["area_mm2"] != first["area_mm2"]
+    shutil.move(mine, tmp_path / "moved")
+    assert main(words(toys / "lesion", tmp_path / "moved", out)) == 0
+    assert "1 slides, 1 of them are finished already" in capsys.readouterr().out
+
+
+def test_another_run_is_kept_out_of_the_output(toys, slides, tmp_path, capsys):
+    hold = f"from utils.lock import *; lock_folder(Path({str(tmp_path)!r}), '--output'); print('it is mine'); input()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "it is mine\n"
+        assert main(words(toys / "lesion", slides, tmp_path)) == 2
+        assert (
+            f"--output {tmp_path} belongs to a run that goes on (process {other.pid} on "
+            in capsys.readouterr().err
+        )
+        other.kill()
+
+
+def test_after_a_full_disk_nothing_is_predicted_again(toys, slides, whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as full:
+        full.setattr("prediction.work.write_tiff", Mock(side_effect=OutputError("no space left")))
+        assert main(words(toys / "lesion", slides / "tumor_001.tif", tmp_path)) == 1
+    assert "no space left" in capsys.readouterr().err
+    monkeypatch.setattr("prediction.work.predict_band", Mock(side_effect=AssertionError("predicted again")))
+    assert main(words(toys / "lesion", slides / "tumor_001.tif", tmp_path)) == 0
+    assert record(tmp_path, "tumor_001")["lesions"] == record(whole, "tumor_001")["lesions"]
+    assert not (tmp_path / ".work").exists()
 
 
 def test_what_was_never_scanned_is_glass(toys, slides, tmp_path):

@@ -11,9 +11,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from training import log_dir
-from training.log_dir import LOCK_FILE, check_log_dir, lock_log_dir, lock_run_to_go_on
+from training.log_dir import check_log_dir, lock_log_dir, lock_run_to_go_on
+from utils import lock
 from utils.cli import UserError
+from utils.lock import LOCK_FILE
 
 HOLD = """
 import sys, time
@@ -28,8 +29,8 @@ time.sleep(60)
 @pytest.fixture(autouse=True)
 def released():
     yield
-    while log_dir._locks:
-        log_dir._locks.popitem()[1].close()
+    while lock._locks:
+        lock._locks.popitem()[1].close()
 
 
 def test_a_run_keeps_others_out_until_it_is_killed(tmp_path):
@@ -52,11 +53,11 @@ def test_a_run_to_go_on_with_is_locked_before_anything_of_it_is_read(tmp_path, m
     assert not (tmp_path / LOCK_FILE).exists()
     (tmp_path / "options.json").write_text("{}")
     lock_run_to_go_on(options)
-    assert tmp_path in log_dir._locks
+    assert tmp_path in lock._locks
     monkeypatch.chdir(tmp_path.parent)
     options.log_dir = tmp_path.relative_to(tmp_path.parent)
     lock_run_to_go_on(options)  # the same folder
-    assert len(log_dir._locks) == 1
+    assert len(lock._locks) == 1
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
@@ -65,7 +66,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     lock_log_dir(tmp_path)
-    assert not log_dir._locks
+    assert not lock._locks
 
 
 def test_looking_whether_a_log_dir_can_be_written_leaves_nothing_behind(tmp_path):
@@ -77,7 +78,7 @@ def test_looking_whether_a_log_dir_can_be_written_leaves_nothing_behind(tmp_path
 
 def test_a_full_disk_is_found_at_once(tmp_path, monkeypatch):
     full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr(log_dir.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr("training.log_dir.tempfile.TemporaryFile", full)
     with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
         check_log_dir(argparse.Namespace(log_dir=tmp_path / "new"))
     assert list(tmp_path.iterdir()) == []
