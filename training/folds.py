@@ -257,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         more = ["--if_finished"] * ("SLURM_ARRAY_TASK_ID" in os.environ)
         table = [sys.executable, "-m", "evaluation.folds", "--log_dir", options.log_dir, *more]
         os.execv(table[0], table)
-    if not folds.signals & {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}:  # the job is not to come back
-        subprocess.run(["sh", "-euc", '. utils/launch.sh; requeue_job "$0"', str(code)], check=True)
+    if not folds.signals & {signal.SIGTERM, signal.SIGHUP}:  # scancel: the job is not to come back
+        subprocess.run(["sh", "-euc", '. utils/launch.sh; requeue_job "$0"', str(code)], check=False)
     return code
 
 

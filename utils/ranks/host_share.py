@@ -2,7 +2,8 @@
 
 Several launchers beside each other on a host know nothing of each other: the ranks of each would count all of its cores
 and take its first GPUs. So `launch` in utils/launch.sh starts each rank by this program where HOST_SHARE is set, here
-as on other hosts. Ranks count their threads and samplers from the cores that are left to them.
+as on other hosts. Ranks count their threads and samplers from the cores that are left to them. A launcher that binds
+ranks by itself, as Intel MPI's does, binds those of each run to the same cores, of which each takes its share.
 """
 
 from __future__ import annotations
