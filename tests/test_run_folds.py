@@ -76,14 +76,18 @@ def two_hosts(clone: Path) -> dict[str, str]:
     return {"PBS_NODEFILE": str(clone / "hosts"), "AT_ONCE": "2"}
 
 
-def start(clone: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def start(
+    clone: Path, *words: str, start_new_session: bool = False, **environment: str
+) -> subprocess.Popen[str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
     path = f"{clone / 'bin'}:{os.environ['PATH']}"
     env = {**others, "PATH": path, "NOTES": str(clone / "notes"), "STOPPED": "75", **environment}
     pipe = subprocess.PIPE
     command = ["sh", str(clone / "run_folds.sh"), *words]
     with interruptible():
-        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=start_new_session
+        )
 
 
 def run(clone: Path, *words: str, **environment: str) -> tuple[int, list[str], str, str]:
@@ -238,6 +242,24 @@ def test_signals_reach_all_runs_and_no_other_begins(clone, two_hosts, number, na
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (code, "")
     assert notes_of(clone)[-int(at_once) :] == [f"{script} got {name}"] * int(at_once)
+
+
+def test_ctrl_c_reaches_a_run_as_often_as_it_is_pressed(clone, two_hosts):
+    """The second one ends run_train.sh at once. A terminal sends it to all processes in the foreground."""
+    trap = 'trap \'echo "INT $fold" >>"$NOTES"; n=$n+; [ $n != ++ ] || exit 130\' INT; n=; while :; do sleep 0.05; done'
+    process = start(clone, *WORDS, **two_hosts, TRAIN=trap, start_new_session=True)
+    for pressed in range(3):
+        wait_until(lambda pressed=pressed: len(notes_of(clone)) == 2 * (pressed + 1))
+        time.sleep(0.2)
+        if pressed < 2:
+            os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert sorted(notes_of(clone)[2:]) == ["INT 1", "INT 1", "INT 2", "INT 2"]
+    assert (
+        "SIGINT: the folds that run stop with a checkpoint after their steps; Ctrl-C again ends them at once"
+        in out
+    )
 
 
 @pytest.mark.parametrize(
