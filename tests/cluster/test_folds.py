@@ -20,16 +20,19 @@ def four_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("demo"), train=4, val=0, size=1024) / "training"
 
 
+def words_of(slides: Path, log_dir: Path, folds: int, steps: int) -> list[str]:
+    words = options(slides, log_dir, steps)
+    place = words.index("--val_split")
+    return [*words[:place], "--folds", str(folds), *words[place + 2 :]]
+
+
 def submit(
     cluster: Cluster, clone: Path, slides: Path, log_dir: Path, folds: int, per_node: int, steps: int
 ) -> Job:
     """Submit all folds at once on two nodes."""
-    words = options(slides, log_dir, steps)
-    place = words.index("--val_split")
-    words[place : place + 2] = ["--folds", str(folds)]
     size = ["-N", "2", f"--ntasks-per-node={per_node}", "--requeue", "-o", log_dir.with_suffix(".out")]
     more = {"AT_ONCE": str(folds), "REQUEUE": "1", "PREDICT": "--no_cuda", **ENVIRONMENT}
-    return cluster.submit(*size, "run_folds.sh", *words, cwd=clone, **more)
+    return cluster.submit(*size, "run_folds.sh", *words_of(slides, log_dir, folds, steps), cwd=clone, **more)
 
 
 def test_two_folds_on_two_nodes_become_one_table(
@@ -43,6 +46,19 @@ def test_two_folds_on_two_nodes_become_one_table(
         assert f"fold {fold} of 2: 1 rank on node{fold}, output in" in said
         assert last_step(log_dir / f"fold_{fold}") == 16
     assert (log_dir / "folds.html").exists()
+
+
+def test_two_folds_on_two_hosts_of_pbs_become_one_table(
+    cluster: Cluster, clone: Path, four_slides: Path, tmp_path: Path
+) -> None:
+    """The job is made up: its list of hosts, on the first of them. Other hosts are reached by ssh."""
+    (tmp_path / "hosts").write_text("node1\nnode2\n")
+    job = {"PBS_JOBID": "7", "PBS_NODEFILE": str(tmp_path / "hosts"), "AT_ONCE": "2", "PREDICT": "--no_cuda"}
+    words = ["sh", "run_folds.sh", *words_of(four_slides, tmp_path / "cv", folds=2, steps=16)]
+    done = cluster.nodes[0].run(*words, cwd=clone, timeout=900, **job, **ENVIRONMENT)
+    assert "fold 2 of 2: 1 rank on node2, output in" in done.stdout
+    assert "1 on 1 node: node2 (1)" in (tmp_path / "cv/output/fold_2.log").read_text()
+    assert (tmp_path / "cv/folds.html").exists()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be divided")
