@@ -39,7 +39,7 @@ if [ $# -eq 0 ]; then
 fi
 
 NP=${NP:-$(ranks_of_job 1)}
-[ "$NP" -eq 1 ] || launch "$top/predict.py" "$@"
+if [ "$NP" -gt 1 ] || [ -n "${RANK_HOSTS:-}${HOST_SHARE:-}" ]; then launch "$top/predict.py" "$@"; fi
 set -- "$VENV/bin/python" -u "$top/predict.py" "$@" # one process needs no launcher
 echo "+ $*"
 exec "$@"

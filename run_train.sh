@@ -72,16 +72,5 @@ while
 do :; done
 kill $watch 2>/dev/null || true
 [ $interrupts -eq 0 ] || exit 130
-if [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$ended" ]; then
-    again=no
-    case $status in
-    75) again=yes ;;
-    # A rank hung, or mpirun lost a host: not for ever, if that happens again and again.
-    76 | 205) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || again=yes ;;
-    esac
-    if [ $again = yes ]; then
-        echo "job $SLURM_JOB_ID goes back into the queue, to go on from its last checkpoint"
-        scontrol requeue "$SLURM_JOB_ID"
-    fi
-fi
+[ -n "$ended" ] || requeue_job $status
 exit $status

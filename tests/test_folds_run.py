@@ -1,56 +1,70 @@
-"""A whole cross-validation with a small network; killed in the middle and started again it has the same table."""
+"""A whole cross-validation with a small network: two folds at a time, killed and stopped, have the table of one."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.launch import run_python
+from tests.helpers.clone import make_clone
+from tests.helpers.launch import TIMEOUT, wait_for
 from utils.demo.slides import make_demo
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be divided"),
+]
 TRAIN = (
-    "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 12 --validation_patches 4 --validate_every 6 "
-    "--fpn_min_level 3 --deterministic --folds 2"
+    "--data_sampler surf --img_size 128 --batch_size 2 --num_steps 48 --validation_patches 4 --validate_every 6 "
+    "--log_every 2 --fpn_min_level 3 --no_cuda --deterministic --folds 3 --log_dir"
 )
+# One rank with one of two cores, as each of two folds at a time has it: the number of threads changes the last bits.
+IN_TURN = {"NP": "1", "HOST_SHARE": "1/2"}
+TWO = {"NP": "2", "AT_ONCE": "2"}
 
 
-def train(data: Path, log_dir: Path, fold: int, **environment: str) -> int:
-    words = [
-        "tests/helpers/toy_train.py",
-        *TRAIN.split(),
-        "--fold",
-        str(fold),
-        "--log_dir",
-        log_dir / f"fold_{fold}",
-    ]
+def start(clone: Path, data: Path, log_dir: Path, **environment: str) -> subprocess.Popen[str]:
     folders = ["--slide_path", data / "slides", "--label_path", data / "masks"]
-    return run_python([*words, *folders], **environment).returncode
+    env = {**os.environ, "PREDICT": "--no_cuda", "TF_CPP_MIN_LOG_LEVEL": "2", **environment}
+    command = ["sh", clone / "run_folds.sh", *TRAIN.split(), log_dir, *folders]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*map(str, command)], env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def predict(log_dir: Path, fold: int) -> int:
-    folder = log_dir / f"fold_{fold}"
-    words = ["--slide_path", folder / "splits.json", "--output", folder / "predictions"]
-    return run_python(["predict.py", "--model_path", folder, *words]).returncode
+def run(clone: Path, data: Path, log_dir: Path, **environment: str) -> tuple[int, str]:
+    """Return the exit code and what is on the terminal."""
+    process = start(clone, data, log_dir, **environment)
+    out, _ = process.communicate(timeout=3 * TIMEOUT)
+    return process.returncode, out
 
 
-def test_the_same_table_after_a_kill(tmp_path):
-    data = make_demo(tmp_path / "demo", train=4, val=0, size=1024) / "training"
-    tables = []
-    for name, killed in (("whole", False), ("killed", True)):
-        log_dir = tmp_path / name
-        for fold in (1, 2):
-            if killed and fold == 2:
-                assert train(data, log_dir, fold, TOY_KILLED_AT="6") == -signal.SIGKILL
-                assert run_python(["-m", "evaluation.folds", "--log_dir", log_dir]).returncode == 2
-            assert train(data, log_dir, fold) == 0
-            assert predict(log_dir, fold) == 0
-        done = run_python(["-m", "evaluation.folds", "--log_dir", log_dir, "--bootstrap", "50"])
-        assert done.returncode == 0, done.stderr
-        tables.append((log_dir / "folds.json").read_text())
-        assert "| Dice of tumour" in done.stdout
-    assert tables[0] == tables[1]
-    slides = [line.split(",")[0] for line in (tmp_path / "whole/folds.csv").read_text().splitlines()[1:]]
-    assert sorted(slides) == [f"tumor_00{number}" for number in (1, 2, 3, 4)]
+def test_the_same_table_some_at_a_time_and_after_kills(tmp_path: Path) -> None:
+    (tmp_path / "clone").mkdir()
+    clone = make_clone(tmp_path / "clone", "toy_train.py")
+    data = make_demo(tmp_path / "demo", train=6, val=0, size=1024) / "training"
+    code, out = run(clone, data, tmp_path / "in turn", **IN_TURN)
+    assert code == 0, out
+    expected = (tmp_path / "in turn/folds.json").read_text()
+    assert "| Dice of tumour" in out
+
+    log_dir = tmp_path / "at once"
+    code, out = run(clone, data, log_dir, **IN_TURN, TOY_KILLED_AT="12")
+    assert f"fold 1 failed with exit code {code}" in out
+    assert code > 2
+    assert not (log_dir / "fold_2").exists()
+
+    process = start(clone, data, log_dir, **TWO)
+    logs = [log_dir / f"output/fold_{fold}.log" for fold in (1, 2)]
+    wait_for(lambda: all(log.exists() and "step " in log.read_text() for log in logs), process)
+    assert "goes on at step 1" in logs[0].read_text()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 75, out
+    assert not (log_dir / "fold_3").exists()
+
+    code, out = run(clone, data, log_dir, **TWO)
+    assert code == 0, out
+    assert (log_dir / "folds.json").read_text() == expected

@@ -2,6 +2,8 @@
 # Starts a program on NP ranks. Sourced by the run scripts before utils/env.sh, whose variables `launch` reads.
 #
 #   NP            number of ranks (default: those of the Slurm, PBS or LSF job, else the script's own default)
+#   RANK_HOSTS    the hosts of the ranks, "HOST:RANKS,HOST:RANKS" (default: those of the job, else this one)
+#   HOST_SHARE    "2/4": each host's cores and GPUs are shared by four such runs, of which this is the second
 #   MPIRUN_ARGS   more words for mpirun or mpiexec.hydra
 #   MODULES       environment modules to load inside of a job, before the environment is set up
 
@@ -13,8 +15,13 @@ load_modules() {
     fi
 }
 
-# Lists the hosts of a PBS or LSF job as "HOST:RANKS,HOST:RANKS"; nothing elsewhere, for the launchers ask Slurm themselves.
+# Lists RANK_HOSTS, or the hosts of a PBS or LSF job as "HOST:RANKS,HOST:RANKS"; nothing elsewhere, for the launchers ask
+# Slurm themselves.
 hosts_of_job() {
+    if [ -n "${RANK_HOSTS:-}" ]; then
+        echo "$RANK_HOSTS"
+        return
+    fi
     if [ -n "${SLURM_JOB_ID:-}" ]; then
         :
     elif [ -f "${PBS_NODEFILE:-}" ]; then
@@ -29,14 +36,19 @@ hosts_of_job() {
 
 # ranks_of_job NUMBER: the ranks that the job was given; NUMBER outside of a job.
 ranks_of_job() {
-    ranks=$(hosts_of_job | tr , '\n' | awk -F : '{ sum += $2 } END { print sum ? sum : "" }')
-    echo "${SLURM_NTASKS:-${ranks:-$1}}"
+    ranks=$(hosts_of_job | tr , '\n' | awk -F : 'NF { sum += NF > 1 ? $2 : 1 } END { print sum ? sum : "" }')
+    echo "${ranks:-${SLURM_NTASKS:-$1}}"
+}
+
+# Whether the launcher is told of hosts in its own way.
+launcher_has_hosts() {
+    case " ${MPIRUN_ARGS:-}" in *' -'*host* | *' -f '* | *' -'*machine* | *' -'*config*) return 0 ;; esac
+    [ -n "${HYDRA_HOST_FILE:-}${I_MPI_HYDRA_HOST_FILE:-}" ]
 }
 
 # Whether all ranks are on this host, for sure.
 is_on_one_host() {
-    case " ${MPIRUN_ARGS:-}" in *' -'*host* | *' -f '* | *' -'*machine* | *' -'*config*) return 1 ;; esac
-    [ -z "${HYDRA_HOST_FILE:-}${I_MPI_HYDRA_HOST_FILE:-}" ] || return 1
+    ! launcher_has_hosts && [ -z "${RANK_HOSTS:-}" ] || return 1
     if [ -n "${SLURM_JOB_ID:-}" ]; then
         [ "${SLURM_JOB_NUM_NODES:-0}" = 1 ]
     else
@@ -49,9 +61,12 @@ is_on_one_host() {
 # ranks a second later, but a batch system sends it to the ranks as well, which then write a checkpoint.
 launch() {
     set -- "$VENV/bin/python" -u "$@"
+    [ -z "${HOST_SHARE:-}" ] || set -- "$VENV/bin/python" -m utils.ranks.host_share "$HOST_SHARE" "$@"
     launch_hosts=$(hosts_of_job)
     # With `sbatch --export=NONE` Slurm would start the daemons on the other hosts without any environment.
     unset SLURM_EXPORT_ENV
+    # And without this the daemons of one launcher would wait until those of another one, beside it in the job, have ended.
+    export SLURM_OVERLAP=1
     # shellcheck disable=SC2086 # MPIRUN_ARGS are several words
     if [ "$MPI" = intel ] || [ "$MPI" = mpich ]; then
         # Intel MPI's own launcher where its module is loaded (its libmpi.so.12 is first on LD_LIBRARY_PATH then).
@@ -119,4 +134,17 @@ launch_openmpi() {
 launch_now() {
     echo "+ $*"
     exec ${LAUNCH_PREFIX:-} "$@"
+}
+
+# requeue_job STATUS: puts a job of Slurm back into the queue with REQUEUE, if what has ended so goes on where it was.
+requeue_job() {
+    [ -n "${REQUEUE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] || return 0
+    case $1 in
+    75) ;;
+    # A rank hung, or mpirun lost a host: not for ever, if that happens again and again.
+    76 | 205) [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ] || return 0 ;;
+    *) return 0 ;;
+    esac
+    echo "job $SLURM_JOB_ID goes back into the queue, to go on from its last checkpoint"
+    scontrol requeue "$SLURM_JOB_ID"
 }

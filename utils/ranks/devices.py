@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -14,10 +12,9 @@ import tensorflow as tf
 
 from utils.cli import UserError
 from utils.cpu import cpu_flags
+from utils.ranks.gpu_driver import HIDDEN, ask_driver
 from utils.ranks.world import World
 from utils.startup import NVIDIA
-
-_HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that leave no GPU; the last is Slurm's
 
 
 def threads_of_rank(local_size: int) -> int:
@@ -96,14 +93,14 @@ def uuid_of_first_gpu() -> str:
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.startswith(("GPU-", "MIG-")):
         return first
-    rows = _ask_driver("uuid")
+    rows = ask_driver("uuid")
     return rows[int(first)] if first.isdecimal() and int(first) < len(rows) else ""
 
 
 def free_gpu_memory() -> int:
     """Return the free bytes of the first GPU that this process sees. UserError: the driver does not tell."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    uuids, free = _ask_driver("uuid"), _ask_driver("memory.free")
+    uuids, free = ask_driver("uuid"), ask_driver("memory.free")
     place = int(first) if first.isdecimal() else next((i for i, u in enumerate(uuids) if u == first), -1)
     if not 0 <= place < len(free) or not free[place].isdecimal():
         raise UserError(
@@ -112,23 +109,10 @@ def free_gpu_memory() -> int:
     return int(free[place]) << 20
 
 
-def _ask_driver(what: str) -> list[str]:
-    """Return one value for each GPU of the node (or of the job, where its others are hidden); none without driver."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    words = [command, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-
-
 def why_no_gpu() -> str:
     """Return the likely reason why TensorFlow sees no GPU on a node that has some."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in _HIDDEN:
+    if visible is not None and visible.strip() in HIDDEN:
         return f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides them (was a GPU asked for in the job?)"
     if not tf.test.is_built_with_cuda():
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ echo "${MPIRUN_SAYS:-}"
 echo "$(basename "$0") $*" >>"$NOTES"
 case " $* " in *" -machinefile "*) tr '\\n' , </dev/fd/3 >>"$NOTES" ;; esac
 echo "FI_PROVIDER=${FI_PROVIDER:-} NP=${NP:-} EXPORT=${SLURM_EXPORT_ENV:-}" \\
-    "ASK=${OMPI_MCA_oob_tcp_keepalive_time:-}" >>"$NOTES"
+    "ASK=${OMPI_MCA_oob_tcp_keepalive_time:-} OVERLAP=${SLURM_OVERLAP:-}" >>"$NOTES"
 exit ${STATUS:-0}
 """
 
@@ -166,9 +167,9 @@ def test_what_sbatch_does_not_export_is_exported_to_the_other_hosts(start):
 
 def test_mpirun_asks_other_hosts_for_a_sign_of_life(start):
     several = {"MPIRUN_ARGS": "-host a,b"}
-    assert "ASK=60\n" in start("run_train.sh", "--x", **several)
-    assert "ASK=7\n" in start("run_train.sh", "--x", OMPI_MCA_oob_tcp_keepalive_time="7", **several)
-    assert "ASK=\n" in start("run_train.sh", "--x")
+    assert "ASK=60 " in start("run_train.sh", "--x", **several)
+    assert "ASK=7 " in start("run_train.sh", "--x", OMPI_MCA_oob_tcp_keepalive_time="7", **several)
+    assert "ASK= " in start("run_train.sh", "--x")
 
 
 def test_variables_that_are_set_go_to_the_other_hosts(start):
@@ -220,3 +221,26 @@ def test_ctrl_c_asks_the_ranks_to_stop_and_twice_ends_them(start):
 
 def test_one_process_that_predicts_needs_no_launcher(start):
     assert start("run_predict.sh", "--x").startswith("python -u ")
+    assert start("run_predict.sh", "--x", HOST_SHARE="1/2").startswith("mpirun -np 1 ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_hosts_that_are_named_come_before_those_of_the_job(start, script):
+    """A group of ranks in a job has its hosts from run_folds.sh."""
+    for job in ({}, {"LSB_MCPU_HOSTS": "a 2 b 2 c 2"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "6"}):
+        found = start(script, "--x", RANK_HOSTS="b:2,c", **job)
+        assert " -np 3 --bind-to none --oversubscribe -host b:2,c " in found
+        assert "ASK=60" in found  # there may be other hosts
+        assert start(script, "--x", RANK_HOSTS="b:2", MPI="intel", **job).startswith(
+            "mpiexec.hydra -np 2 -hosts b:2 "
+        )
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "intel"])
+def test_each_rank_takes_its_share_of_the_host(start, mpi):
+    found = start("run_train.sh", "--x", NP="2", HOST_SHARE="2/4", MPI=mpi)
+    assert re.search(r" \S*/python -m utils.ranks.host_share 2/4 \S*/python -u train.py --x\n", found)
+
+
+def test_launchers_beside_each_other_do_not_wait_for_each_others_job_steps(start):
+    assert "OVERLAP=1\n" in start("run_train.sh", "--x")
