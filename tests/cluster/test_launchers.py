@@ -26,7 +26,12 @@ SRUN = ["srun", "-N", "2", "-n", "2"]
 BOTH = "hosts node1 node2"
 REFUSED = "refused: "
 INTEL, INTEL_ROOT = "mpiexec.hydra of Intel MPI", os.environ.get("I_MPI_ROOT", "")
-WORKS = {"openmpi": "pmix", "mpich": "pmi2"}
+# What a refusal names, and the words of a Slurm job with two ranks on two hosts.
+NAMED = {"openmpi": "`srun --mpi=pmix`", "mpich": "mpiexec.hydra"}
+TOGETHER = {
+    "openmpi": [*SRUN, "--mpi=pmix"],
+    "mpich": ["salloc", "-Q", "-N", "2", "-n", "2", BIN / "mpiexec.hydra", "-np", "2"],
+}
 # What comes of a launcher: a line of stdout, or of stderr. None: not in this environment.
 ROWS = {
     "none": ([], {"openmpi": "hosts login", "mpich": "hosts login"}),
@@ -64,7 +69,8 @@ ROWS = {
     ),
     "srun --mpi=pmi2": (
         [*SRUN, "--mpi=pmi2"],
-        {"openmpi": f"{REFUSED}started by srun --mpi=pmi2", "mpich": BOTH},
+        # It does not start with MPICH's wheel and Slurm 22.05: docs/clusters.md.
+        {"openmpi": f"{REFUSED}started by srun --mpi=pmi2", "mpich": None},
     ),
     "horovodrun --gloo": (
         [BIN / "horovodrun", "--gloo", "-np", "2", "-H", "node1:1,node2:1"],
@@ -108,7 +114,7 @@ def test_it_works_or_is_refused_with_what_works(launcher: str, cluster: Cluster)
     assert expected in said, said
     assert (done.returncode == 0) == (not expected.startswith(REFUSED)), said
     if expected.startswith(REFUSED):
-        assert f"srun --mpi={WORKS[KIND]}" in said or f"the {COMMANDS[KIND]} of that environment" in said
+        assert NAMED[KIND] in said or f"the {COMMANDS[KIND]} of that environment" in said
     assert "find-available" not in said  # of PMIx's security modes
 
 
@@ -134,8 +140,8 @@ def test_the_other_environments_launcher_is_refused(cluster: Cluster) -> None:
     assert f"start it with the {'mpiexec.hydra' if HYDRA else 'mpirun'} of that environment" in done.stderr
 
 
-def test_train_predict_and_cut_with_srun(cluster: Cluster, clone: Path, demo: Path, tmp_path: Path) -> None:
-    """All three programs as ranks of srun, and each of them refused where the ranks are alone."""
+def test_train_predict_and_cut_in_a_job(cluster: Cluster, clone: Path, demo: Path, tmp_path: Path) -> None:
+    """All three programs as ranks of a job, and each of them refused where the tasks of srun are alone."""
     if not HYDRA and not has_pmix(cluster.login):
         pytest.skip("apt-get install libpmix-dev")
     model, slides = tmp_path / "log", demo / "slides"
@@ -155,9 +161,9 @@ def test_train_predict_and_cut_with_srun(cluster: Cluster, clone: Path, demo: Pa
             *SRUN, "--mpi=none", sys.executable, *program, check=False, timeout=300, **more
         )
         assert "srun started 2 tasks that do not know of each other" in alone.stderr
-        assert f"`srun --mpi={WORKS[KIND]}`" in alone.stderr
+        assert NAMED[KIND] in alone.stderr
         together = cluster.login.run(
-            *SRUN, f"--mpi={WORKS[KIND]}", sys.executable, *program, check=False, timeout=600, **more
+            *TOGETHER[KIND], sys.executable, *program, check=False, timeout=600, **more
         )
         assert together.returncode == 0, together.stdout + together.stderr
     assert last_step(model) == 16

@@ -10,7 +10,8 @@ import psutil
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
-# How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`).
+# How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`). MPICH's wheel did not start so
+# with Slurm 22.05 (docs/clusters.md), so that its way is never named as one to take.
 SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
 
 
@@ -75,10 +76,11 @@ def launcher_mpi() -> str | None:
     return None
 
 
-def srun_of_environment() -> str:
-    """Return how srun starts ranks of the MPI in this environment; with that of the system it is Open MPI's way."""
-    has_mpich = any(importlib.metadata.distributions(name="mpich"))
-    return SRUN["mpich" if has_mpich else "openmpi"]
+def ways_to_start() -> str:
+    """Return how to start ranks of the MPI in this environment; with that of the system it is Open MPI's way."""
+    if any(importlib.metadata.distributions(name="mpich")):
+        return "by mpiexec.hydra"
+    return f"by `{SRUN['openmpi']}` (if `srun --mpi=list` names it), or by mpirun"
 
 
 def terminal_columns() -> int:

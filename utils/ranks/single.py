@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.cli import UserError
 from utils.ranks.activity import Activity
-from utils.ranks.launcher import lonely_tasks, srun_of_environment
+from utils.ranks.launcher import lonely_tasks, ways_to_start
 from utils.ranks.patch_group import PatchGroup
 
 T = TypeVar("T")
@@ -88,6 +88,6 @@ def require_company() -> None:
     if tasks > 1:
         raise UserError(
             f"srun started {tasks} tasks that do not know of each other, so each of them would do all of the work and "
-            f"write over what the others write. Start them by `{srun_of_environment()}` (if `srun --mpi=list` names "
-            "it), or by mpirun, as run_train.sh does (`sbatch run_train.sh`); or start one task"
+            f"write over what the others write. Start them {ways_to_start()}, as run_train.sh does (`sbatch "
+            "run_train.sh`); or start one task"
         )

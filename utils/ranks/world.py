@@ -191,7 +191,7 @@ def check_launcher() -> None:
     launcher, built = launcher_mpi(), mpi_of_horovod()
     if launcher is None or built is None or launcher == built:
         return
-    instead = f"`{SRUN[built]}` or " if is_task_of_srun() else ""
+    instead = f"`{SRUN[built]}` or " if is_task_of_srun() and built == "openmpi" else ""
     raise UserError(
         f"started by {launcher_name()}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
         f"start it with {instead}the {COMMANDS[built]} of that environment, or take the other environment "

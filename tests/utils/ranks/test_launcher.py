@@ -84,10 +84,13 @@ def test_each_launcher_tells_its_ranks(started_by, variables, rank, mpi, name):
 
 def test_tasks_of_srun_that_do_not_know_of_each_other_are_refused(started_by):
     started_by(**SRUN)
-    for installed, command in (([], "pmix"), (["mpich"], "pmi2")):
+    for installed, way in (
+        ([], "by `srun --mpi=pmix` .* or by mpirun"),
+        (["mpich"], "by mpiexec.hydra, as run_"),
+    ):
         with (
             mock.patch.object(launcher.importlib.metadata, "distributions", lambda name, i=installed: i),
-            pytest.raises(UserError, match=rf"srun started 4 tasks .* `srun --mpi={command}`"),
+            pytest.raises(UserError, match=rf"srun started 4 tasks .* Start them {way}"),
         ):
             require_company()
     started_by(**{**SRUN, "SLURM_STEP_NUM_TASKS": "1"})  # srun --pty bash, or one task
@@ -111,7 +114,7 @@ def test_no_program_starts_so(started_by):
             {"PMI_RANK": "2", "PMI_SIZE": "4"},
             "srun --mpi=pmi2, .* `srun --mpi=pmix` or the mpirun",
         ),
-        ("mpich", {"PMIX_RANK": "2"}, "srun --mpi=pmix, .* `srun --mpi=pmi2` or the mpiexec.hydra"),
+        ("mpich", {"PMIX_RANK": "2"}, "srun --mpi=pmix, .* start it with the mpiexec.hydra"),
     ],
 )
 def test_srun_of_another_mpi_is_refused_with_the_one_that_works(
