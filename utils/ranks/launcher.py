@@ -10,8 +10,8 @@ import psutil
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
-# How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`). MPICH's wheel did not start so
-# with Slurm 22.05 (docs/clusters.md), so that its way is never named as one to take.
+# How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`). MPICH's wheel did not start
+# so with Slurm 22.05 (docs/clusters.md): its way is never named as one to take.
 SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}
 
 
