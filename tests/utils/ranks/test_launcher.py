@@ -127,6 +127,14 @@ def test_srun_of_another_mpi_is_refused_with_the_one_that_works(
             check_launcher()
 
 
+def test_in_a_container_the_hosts_launcher_or_another_image_is_advised(started_by, monkeypatch):
+    monkeypatch.setattr(world, "mpi_of_horovod", lambda: "openmpi")
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/extended-fov.sif")
+    started_by(PMI_RANK="0", PMI_SIZE="2")
+    with pytest.raises(UserError, match="mpirun of the host's Open MPI 4, or take an image with MPI=intel"):
+        check_launcher()
+
+
 def test_open_mpi_is_told_what_it_knows_of_a_newer_pmix(started_by, monkeypatch):
     monkeypatch.setattr(world, "leave_out_bridges", lambda: None)
     for offered, taken in (("munge,native", "native"), ("munge", "munge")):
