@@ -6,7 +6,8 @@ umask 022
 cd "$(dirname "$0")/.."
 # Whoever runs the image reads it, also where the clone was made with a umask of 077.
 chmod -R a+rX .
-export DEBIAN_FRONTEND=noninteractive MPI="${MPI:-openmpi}" DEVICE="${DEVICE:-cpu}" XDG_CACHE_HOME=/var/tmp/build-cache
+# The cache lies in the image, for /tmp and /var/tmp are the host's while Apptainer builds.
+export DEBIAN_FRONTEND=noninteractive MPI="${MPI:-openmpi}" DEVICE="${DEVICE:-cpu}" XDG_CACHE_HOME=/opt/build-cache
 apt-get update
 # openssh-client: with it, mpirun inside of the image starts ranks on other hosts. The compiler is for Horovod alone.
 apt-get install -y --no-install-recommends ca-certificates openssh-client python3 python3-venv

@@ -26,12 +26,16 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def apptainer_image() -> str:
+    """Return the path of the image that Apptainer runs this process in, "" if it does not."""
+    names = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
 def container() -> str:
     """Return the image that this process runs in, "none" outside of a container."""
-    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
-        if os.environ.get(name):
-            return os.environ[name]
-    return "an image of Docker or Podman" if any(Path(name).exists() for name in _MARKS) else "none"
+    marked = any(Path(name).exists() for name in _MARKS)
+    return apptainer_image() or ("an image of Docker or Podman" if marked else "none")
 
 
 def horovod() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils.cli import UserError
-from utils.probe import container, version_of
+from utils.probe import apptainer_image, version_of
 from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.interfaces import leave_out_bridges
@@ -194,7 +194,7 @@ def check_launcher() -> None:
         return
     instead = f"`{SRUN[built]}` or " if is_task_of_srun() else ""
     own, other = "of that environment", "the other environment ({} sh run_train.sh)"
-    if container() != "none":
+    if apptainer_image():  # which the host's launcher starts
         own, other = "of the host's " + FAMILIES[built], "an image with {} (docs/containers.md)"
     raise UserError(
         f"started by {launcher_name()}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
