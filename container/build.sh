@@ -21,5 +21,5 @@ apt-get install -y --no-install-recommends g++ make python3-dev
 )
 apt-get purge -y --auto-remove g++ make python3-dev
 apt-get clean
-rm -rf /var/lib/apt/lists/* "$XDG_CACHE_HOME" /root/.cache
 TF_USE_LEGACY_KERAS=1 /opt/venv/bin/python -m utils.doctor
+rm -rf /var/lib/apt/lists/* "$XDG_CACHE_HOME" /root/.cache
