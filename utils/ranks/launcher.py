@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -74,6 +75,20 @@ def launcher_mpi() -> str | None:
         if variable in os.environ:
             return mpi
     return None
+
+
+def is_launched_from_outside(proc: Path = Path("/proc")) -> bool:
+    """Return whether this process is in a user namespace that its launcher is not in: each rank has its own then.
+
+    So start Apptainer's containers where it is installed without root's rights.
+    """
+    if (proc / "self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
+        return False  # in that of the host
+    try:
+        mine, parents = (os.readlink(proc / str(of) / "ns/user") for of in ("self", os.getppid()))
+    except OSError:  # which the kernel does not show to those inside
+        return True
+    return mine != parents
 
 
 def srun_of_environment() -> str:

@@ -28,6 +28,7 @@ from utils.ranks.launcher import (
     FAMILIES,
     LAUNCHERS,
     SRUN,
+    is_launched_from_outside,
     is_task_of_srun,
     launcher_mpi,
     launcher_name,
@@ -204,10 +205,13 @@ def check_launcher() -> None:
 
 
 def prepare_mpi() -> None:
-    """Set what Open MPI reads when it starts: networks that lead nowhere, and what it knows of Slurm's PMIx."""
+    """Set what Open MPI reads when it starts: networks that lead nowhere, memory of others, and Slurm's PMIx."""
     leave_out_bridges()
     # Over one TCP connection two ranks hardly send while they receive: an allreduce takes up to 1.9 times as long.
     os.environ.setdefault("OMPI_MCA_btl_tcp_links", "2")
+    # Ranks in user namespaces of their own cannot read each other's memory: Open MPI finds that out, with a warning.
+    if is_launched_from_outside():
+        os.environ.setdefault("OMPI_MCA_btl_vader_single_copy_mechanism", "none")
     modes = os.environ.get("PMIX_SECURITY_MODE", "")
     if "native" in modes.split(","):  # a newer PMIx of Slurm offers others, of which Open MPI 4 complains
         os.environ["PMIX_SECURITY_MODE"] = "native"

@@ -143,6 +143,33 @@ def test_open_mpi_is_told_what_it_knows_of_a_newer_pmix(started_by, monkeypatch)
         assert os.environ["PMIX_SECURITY_MODE"] == taken
 
 
+@pytest.mark.parametrize(
+    ("users", "parent", "outside"),
+    [
+        ("0 0 4294967295", None, False),  # the host, where the parent is another user's
+        ("1000 1000 1", None, True),  # what the kernel shows of a launcher on the host: nothing
+        ("1000 1000 1", "user:[7]", True),
+        ("1000 1000 1", "user:[8]", False),  # mpirun inside of the image
+    ],
+)
+def test_a_launcher_outside_of_the_user_namespace_is_known(tmp_path, users, parent, outside):
+    for of, namespace in (("self", "user:[8]"), (str(os.getppid()), parent)):
+        (tmp_path / of / "ns").mkdir(parents=True)
+        if namespace:
+            (tmp_path / of / "ns/user").symlink_to(namespace)
+    (tmp_path / "self/uid_map").write_text(f"{users}\n")
+    assert launcher.is_launched_from_outside(tmp_path) is outside
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_ranks_of_several_user_namespaces_copy_through_shared_memory(started_by, monkeypatch, outside):
+    monkeypatch.setattr(world, "is_launched_from_outside", lambda: outside)
+    started_by()
+    prepare_mpi()
+    mechanism = dict(os.environ).get("OMPI_MCA_btl_vader_single_copy_mechanism")
+    assert mechanism == ("none" if outside else None)
+
+
 def test_open_mpi_has_two_connections_unless_the_user_says_otherwise(started_by):
     for said, taken in (({}, "2"), ({"OMPI_MCA_btl_tcp_links": "4"}, "4")):
         started_by(**said)
