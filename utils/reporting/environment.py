@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import tensorflow as tf
 
+from utils.probe import container
 from utils.ranks.devices import threads_of_rank
 from utils.ranks.launcher import launcher_name
 from utils.ranks.world import World, horovod_built, hvd
@@ -82,6 +83,7 @@ def describe_environment(world: World, gpus: list[Any]) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / GIB:.0f} GiB",
         "Horovod": horovod_built() if world.horovod else "not used, one process",
         "launcher": launcher_name(),
+        "container": container(),
         "TensorFlow": f"{tf.__version__}, oneDNN {'on' if os.environ.get('TF_ENABLE_ONEDNN_OPTS') == '1' else 'off'}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",

@@ -130,6 +130,14 @@ def test_srun_of_another_mpi_is_refused_with_the_one_that_works(
             check_launcher()
 
 
+def test_in_a_container_the_hosts_launcher_or_another_image_is_advised(started_by, monkeypatch):
+    monkeypatch.setattr(world, "mpi_of_horovod", lambda: "openmpi")
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/extended-fov.sif")
+    started_by(PMI_RANK="0", PMI_SIZE="2")
+    with pytest.raises(UserError, match="mpirun of the host's Open MPI 4, or take an image with MPI=intel"):
+        check_launcher()
+
+
 def test_open_mpi_is_told_what_it_knows_of_a_newer_pmix(started_by, monkeypatch):
     monkeypatch.setattr(world, "leave_out_bridges", lambda: None)
     for offered, taken in (("munge,native", "native"), ("munge", "munge")):
@@ -145,3 +153,30 @@ def test_open_mpi_does_not_put_unless_the_user_says_otherwise(started_by):
     started_by(OMPI_MCA_btl_tcp_flags="send,put")
     prepare_mpi()
     assert dict(os.environ)["OMPI_MCA_btl_tcp_flags"] == "send,put"
+
+
+@pytest.mark.parametrize(
+    ("users", "parent", "outside"),
+    [
+        ("0 0 4294967295", None, False),  # the host, where the parent is another user's
+        ("1000 1000 1", None, True),  # what the kernel shows of a launcher on the host: nothing
+        ("1000 1000 1", "user:[7]", True),
+        ("1000 1000 1", "user:[8]", False),  # mpirun inside of the image
+    ],
+)
+def test_a_launcher_outside_of_the_user_namespace_is_known(tmp_path, users, parent, outside):
+    for of, namespace in (("self", "user:[8]"), (str(os.getppid()), parent)):
+        (tmp_path / of / "ns").mkdir(parents=True)
+        if namespace:
+            (tmp_path / of / "ns/user").symlink_to(namespace)
+    (tmp_path / "self/uid_map").write_text(f"{users}\n")
+    assert launcher.is_launched_from_outside(tmp_path) is outside
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_ranks_of_several_user_namespaces_copy_through_shared_memory(started_by, monkeypatch, outside):
+    monkeypatch.setattr(world, "is_launched_from_outside", lambda: outside)
+    started_by()
+    prepare_mpi()
+    mechanism = dict(os.environ).get("OMPI_MCA_btl_vader_single_copy_mechanism")
+    assert mechanism == ("none" if outside else None)

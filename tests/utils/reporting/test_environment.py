@@ -25,6 +25,7 @@ def test_all_that_decides_speed_and_results_is_named():
         "memory",
         "Horovod",
         "launcher",
+        "container",
         "TensorFlow",
     } <= set(found)
     assert all(isinstance(text, str) and text for text in found.values())
