@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import tf_keras as keras
 
@@ -23,19 +24,24 @@ def folded_batch_norms(model: keras.Model) -> Iterator[None]:
     No variable changes. A batch norm stays as it is if it does not follow one of our convolutions, or if another layer
     takes the convolution's result as well.
     """
+    nodes = {id(node) for nodes in model._nodes_by_depth.values() for node in nodes}
+
+    def takers(layer: keras.layers.Layer) -> list[Any]:  # those of other models do not count
+        return [node.layer for node in layer.outbound_nodes if id(node) in nodes]
+
     pairs = [
         (layer, norm)
         for norm in model.layers
         if isinstance(norm, BatchNormalization)
         and isinstance(layer := norm.input._keras_history.layer, Convolution)
-        and len(layer.outbound_nodes) == 1
+        and len(takers(layer)) == 1
     ]
     for layer, norm in pairs:
         layer.factors = norm.factors
         norm.folded = True
         # TensorFlow 2.21 puts a convolution, a sum and a ReLU together even if others need the sum, and then gives up
         # on the whole graph ("remapper failed"). It does not look through what keeps a result apart.
-        norm.apart = any(not isinstance(node.layer, keras.layers.Activation) for node in norm.outbound_nodes)
+        norm.apart = any(not isinstance(taker, keras.layers.Activation) for taker in takers(norm))
     try:
         yield
     finally:

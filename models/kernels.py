@@ -14,6 +14,7 @@ import tensorflow as tf
 from utils.cpu import computes_bfloat16
 
 FAST_WIDTH = 3  # oneDNN computes the depthwise filter's gradient with vectors for kernels of this width only
+FUSED_PIXELS = 1 << 20  # see `is_beyond_fused`
 VECTOR = 16  # oneDNN normalises bfloat16 with vectors where this divides the number of channels
 
 Gradient = Callable[..., tuple[tf.Tensor, ...] | tf.Tensor]
@@ -210,6 +211,33 @@ def own_batch_norm(x: tf.Tensor) -> bool:
     return x.dtype == tf.bfloat16 and x.shape[-1] % VECTOR != 0 and not on_gpu()
 
 
+def is_beyond_fused(x: tf.Tensor) -> bool:
+    """Return whether x (B, H, W, C) has too many pixels for the moments of TensorFlow's fused kernel on CPUs.
+
+    It adds up long runs of pixels in float32, where glass, nearly the same everywhere, rounds each sum in one
+    direction: of 2048² pixels the mean was off by 0.05 standard deviations, of 4096² by 0.4, of 1024² by 0.001.
+    """
+    pixels = x.shape[:-1].num_elements()  # None where it is not known
+    return pixels is not None and pixels > FUSED_PIXELS and x.dtype != tf.float64 and not on_gpu()
+
+
+@tf.function(jit_compile=True, autograph=False)
+def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean and variance (C,) of the pixels of x (B, H, W, C), in float32."""
+    wide = tf.cast(x, tf.float32)
+    mean = mean_of_rows(wide)
+    return mean, mean_of_rows(tf.math.squared_difference(wide, mean))
+
+
+def mean_of_rows(x: tf.Tensor) -> tf.Tensor:
+    """Return the mean (C,) of the pixels of x (B, H, W, C), row by row: the sum of all of them would be inexact."""
+    return tf.reduce_mean(tf.reduce_mean(x, 2), [0, 1])
+
+
+def _sum_of_rows(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.reduce_sum(x, 2), [0, 1])
+
+
 def batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -240,7 +268,7 @@ def frozen_batch_norm(
 
     def gradient(upstream: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
         dy = tf.cast(upstream, tf.float32)
-        sums = (tf.reduce_sum(_pixels(t), 0) for t in (dy * tf.cast(x, tf.float32), dy))
+        sums = (_sum_of_rows(t) for t in (dy * tf.cast(x, tf.float32), dy))
         return _affine(upstream, scale, tf.zeros_like(scale)), *sums
 
     scale = gamma * tf.math.rsqrt(variance + epsilon)
@@ -258,7 +286,8 @@ def _normalise(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     wide = tf.cast(x, tf.float32)
-    mean, variance = tf.nn.moments(_pixels(wide), [0])
+    mean = mean_of_rows(wide)
+    variance = mean_of_rows(tf.math.squared_difference(wide, mean))
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     return tf.cast(wide * scale + (beta - mean * scale), x.dtype), mean, variance
 
@@ -269,7 +298,7 @@ def _normalise_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return the gradients in x, gamma and beta (arXiv 1502.03167, section 3); `inverse` is that of the deviation."""
     centred, dy = (tf.cast(x, tf.float32) - mean) * inverse, tf.cast(upstream, tf.float32)
-    of_gamma, of_beta = (tf.reduce_sum(_pixels(t), 0) for t in (dy * centred, dy))
+    of_gamma, of_beta = (_sum_of_rows(t) for t in (dy * centred, dy))
     count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
     of_x = gamma * inverse * (dy - (of_beta + centred * of_gamma) / count)
     return tf.cast(of_x, x.dtype), of_gamma, of_beta

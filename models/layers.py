@@ -142,9 +142,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             shift = self.beta - self.moving_mean * self.factors()
             y = kernels.bias_add(inputs, tf.cast(shift, inputs.dtype))
             return tf.ensure_shape(y, y.shape) if self.apart else y
-        if not kernels.own_batch_norm(inputs):
+        own, learns = kernels.own_batch_norm(inputs), training and self.trainable
+        if not own and not (learns and kernels.is_beyond_fused(inputs)):
             return super().call(inputs, training=training)
-        if not training or not self.trainable:
+        if not learns:
             averages = self.moving_mean, self.moving_variance
             return kernels.frozen_batch_norm(inputs, self.gamma, self.beta, *averages, self.epsilon)
         y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)

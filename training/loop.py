@@ -77,8 +77,9 @@ class Loop:
         progress.interval.start(self.loader.wait_seconds)
         self.laps.start()
         for number, fed in enumerate(feed, 1):
-            if self.plan.freezes_at(progress.step):
+            if self.plan.frozen(progress.step) and not progress.precise_bn:
                 fed = compute_precise_bn(self.trainer, fed, feed, self.plan.precise_bn_batches)
+                progress.precise_bn = True
             rate, result = self.train_on(number, fed, feed)
             if number % self.options.accumulate_steps:
                 continue  # a checkpoint holds the weights of the last update, but no gradients
@@ -129,10 +130,8 @@ class Loop:
         if not self.laps.seconds:
             return 0.0
         batch, images = MARGIN * self.laps.usual, self.plan.batch_images
-        following = range(
-            self.progress.step, self.progress.step + 2 * images * self.plan.accumulate_steps, images
-        )
-        precise = self.plan.precise_bn_batches if any(map(self.plan.freezes_at, following)) else 0
+        freezes = self.plan.frozen(self.progress.step + (2 * self.plan.accumulate_steps - 1) * images)
+        precise = self.plan.precise_bn_batches if freezes and not self.progress.precise_bn else 0
         return batch * (self.plan.accumulate_steps + precise / 2)  # forward only
 
     def validate_and_save(self, due: Due, stop: bool) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
 from samplers.labels.label_map import IGNORED
 from training.choices import LOSSES
@@ -63,10 +62,9 @@ def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 def _focal(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the focal loss (arXiv 1708.02002, γ = 2) of each pixel (pixels,); class weights stand for its α."""
-    one_hot = tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return keras.losses.categorical_focal_crossentropy(
-        one_hot, logits, alpha=1.0, gamma=2.0, from_logits=True
-    )
+    log_p = tf.gather(tf.nn.log_softmax(logits), labels, batch_dims=1)
+    # Not Keras's: it clips probabilities, so that what is most wrong has no gradient.
+    return -tf.square(tf.math.expm1(log_p)) * log_p
 
 
 def _dice(total: Total, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

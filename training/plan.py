@@ -86,10 +86,6 @@ class Plan:
         """Return whether batch norm is frozen for the batch that starts at `step`."""
         return step >= self.freeze_step
 
-    def freezes_at(self, step: int) -> bool:
-        """Return whether the batch that starts at `step` is the first one with frozen batch norm."""
-        return self.frozen(step) and not self.frozen(step - self.batch_images)
-
     def due(self, step: int) -> Due:
         """Return what is due after the update that ends at `step`."""
         done = step >= self.num_steps

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from models import kernels
 from models.recompute import Run, call_model
 
 Mean = Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor]  # a layer, its input (B, H, W, C) → (C,)
@@ -23,7 +24,7 @@ Mean = Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor]  # a layer, its inpu
 
 def mean_of_pixels(layer: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """Return the mean (C,) of all pixels of `x` (B, H, W, C)."""
-    return tf.reduce_mean(x, [0, 1, 2])
+    return kernels.mean_of_rows(x)
 
 
 def update_precise_statistics(
@@ -61,7 +62,11 @@ def _measure(
 ) -> tf.Tensor:
     x = tf.cast(inputs, norm.moving_mean.dtype)
     part = tf.cast(part, x.dtype)
-    norm.moving_mean.assign_add(part * (mean(norm, x) - norm.moving_mean))
-    spread = mean(norm, tf.math.squared_difference(x, norm.moving_mean))
+    before, of_batch = norm.moving_mean.read_value(), mean(norm, x)
+    now = before + part * (of_batch - before)
+    norm.moving_mean.assign(now)
+    # The mean of (x - before) · (x - now) (Welford, 1962), without a tensor for each: around the mean that has moved
+    # already, a part of the variance between images would be lost.
+    spread = mean(norm, tf.math.squared_difference(x, now)) + (now - before) * (of_batch - now)
     norm.moving_variance.assign_add(part * (spread - norm.moving_variance))
     return call(inputs, training=False)

@@ -90,6 +90,7 @@ class Progress:
     next_batch: int = 0  # index of this rank's next batch
     dropped: dict[str, tuple[str, int]] = field(default_factory=dict)  # bad slides, see Loader
     slides_due: bool = False  # the same for the validation on whole slides
+    precise_bn: bool = False  # batch norm's statistics were estimated anew, before they were frozen
 
     @property
     def due(self) -> list[str]:

@@ -115,7 +115,7 @@ class Trainer:
     def update_precise_bn(self, images: Pixels, part: float) -> None:
         """Collective: move batch norm's statistics by `part` to what inference sees of uint8 images (B, H, W, 3)."""
         self.precise_bn_graph(shared_tensor(images), tf.constant(part, tf.float32))
-        self.average_statistics()  # Horovod: so variances are around the mean of all ranks' images
+        self.average_statistics()  # Horovod: so the next variances are around the mean of all ranks' images
 
     def train_step(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from models import kernels
 from models.spatial.exchange import sum_over, take_rows
 from models.spatial.rows import Range, Strips
 from utils.ranks.group import Group
@@ -52,9 +53,10 @@ class Place:
     def mean(self, x: tf.Tensor) -> tf.Tensor:
         """Collective: return the mean (C,) of all pixels of the first input `x` (B, rows, W, C), whole patches."""
         if not self.divided:
-            return tf.reduce_mean(x, [0, 1, 2])
+            return kernels.mean_of_rows(x)
         pixels = x.shape[0] * self.heights[0] * x.shape[2]
-        return self.sum(tf.reduce_sum(x, [0, 1, 2]), "mean") / pixels
+        rows = x.shape[0] * x.shape[1] * x.shape[2]
+        return self.sum(kernels.mean_of_rows(x) * (rows / pixels), "mean")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import tf_keras as keras
 from models import normalise, serving_model
 from models.folding import folded_batch_norms
 from models.layers import BatchNormalization, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
+from models.recompute import split
 from prediction.model import with_constant_weights
 from tests.helpers.toy_models import randomise, toy_deeplab, toy_efficientdet
 
@@ -42,6 +43,17 @@ def test_a_served_network_has_no_batch_norm_and_the_same_probabilities(name, bui
         np.testing.assert_array_equal(old, new)
     again = tf.nn.softmax(model(normalise(name, tf.constant(IMAGES)), training=False)).numpy()
     np.testing.assert_array_equal(again, expected)  # outside it is the model that it was
+
+
+def test_models_of_its_layers_do_not_keep_a_network_from_being_folded():
+    """Recomputation makes a model of each block, whose layers are those of the network."""
+    model = toy_deeplab(None)
+    with folded_batch_norms(model):
+        before = [layer.name for layer in model.layers if getattr(layer, "folded", False)]
+    split(model, lambda name: name.partition("_")[0])
+    with folded_batch_norms(model):
+        after = [layer.name for layer in model.layers if getattr(layer, "folded", False)]
+    assert before == after != []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from models import kernels, layers
+from models.spatial.norm import _local_moments
 
 TOLERANCE = {tf.float64: 1e-12, tf.float32: 1e-5, tf.bfloat16: 1e-2, tf.float16: 2e-3}
 TYPES = [tf.float64, tf.float32, tf.bfloat16]
@@ -26,6 +28,52 @@ def gradients(function: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> list[np
         y = function(*inputs)
     found = tape.gradient(y, inputs, noise(y.shape, y.dtype, 1))
     return [tf.cast(x, tf.float64).numpy() for x in (y, *found)]
+
+
+def slide(rows: int, dtype: tf.DType) -> tuple[tf.Tensor, np.ndarray]:
+    """Return a map (1, rows, 1024, 16) of which nine tenths are glass, and its first channel in float64."""
+    content = np.full((1, rows, 1024, 16), 1.2, np.float32)
+    content[:, : rows // 10] = np.random.default_rng(0).normal(0.6, 0.5, (rows // 10, 1024, 16))
+    x = tf.cast(content, dtype)
+    return x, tf.cast(x[..., 0], tf.float64).numpy()
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_batch_norm_of_a_large_map_has_its_mean_and_variance(dtype: tf.DType) -> None:
+    """TensorFlow's fused kernel is off by more than a tenth of the standard deviation here."""
+    x, expected = slide(1100, dtype)
+    assert kernels.is_beyond_fused(x)
+    assert not kernels.is_beyond_fused(x[:, :1024])
+    policy = "mixed_bfloat16" if dtype == tf.bfloat16 else "float32"
+    layer = layers.BatchNormalization(momentum=0.0, dtype=policy)
+    y = layer(x, training=True)
+    deviation = expected.std()
+    assert float(layer.moving_mean[0]) == pytest.approx(expected.mean(), abs=1e-3 * deviation)
+    assert float(layer.moving_variance[0]) == pytest.approx(expected.var(), rel=1e-3)
+    normalised = (expected - expected.mean()) / np.sqrt(expected.var() + layer.epsilon)
+    tolerance = 0.02 if dtype == tf.bfloat16 else 1e-3
+    assert (
+        np.abs(tf.cast(y[..., 0], tf.float64).numpy() - normalised).max()
+        < tolerance * np.abs(normalised).max()
+    )
+    mean, variance = _local_moments(x)  # of a rank that shares the patch
+    assert float(mean[0]) == pytest.approx(expected.mean(), abs=1e-3 * deviation)
+    assert float(variance[0]) == pytest.approx(expected.var(), rel=1e-3)
+
+
+def test_the_gradient_of_batch_norm_of_a_large_map_is_that_of_a_small_one() -> None:
+    x, _ = slide(1100, tf.float32)
+    layer = layers.BatchNormalization()
+    layer.build(x.shape)
+    upstream = tf.cast(np.random.default_rng(1).normal(0, 1, x.shape), tf.float32)
+    found = []
+    for limit in (1 << 20, 1 << 30):
+        with mock.patch.object(kernels, "FUSED_PIXELS", limit), tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x * 100, training=True)  # little glass, whose sums are inexact in the fused kernel
+        found.append(tape.gradient(y, [x, layer.gamma, layer.beta], upstream))
+    for mine, theirs in zip(*found):
+        assert np.linalg.norm(mine - theirs) < 0.05 * np.linalg.norm(theirs)
 
 
 def expect_same(ours: Callable[..., tf.Tensor], other: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> None:

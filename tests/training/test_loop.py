@@ -270,6 +270,21 @@ def test_an_update_ends_before_the_time_is_up_and_so_does_precise_batch_norm(tmp
     assert asked[1][1] > 0
 
 
+def test_statistics_are_estimated_before_the_freeze_also_after_a_resume_with_other_ranks(tmp_path):
+    """The checkpoint of the update that crosses the freeze is written before they are."""
+    words = "--num_steps 64 --batch_size 2 --freeze_bn 0.5 --validate_every 64"
+    loop, notes = loop_of(words, tmp_path)
+    loop.progress.step = 42  # from three ranks, whose batch came from before step 32
+    loop.train()
+    assert notes.precise_bn == [0] * loop.plan.precise_bn_batches
+    again, notes = loop_of(words, tmp_path)
+    state = json.loads(json.dumps(loop.progress.to_state(loop.world) | {"batch_size": 2}))
+    again.progress, _ = Progress.from_state(state, again.options, again.world, 2)
+    again.progress.step = 44
+    again.train()
+    assert notes.precise_bn == []
+
+
 def test_what_was_logged_is_not_in_what_a_rescue_writes(tmp_path):
     loop, _ = loop_of("--num_steps 8 --batch_size 2 --log_every 2 --validate_every 100", tmp_path, ranks=2)
     loop.train()

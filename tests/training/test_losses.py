@@ -43,6 +43,15 @@ def test_right_is_better_than_wrong(name):
     assert wrong > 0.3
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_what_is_most_wrong_has_a_gradient(name):
+    logits = tf.constant([[[[30.0, 0.0, 0.0]]]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = make_loss(name)(np.ones((1, 1, 1), np.uint8), logits)
+    assert tape.gradient(loss, logits).numpy().ravel() == pytest.approx([1, -1, 0], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_go_through_float32(name):
     logits = tf.constant(noise(1, 2, 2, 3), tf.float16)

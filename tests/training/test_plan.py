@@ -47,7 +47,6 @@ def test_an_update_of_several_batches_crosses_more_steps():
 def test_batch_norm_freezes_once(freeze, first):
     plan = plan_of(f"--num_steps 16 --batch_size 2 --freeze_bn {freeze}", ranks=2)
     steps = range(0, 16, 4)
-    assert [step for step in steps if plan.freezes_at(step)] == ([] if first is None else [first])
     assert [step for step in steps if plan.frozen(step)] == [
         s for s in steps if first is not None and s >= first
     ]
@@ -55,7 +54,7 @@ def test_batch_norm_freezes_once(freeze, first):
 
 def test_batch_norm_that_never_freezes_does_not_in_the_last_update_either():
     plan = plan_of("--num_steps 50 --batch_size 2 --accumulate_steps 4 --freeze_bn 0")
-    assert not any(plan.frozen(step) or plan.freezes_at(step) for step in range(0, 64, 2))
+    assert not any(plan.frozen(step) for step in range(0, 64, 2))
 
 
 def test_the_warm_up_comes_again_after_the_freeze():

@@ -41,6 +41,19 @@ def test_the_variance_is_that_between_images_as_well():
     assert float(norm.moving_mean) == pytest.approx(0.5, abs=0.02)
 
 
+def test_of_few_images_no_part_of_the_variance_between_them_is_lost():
+    inputs = keras.Input((4, 4, 1))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(inputs))
+    step = tf.function(lambda images, part: update_precise_statistics(model, images, part), autograph=False)
+    values, weights = np.random.default_rng(0).normal(3, 2, 10), np.arange(1, 11) / 55
+    for i, value in enumerate(values):
+        step(tf.fill((1, 4, 4, 1), float(value)), tf.constant(2 / (i + 2)))
+    mean = (weights * values).sum()
+    assert float(norm.moving_mean) == pytest.approx(mean, rel=1e-5)
+    assert float(norm.moving_variance) == pytest.approx((weights * (values - mean) ** 2).sum(), rel=1e-4)
+
+
 @pytest.mark.parametrize(("steps", "expected"), [(24, 1), (320, 10), (50_000, PRECISE_BN_BATCHES)])
 def test_a_run_takes_batches_for_them_that_it_does_not_train_on(steps, expected):
     used: list[tuple[int, float]] = []
