@@ -14,7 +14,6 @@ import tensorflow as tf
 from utils.cpu import computes_bfloat16
 
 FAST_WIDTH = 3  # oneDNN computes the depthwise filter's gradient with vectors for kernels of this width only
-FUSED_PIXELS = 1 << 20  # see `is_beyond_fused`
 VECTOR = 16  # oneDNN normalises bfloat16 with vectors where this divides the number of channels
 
 Gradient = Callable[..., tuple[tf.Tensor, ...] | tf.Tensor]
@@ -209,24 +208,6 @@ def global_mean(x: tf.Tensor) -> tf.Tensor:
 def own_batch_norm(x: tf.Tensor) -> bool:
     """Return whether `batch_norm` is faster than TensorFlow's for x (B, H, W, C)."""
     return x.dtype == tf.bfloat16 and x.shape[-1] % VECTOR != 0 and not on_gpu()
-
-
-def is_beyond_fused(x: tf.Tensor) -> bool:
-    """Return whether x (B, H, W, C) has too many pixels for the moments of TensorFlow's fused kernel on CPUs.
-
-    It adds up long runs of pixels in float32, where glass, nearly the same everywhere, rounds each sum in one
-    direction: of 2048² pixels the mean was off by 0.05 standard deviations, of 4096² by 0.4, of 1024² by 0.001.
-    """
-    pixels = x.shape[:-1].num_elements()  # None where it is not known
-    return pixels is not None and pixels > FUSED_PIXELS and x.dtype != tf.float64 and not on_gpu()
-
-
-@tf.function(jit_compile=True, autograph=False)
-def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return mean and variance (C,) of the pixels of x (B, H, W, C), in float32."""
-    wide = tf.cast(x, tf.float32)
-    mean = mean_of_rows(wide)
-    return mean, mean_of_rows(tf.math.squared_difference(wide, mean))
 
 
 def mean_of_rows(x: tf.Tensor) -> tf.Tensor:

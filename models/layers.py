@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from models import kernels
+from models import kernels, pixel_moments
 
 Norm = Callable[..., keras.layers.Layer]  # norm(name=...) makes a batch normalization layer
 
@@ -143,18 +143,30 @@ class BatchNormalization(keras.layers.BatchNormalization):
             y = kernels.bias_add(inputs, tf.cast(shift, inputs.dtype))
             return tf.ensure_shape(y, y.shape) if self.apart else y
         own, learns = kernels.own_batch_norm(inputs), training and self.trainable
-        if not own and not (learns and kernels.is_beyond_fused(inputs)):
+        large = learns and not own and pixel_moments.is_large(inputs) and not kernels.on_gpu()
+        if not own and not large:
             return super().call(inputs, training=training)
         if not learns:
             averages = self.moving_mean, self.moving_variance
             return kernels.frozen_batch_norm(inputs, self.gamma, self.beta, *averages, self.epsilon)
-        y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
+        if large:
+            pixels, local = inputs.shape[:-1].num_elements(), pixel_moments.local_moments
+            y, mean, variance = pixel_moments.normalise(
+                inputs, self.gamma, self.beta, self.epsilon, local, tf.identity, pixels
+            )
+        else:
+            y, mean, variance = kernels.batch_norm(inputs, self.gamma, self.beta, self.epsilon)
         # As Keras's fused kernel, the average is of the variance of all the images that there are.
         pixels = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
         variance *= pixels / tf.maximum(pixels - 1, 1)
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            self.add_update(functools.partial(average.assign_add, (new - average) * (1 - self.momentum)))
+            self.add_update(functools.partial(_move, average, (new - average) * (1 - self.momentum)))
         return y
+
+
+def _move(average: tf.Variable, by: tf.Tensor) -> tf.Operation:
+    """Move a moving average. Where a block runs again in parts (`models.channel_parts`) it is a tensor, and stays."""
+    return average.assign_add(by)
 
 
 @keras.utils.register_keras_serializable("models")
