@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import non_negative_int, positive_int
+from utils.cli import UserError, non_negative_int, positive_int
 from utils.demo.camelyon17 import make_camelyon17_demo, make_patients_demo
-from utils.demo.slides import MIN_SIZE, DemoError, make_demo
+from utils.demo.slides import MIN_SIZE, make_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             root = make_patients_demo(options.output, size=options.size or 4096, **common)
         else:
             root = make_camelyon17_demo(options.output, size=options.size or 2048, **common)
-    except DemoError as error:
+    except UserError as error:
         print(f"demo_slides: {error}", file=sys.stderr)
         return 2
     print(f"demo slides: {root}")

@@ -197,6 +197,8 @@ def test_other_contents_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "something other than demo slides" in capsys.readouterr().err
     assert main(["--output", str(tmp_path / "small"), "--size", "100"]) == 2
     assert "at least 512" in capsys.readouterr().err
+    assert main(["--output", str(tmp_path / "full/slide.tif/demo")]) == 2
+    assert "slide.tif/demo cannot be written: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--train", "-1"], ["--val", "x"], ["--processes", "0"]])

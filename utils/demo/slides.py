@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from utils.cli import UserError
 from utils.demo.tissue import Layout, Stain, make_layout, paint, tumour_mask
-from utils.files import write_atomically
+from utils.files import output_errors, write_atomically
 
 SPACING = 0.25  # µm/px
 MIN_SIZE = 512
@@ -100,7 +100,9 @@ def make_slides(root: Path, jobs: Sequence[SlideJob], what: dict[str, Any], proc
     if what["size"] < MIN_SIZE:
         raise DemoError(f"size is {what['size']} pixels, it must be at least {MIN_SIZE}")
     what = {"version": _VERSION, **what}
-    root.mkdir(parents=True, exist_ok=True)
+    with output_errors(root):  # an image's folders are read-only
+        root.mkdir(parents=True, exist_ok=True)
+        (root / ".lock").touch()
     with _locked(root / ".lock"):
         note = root / "demo.json"
         _prepare(root, note, what, jobs)
