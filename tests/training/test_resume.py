@@ -219,6 +219,7 @@ def test_every_field_of_the_progress_comes_back():
         3,
         {"a": ("torn", 2)},
         True,
+        True,
     )
     assert [
         f.name for f in fields(Progress) if getattr(progress, f.name) == f.default
