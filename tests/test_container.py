@@ -36,10 +36,9 @@ def test_both_copy_the_clone_and_set_it_up() -> None:
 
 def test_both_have_the_same_environment_and_start_train_py() -> None:
     environment = re.search(r"^ENV (.+)$", DOCKERFILE, re.MULTILINE)[1]
-    export, *more = section("environment").splitlines()
-    assert export == f"export {environment}"
-    # Apptainer passes the host's environment on, Docker does not.
-    assert [line.strip() for line in more if not line.strip().startswith("#")] == ["unset OPAL_PREFIX"]
+    assert section("environment") == f"export {environment}"
+    # mpirun's own folder has one name for it and for its ranks, whose PMIx compares them: with another one they hang.
+    assert "OPAL_PREFIX" not in environment
     words = re.findall(r'"([^"]+)"', re.search(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)[1])
     assert section("runscript") == f'exec {" ".join(words)} "$@"'
     assert (ROOT / words[-1].removeprefix("/opt/extended-fov/")).exists()
